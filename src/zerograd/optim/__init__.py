@@ -1,0 +1,8 @@
+"""Methods, one a file."""
+
+from zerograd.optim.mezo import MeZO
+from zerograd.optim.per_example import PerExample
+
+METHODS = {"mezo": MeZO, "per-example": PerExample}
+
+__all__ = ["METHODS", "MeZO", "PerExample"]

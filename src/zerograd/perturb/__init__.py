@@ -1,0 +1,1 @@
+"""Perturbed evaluation: directions, plans, and the forward that intercepts operations on parameters."""

@@ -1,0 +1,101 @@
+"""The self-check: the perturbed forward against a model whose weights were really perturbed, tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+
+from zerograd.perturb.directions import Directions
+from zerograd.perturb.plan import Plan
+from zerograd.spaces.weights import Slot
+
+RADII = (0.1, 0.5)
+"""Relative smoothing radii of the check: large, so that a missed perturbation cannot hide in rounding."""
+
+FLOOR = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""Differences of losses, relative to the loss, that rounding explains; 16-bit models have 0.02."""
+
+
+class SelfCheckFailed(RuntimeError):
+    """The perturbed forward disagrees with really perturbed weights."""
+
+
+def self_check(
+    slots: Sequence[Slot],
+    directions: Directions,
+    plan: Plan,
+    score: Callable[[Sequence[Slot]], torch.Tensor],
+    plain: Callable[[], torch.Tensor],
+    *,
+    every: bool,
+) -> int:
+    """Perturb one tensor at a time, once in the forward and once for real, and compare the losses.
+
+    plan: a few examples. score(slots): the losses under the plan with only these slots perturbed, (copies * examples,).
+    plain(): the losses of the examples with the weights in place, (examples,). every: all tensors; otherwise the first and last
+    of each kind, kinds being names with their numbers left out.
+    Returns the number of tensors compared. A parameter is pointed at its perturbed copy and back; its storage is not written.
+    Raises SelfCheckFailed naming the tensor.
+    """
+    chosen = list(slots) if every else _of_each_kind(slots)
+    clean = plain()
+    for slot in chosen:
+        _compare(slot, directions, plan, score, plain, clean)
+    return len(chosen)
+
+
+def _compare(
+    slot: Slot,
+    directions: Directions,
+    plan: Plan,
+    score: Callable[[Sequence[Slot]], torch.Tensor],
+    plain: Callable[[], torch.Tensor],
+    clean: torch.Tensor,
+) -> None:
+    floor = FLOOR.get(slot.parameter.dtype, 0.02) * (1 + float(clean.abs().max()))
+    rms = math.sqrt(float(slot.exact().square().mean(dtype=torch.float64))) or slot.scale
+    eps = slot.eps
+    try:
+        for radius in RADII:
+            slot.eps = radius * rms / slot.scale
+            mine = score([slot])
+            real = torch.empty_like(mine)
+            for variant in plan.variants:
+                real[variant.examples] = _really(slot, directions, variant.direction, variant.sign, plain)[
+                    variant.examples % len(clean)
+                ]
+            if not bool(torch.isfinite(real).all() and torch.isfinite(mine).all()):
+                return
+            error = float((mine - real).abs().max())
+            effect = float((real - clean.repeat(plan.copies)).abs().max())
+            if error > 0.25 * effect + floor:
+                ours = float((mine - clean.repeat(plan.copies)).abs().max())
+                raise SelfCheckFailed(
+                    f"{slot.name}: the perturbed forward changes the loss by {ours:.3g}, really perturbed weights by {effect:.3g}; "
+                    "the model uses it in a way that is not understood: freeze it, or pass a closure"
+                )
+            if effect > 8 * floor:
+                return
+    finally:
+        slot.eps = eps
+
+
+def _really(slot: Slot, directions: Directions, direction: int, sign: float, plain: Callable[[], torch.Tensor]) -> torch.Tensor:
+    parameter = slot.parameter
+    before = parameter.data
+    moved = slot.exact() + directions.z(slot, direction) * (sign * slot.eps * slot.scale)
+    try:
+        parameter.data = moved.to(before.dtype)
+        return plain()
+    finally:
+        parameter.data = before
+
+
+def _of_each_kind(slots: Sequence[Slot]) -> list[Slot]:
+    kinds: dict[str, list[Slot]] = {}
+    for slot in slots:
+        kinds.setdefault(re.sub(r"\d+", "#", slot.name), []).append(slot)
+    return [slot for kind in kinds.values() for slot in dict.fromkeys((kind[0], kind[-1]))]

@@ -1,0 +1,84 @@
+"""Plans: which direction perturbs each example of the expanded batch, and with what sign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One perturbed model that a plan asks for, and the expanded examples that see it.
+
+    direction: its id. sign: what multiplies eps (0 for the clean model). examples: their positions in the expanded batch.
+    """
+
+    direction: int
+    sign: float
+    examples: torch.Tensor  # (examples of this variant,) int64, ascending
+
+    @cached_property
+    def span(self) -> tuple[int, int] | None:
+        """(first, stop) when the examples are contiguous, else None."""
+        first, stop = int(self.examples[0]), int(self.examples[-1]) + 1
+        return (first, stop) if stop - first == len(self.examples) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """For every example of the expanded batch, the direction that perturbs it and the sign of eps.
+
+    direction: int64 (examples,). sign: float32 (examples,). copies: how often the batch is repeated to make the
+    expanded one. An expanded example may be several rows; they are contiguous and share its direction.
+    """
+
+    direction: torch.Tensor
+    sign: torch.Tensor
+    copies: int
+
+    def __len__(self) -> int:
+        return len(self.direction)
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
+        """The distinct (direction, sign) pairs in order of first use."""
+        found: dict[tuple[int, float], list[int]] = {}
+        for example, pair in enumerate(zip(self.direction.tolist(), self.sign.tolist(), strict=True)):
+            found.setdefault(pair, []).append(example)
+        return tuple(Variant(d, s, torch.tensor(examples)) for (d, s), examples in found.items())
+
+    @cached_property
+    def directions(self) -> tuple[int, ...]:
+        """The distinct direction ids, ascending."""
+        return tuple(sorted(set(self.direction.tolist())))
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """Where each example's direction stands in `directions`: int64 (examples,)."""
+        return torch.searchsorted(torch.tensor(self.directions), self.direction)
+
+
+def shared_pair(examples: int) -> Plan:
+    """MeZO's plan: [+z ; -z], one direction for all examples."""
+    return Plan(torch.zeros(2 * examples, dtype=torch.int64), _signs(examples), 2)
+
+
+def example_pairs(examples: int) -> Plan:
+    """Per-example directions: [+z_b ; -z_b], direction b for example b."""
+    return Plan(torch.arange(examples).repeat(2), _signs(examples), 2)
+
+
+def clean(examples: int) -> Plan:
+    """The unperturbed model."""
+    return Plan(torch.zeros(examples, dtype=torch.int64), torch.zeros(examples), 1)
+
+
+def branch(direction: int, sign: float) -> Plan:
+    """One perturbed model for everything: what a closure is evaluated under."""
+    return Plan(torch.tensor([direction]), torch.tensor([float(sign)]), 1)
+
+
+def _signs(examples: int) -> torch.Tensor:
+    return torch.cat([torch.ones(examples), -torch.ones(examples)])

@@ -1,0 +1,51 @@
+"""Scores: the losses of a batch, or of a closure, under a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from zerograd.perturb import batch as batches
+from zerograd.perturb.directions import Directions
+from zerograd.perturb.forward import PerturbedForward
+from zerograd.perturb.plan import Plan, branch
+from zerograd.spaces.weights import Slot
+
+Objective = Callable[[Any], Any]
+Closure = Callable[[], Any]
+
+
+def score_batch(slots: Sequence[Slot], directions: Directions, plan: Plan, objective: Objective, batch: Any) -> torch.Tensor:
+    """The loss of every expanded example, in one forward for the whole plan: float32 (copies * examples,).
+
+    An objective that returns (sums, weights) is one whose loss is total sum over total weight: each example's loss is then
+    its share, so that their mean is that quotient.
+    Raises ValueError when the objective does not return one loss an example, UnresolvedOperation when the model cannot
+    be split by example.
+    """
+    expanded = batches.expand(batch, plan.copies)
+    forward = PerturbedForward(slots, directions, plan)
+    for tensor in batches.tensors(expanded):
+        forward.mark(tensor)
+    with forward:
+        losses = objective(expanded)
+    if isinstance(losses, tuple):
+        sums, counts = (part.detach().float().view(plan.copies, -1) for part in losses)
+        losses = (sums / counts.mean(1, keepdim=True)).view(-1)
+    losses = torch.as_tensor(losses).detach().float()
+    if losses.shape != (len(plan),):
+        raise ValueError(
+            f"objective(batch) returned shape {tuple(losses.shape)} for {len(plan)} examples; return one loss an example"
+        )
+    return losses
+
+
+def score_closure(slots: Sequence[Slot], directions: Directions, sign: float, closure: Closure) -> torch.Tensor:
+    """The loss of one branch: float32 (1,). Raises ValueError when the closure does not return a scalar."""
+    with PerturbedForward(slots, directions, branch(0, sign), whole=True):
+        loss = torch.as_tensor(closure()).detach()
+    if loss.numel() != 1:
+        raise ValueError(f"the closure returned shape {tuple(loss.shape)}; return one scalar, or call step(objective, batch)")
+    return loss.float().view(1)

@@ -1,0 +1,1 @@
+"""Parameter spaces: what is optimised."""

@@ -1,0 +1,112 @@
+"""Scoring by option log-likelihood: prompts to batches, batches to one loss or one row of option scores an example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from zerograd.text.tasks import Example, Task
+
+VOCABULARY_CHUNK = 8192
+"""Columns of the head that are scored at a time when the softmax needs all of them."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples ready for the model.
+
+    ids: int64 (rows, tokens), padded on the right. last: int64 (rows,), where each row's last token stands. targets: int64
+    (rows, tokens), the token to predict at each position that is scored, or -100; None when only the last position is.
+    labels: int64 (examples,). When every option is one token a row is an example; else rows are examples x options, an
+    example's options together.
+    """
+
+    ids: torch.Tensor
+    last: torch.Tensor
+    targets: torch.Tensor | None
+    labels: torch.Tensor
+
+
+class OptionScorer:
+    """Scores a task's options with a causal language model; its `losses` is the objective that training minimises.
+
+    Only what is scored is computed: with options of one token, the option columns of the head at the last position, in
+    float32, since the normaliser of the softmax cancels between them.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task, max_tokens: int = 512) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task = task
+        self.max_tokens = max_tokens
+        self.option_ids: list[list[int]] = [tokenizer(o, add_special_tokens=False)["input_ids"] for o in task.options]
+        self.single = all(len(ids) == 1 for ids in self.option_ids)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        self._columns = torch.tensor([ids[0] for ids in self.option_ids])
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The tokens of a text's prompt; a text that is too long loses its end, never the question."""
+        room = self.max_tokens - max(map(len, self.option_ids))
+        ids = self._prompt_ids(text)
+        if len(ids) <= room:
+            return ids
+        fits, over = 0, len(text)  # characters
+        while over - fits > 1:
+            middle = (fits + over) // 2
+            fits, over = (middle, over) if len(self._prompt_ids(text[:middle])) <= room else (fits, middle)
+        return self._prompt_ids(text[:fits])
+
+    def batch(self, examples: Sequence[Example], prompts: Sequence[list[int]]) -> Batch:
+        """A batch of examples whose prompts are already tokens."""
+        labels = torch.tensor([e.label for e in examples])
+        if self.single:
+            rows = list(prompts)
+            return Batch(self._pad(rows, self.pad), torch.tensor([len(r) - 1 for r in rows]), None, labels)
+        rows = [prompt + option for prompt in prompts for option in self.option_ids]
+        scored = [[-100] * (len(p) - 1) + option + [-100] for p in prompts for option in self.option_ids]
+        last = torch.tensor([len(r) - 1 for r in rows])
+        return Batch(self._pad(rows, self.pad), last, self._pad(scored, -100), labels)
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """Log-likelihood of each option, up to a constant an example: float32 (examples, options).
+
+        Options of several tokens are averaged over their tokens.
+        """
+        hidden = self.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state  # (rows, tokens, width)
+        head = self.model.get_output_embeddings()
+        if batch.targets is None:
+            at_last = hidden[torch.arange(len(batch.last)), batch.last].float()  # (rows, width)
+            bias = None if head.bias is None else head.bias[self._columns].float()
+            return F.linear(at_last, head.weight[self._columns].float(), bias)
+        row, position = (batch.targets >= 0).nonzero(as_tuple=True)
+        predicting = hidden[row, position].float()  # (scored tokens, width)
+        own = torch.empty(len(row))
+        total = torch.full((len(row),), -torch.inf)
+        target = batch.targets[row, position]
+        for first in range(0, head.weight.shape[0], VOCABULARY_CHUNK):
+            columns = torch.arange(first, min(first + VOCABULARY_CHUNK, head.weight.shape[0]))
+            bias = None if head.bias is None else head.bias[columns].float()
+            logits = F.linear(predicting, head.weight[columns].float(), bias)  # (scored tokens, columns)
+            total = torch.logaddexp(total, logits.logsumexp(1))
+            here = (target >= first) & (target < first + len(columns))
+            own[here] = logits[here, target[here] - first]
+        sums = torch.zeros(len(batch.ids)).index_add(0, row, own - total)
+        mean: torch.Tensor = sums / (batch.targets >= 0).sum(1)
+        return mean.view(-1, len(self.option_ids))
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """Cross entropy over the options: float32 (examples,)."""
+        losses: torch.Tensor = F.cross_entropy(self.scores(batch), batch.labels, reduction="none")
+        return losses
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(self.task.prompt.format(text=text))["input_ids"]
+        return ids
+
+    def _pad(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
+        width = max(map(len, rows))
+        return torch.tensor([row + [value] * (width - len(row)) for row in rows])

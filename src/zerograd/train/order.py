@@ -1,0 +1,34 @@
+"""The order of the data: batches of examples of like length, a function of the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from zerograd.noise import ORDER, Address, stream
+
+POOL = 32
+"""Batches that are sorted by length together: enough for little padding, few enough to stay random."""
+
+
+def shuffled(count: int, seed: int, epoch: int, domain: int = ORDER) -> list[int]:
+    """A permutation of range(count), sorted by addressed random words."""
+    keys = [stream(Address(seed, epoch, 0, i, domain)) for i in range(count)]
+    return sorted(range(count), key=keys.__getitem__)
+
+
+def batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of `size` indices, every epoch in a new order; fewer than `size` examples make one batch.
+
+    An epoch is shuffled, cut into pools, each pool sorted by length and cut into batches, and the batches shuffled. What is
+    left over of an epoch is left out of it.
+    """
+    size = min(size, len(lengths))
+    epoch = 0
+    while True:
+        order = shuffled(len(lengths), seed, 2 * epoch)
+        cut: list[list[int]] = []
+        for first in range(0, len(order), POOL * size):
+            pool = sorted(order[first : first + POOL * size], key=lengths.__getitem__)
+            cut += [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)]
+        yield from (cut[i] for i in shuffled(len(cut), seed, 2 * epoch + 1))
+        epoch += 1

@@ -1,0 +1,292 @@
+"""Fine-tuning with evaluations alone: `tune(settings)` is what the command line runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zerograd
+from zerograd.optim import METHODS
+from zerograd.optim.base import ZerothOrder
+from zerograd.text import models, tasks
+from zerograd.text.scoring import OptionScorer
+from zerograd.text.tasks import Example
+from zerograd.train import memory, order, report, statistics
+from zerograd.train.settings import TuneSettings
+
+EVALUATION_ROWS = 64
+NORMALISATION = "norm"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run tells while it goes on. phase: what it is doing. done: the share of it that is done, in [0, 1]."""
+
+    phase: str
+    done: float
+    step: int = 0
+    loss: float = math.nan
+    dev_accuracy: float = math.nan
+    examples_per_second: float = math.nan
+    seconds_per_step: float = math.nan
+    seconds_left: float = math.nan
+
+
+Listener = Callable[[Progress], None]
+
+
+class Tuning:
+    """A run from model to report. Raises ValueError or FileNotFoundError for what is wrong before anything is written."""
+
+    def __init__(self, settings: TuneSettings, listen: Listener = lambda progress: None) -> None:
+        self.settings = settings
+        self.listen = listen
+        self.started = time.perf_counter()
+        torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+        self.folder = Path(settings.out or f"runs/{settings.task}-{settings.method}-{settings.seed}")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"out is {self.folder}, which is a file; name a folder")
+        self.task = tasks.load(settings.task)
+        for split in ("train", "dev", "test"):
+            if not getattr(self.task, split):
+                raise ValueError(f"task {settings.task} has no {split} rows; give it some")
+        listen(Progress("loading the model", 0.0))
+        self.model, tokenizer = models.load(settings.model)
+        select(self.model, settings.scheme)
+        self.scorer = OptionScorer(self.model, tokenizer, self.task)
+        options: dict[str, Any] = {"rank": settings.rank} if settings.method == "per-example" else {}
+        self.optimizer: ZerothOrder = METHODS[settings.method](
+            self.model,
+            lr=settings.lr,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            distribution=settings.distribution,
+            storage=settings.storage,
+            seed=settings.seed,
+            **options,
+        )
+        self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        self.history: list[dict[str, float]] = []
+        self.stopped: str | None = None
+        self._prompts: dict[str, list[int]] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Train, evaluate before and after, write the run's folder, and return its result."""
+        before = self.margins(self.task.test, "zero-shot on test")
+        fit = self.margins(self.task.train, "zero-shot on train, to fit a threshold")
+        inference_peak = self._evaluation_peak()
+        memory.reset_peak()
+        seconds = self.train()
+        training_peak = memory.peak_bytes()
+        after = self.margins(self.task.test, "tuned on test")
+        result = self._result(before, fit, after) | {
+            "seconds": seconds,
+            "seconds_per_step": seconds / max(1, self.optimizer.steps),
+            "peak_bytes": training_peak,
+            "inference_peak_bytes": inference_peak,
+            "seconds_total": time.perf_counter() - self.started,
+        }
+        self._write(result, before, after)
+        return result
+
+    def train(self) -> float:
+        """The training loop. Returns its seconds, without those of the evaluations on the dev split."""
+        settings = self.settings
+        examples, prompts = self.task.train, self._tokens(self.task.train)
+        dataset = order.batches([len(p) for p in prompts], settings.batch_size, settings.seed)
+        evaluations = iter([(i + 1) / settings.evals for i in range(settings.evals)])
+        next_evaluation = next(evaluations, math.inf)
+        elapsed = 0.0
+        loss = dev = math.nan
+        try:
+            while (done := self._done(elapsed)) < 1:
+                start = time.perf_counter()
+                for group in self.optimizer.param_groups:
+                    group["lr"] = settings.lr * schedule(settings.schedule, done)
+                chosen = next(dataset)
+                batch = self.scorer.batch([examples[i] for i in chosen], [prompts[i] for i in chosen])
+                value = self.optimizer.step(self.scorer.losses, batch)
+                elapsed += time.perf_counter() - start
+                loss = value if math.isnan(loss) else 0.9 * loss + 0.1 * value
+                record = {"step": self.optimizer.steps, "seconds": elapsed, "loss": value, "lr": group["lr"]}
+                if self.optimizer.info is not None:
+                    record["spread"] = self.optimizer.info.spread
+                done = self._done(elapsed)
+                if done >= next_evaluation - 1e-9:
+                    margins = self.margins(self.task.dev, None)
+                    dev = accuracy(margins, self.task.dev)
+                    record |= {"dev_accuracy": dev, "dev_loss": cross_entropy(margins, self.task.dev)}
+                    while next_evaluation <= done + 1e-9:
+                        next_evaluation = next(evaluations, math.inf)
+                self.history.append(record)
+                pace = elapsed / self.optimizer.steps
+                left = elapsed / done - elapsed if done > 0 else math.nan
+                speed = self.optimizer.steps * len(chosen) / elapsed
+                self.listen(Progress("training", min(done, 1.0), self.optimizer.steps, loss, dev, speed, pace, left))
+        except KeyboardInterrupt:
+            self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of the weights then"
+        return elapsed
+
+    def margins(self, examples: Sequence[Example], phase: str | None) -> list[list[float]]:
+        """The score of every option of every example, by the plain model: what the saved model gives."""
+        prompts = self._tokens(examples)
+        by_length = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
+        scores: list[list[float]] = [[] for _ in examples]
+        for first in range(0, len(by_length), EVALUATION_ROWS):
+            if phase:
+                self.listen(Progress(phase, first / len(by_length)))
+            chosen = by_length[first : first + EVALUATION_ROWS]
+            batch = self.scorer.batch([examples[i] for i in chosen], [prompts[i] for i in chosen])
+            with torch.no_grad():
+                for i, row in zip(chosen, self.scorer.scores(batch).tolist(), strict=True):
+                    scores[i] = row
+        return scores
+
+    def _done(self, elapsed: float) -> float:
+        """The share of the run that is done: the larger of its share of minutes and of steps."""
+        shares = [0.0]
+        if self.settings.minutes:
+            shares.append(elapsed / (60 * self.settings.minutes))
+        if self.settings.steps:
+            shares.append(self.optimizer.steps / self.settings.steps)
+        return max(shares)
+
+    def _evaluation_peak(self) -> int:
+        """The peak of evaluating the longest training batch with as many rows as a step has."""
+        prompts = self._tokens(self.task.train)
+        longest = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))[: 2 * self.settings.batch_size]
+        batch = self.scorer.batch([self.task.train[i] for i in longest], [prompts[i] for i in longest])
+        memory.reset_peak()
+        with torch.no_grad():
+            self.scorer.losses(batch)
+        return memory.peak_bytes()
+
+    def _tokens(self, examples: Sequence[Example]) -> list[list[int]]:
+        for example in examples:
+            if example.id not in self._prompts:
+                self._prompts[example.id] = self.scorer.prompt_ids(example.text)
+        return [self._prompts[example.id] for example in examples]
+
+    def _result(self, before: Scores, fit: Scores, after: Scores) -> dict[str, Any]:
+        test, train = self.task.test, self.task.train
+        labels = [e.label for e in test]
+        right_before, right_after = right(before, test), right(after, test)
+        threshold = statistics.best_threshold([s[1] - s[0] for s in fit], [e.label for e in train])
+        calibrated = [(s[1] - s[0] > threshold) == bool(label) for s, label in zip(before, labels, strict=True)]
+        common = max(range(len(self.task.options)), key=[e.label for e in train].count)
+        rows = len(test)
+        return {
+            "model": self.settings.model,
+            "task": self.settings.task,
+            "method": self.settings.method,
+            "scheme": self.settings.scheme,
+            "seed": self.settings.seed,
+            "accuracy_majority": labels.count(common) / rows,
+            "accuracy_before": sum(right_before) / rows,
+            "accuracy_calibrated": sum(calibrated) / rows,
+            "accuracy_after": sum(right_after) / rows,
+            "ci_before": statistics.wilson(sum(right_before), rows),
+            "ci_calibrated": statistics.wilson(sum(calibrated), rows),
+            "ci_after": statistics.wilson(sum(right_after), rows),
+            "ci_gain": statistics.paired(right_before, right_after),
+            "ci_gain_calibrated": statistics.paired(calibrated, right_after),
+            "threshold": threshold,
+            "test_rows": rows,
+            "steps": self.optimizer.steps,
+            "skipped_steps": self.optimizer.skipped,
+            "forwards": self.optimizer.forwards,
+            "weight_bytes": self.weight_bytes,
+            "trained_parameters": sum(slot.parameter.numel() for slot in self.optimizer.slots),
+            "stopped": self.stopped,
+            "run": str(self.folder),
+        }
+
+    def _write(self, result: dict[str, Any], before: Scores, after: Scores) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = dataclasses.asdict(self.settings)
+        versions = {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        predictions = list(self._predictions(before, after))
+        _write_text(self.folder / "settings.json", json.dumps(settings, indent=1))
+        _write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
+        _write_text(self.folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions))
+        self.model.save_pretrained(self.folder / "model")
+        self.scorer.tokenizer.save_pretrained(self.folder / "model")
+        shown = result | {"settings": settings, "versions": versions}
+        report.write(self.folder / "report.html", shown, self.history, predictions)
+        _write_text(self.folder / "result.json", json.dumps(result, indent=1))
+
+    def _predictions(self, before: Scores, after: Scores) -> Iterator[dict[str, Any]]:
+        options = [option.strip() for option in self.task.options]
+        for example, old, new in zip(self.task.test, before, after, strict=True):
+            yield {
+                "id": example.id,
+                "text": example.text,
+                "label": example.label,
+                "option_before": options[best(old)],
+                "option_after": options[best(new)],
+                "right_before": best(old) == example.label,
+                "right_after": best(new) == example.label,
+                "margin_before": margin(old, example.label),
+                "margin_after": margin(new, example.label),
+            }
+
+
+Scores = Sequence[Sequence[float]]
+
+
+def select(model: Any, scheme: str) -> None:
+    """Leave requires_grad on what the scheme trains. Raises ValueError when that is nothing."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(scheme == "full" or NORMALISATION in name.split(".")[-2].lower())
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"scheme {scheme} trains nothing of this model: it has no normalisation parameters; use full")
+
+
+def schedule(name: str, done: float) -> float:
+    """What the learning rate is multiplied by when a share `done` of the run is done."""
+    if name == "linear":
+        return 1 - done
+    return 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else 1.0
+
+
+def best(scores: Sequence[float]) -> int:
+    """The option with the highest score; of equals, the first."""
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def margin(scores: Sequence[float], label: int) -> float:
+    """The score of the right option minus the best other one."""
+    return scores[label] - max(s for i, s in enumerate(scores) if i != label)
+
+
+def right(scores: Scores, examples: Sequence[Example]) -> list[bool]:
+    """Whether the best option is the right one, row by row."""
+    return [best(row) == example.label for row, example in zip(scores, examples, strict=True)]
+
+
+def accuracy(scores: Scores, examples: Sequence[Example]) -> float:
+    """The share of rows whose best option is the right one."""
+    return sum(right(scores, examples)) / len(examples)
+
+
+def cross_entropy(scores: Scores, examples: Sequence[Example]) -> float:
+    """The mean negative log-probability of the right option among the options."""
+    labels = torch.tensor([example.label for example in examples])
+    return float(torch.nn.functional.cross_entropy(torch.tensor(scores), labels))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)

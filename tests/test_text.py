@@ -1,0 +1,133 @@
+"""Tasks, their splits, and scoring by option log-likelihood."""
+
+import dataclasses
+import string
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from zerograd.optim import PerExample
+from zerograd.perturb.check import self_check
+from zerograd.perturb.directions import Directions, Family
+from zerograd.perturb.plan import clean, example_pairs
+from zerograd.perturb.score import score_batch
+from zerograd.text import tasks
+from zerograd.text.scoring import OptionScorer
+from zerograd.text.tasks import Example, Task
+
+
+def characters() -> PreTrainedTokenizerFast:
+    """A real tokenizer of one token a character."""
+    vocabulary = {c: i for i, c in enumerate(["<pad>", *string.printable])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
+def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=101,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def task(options: tuple[str, ...]) -> Task:
+    rows = tuple(Example(str(i), text, i % len(options)) for i, text in enumerate(["good film", "bad", "so so, really", "fine"]))
+    return Task("letters", "Review: {text}\nSentiment:", options, rows, rows, rows)
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_splits_are_disjoint_in_ids_and_texts_and_both_labels_occur(name):
+    loaded = tasks.load(name)
+    seen_ids, seen_texts = set(), set()
+    for split in (loaded.train, loaded.dev, loaded.test):
+        ids, texts = {e.id for e in split}, {e.text.lower() for e in split}
+        assert len(ids) == len(split)
+        assert not ids & seen_ids
+        assert not texts & seen_texts
+        seen_ids |= ids
+        seen_texts |= texts
+        assert {e.label for e in split} == {0, 1}
+
+
+def test_movies_have_two_thousand_test_rows_and_the_split_is_fixed():
+    loaded = tasks.load("sentiment-movies")
+    assert len(loaded.test) == 2000
+    assert [e.id for e in loaded.test[:3]] == [e.id for e in tasks.load("sentiment-movies").test[:3]]
+    assert loaded.test[0].id == "movies-1930"
+
+
+def test_an_unknown_task_is_named_with_the_choices():
+    with pytest.raises(ValueError, match="'sentiment-films' is not one of sentiment-movies"):
+        tasks.load("sentiment-films")
+
+
+@pytest.mark.parametrize("options", [("n", "p"), ("bad", "good", "so-so")], ids=["one token", "several tokens"])
+def test_scores_are_mean_log_likelihoods_of_the_plain_model(options):
+    model, tokenizer = tiny_model(), characters()
+    scorer = OptionScorer(model, tokenizer, task(options))
+    examples = scorer.task.train
+    with torch.no_grad():
+        scores = scorer.scores(scorer.batch(examples, [scorer.prompt_ids(e.text) for e in examples]))
+        for example, row in zip(examples, scores, strict=True):
+            expected = []
+            for option in options:
+                prompt = tokenizer(scorer.task.prompt.format(text=example.text))["input_ids"]
+                ids = prompt + tokenizer(option)["input_ids"]
+                logs = model(torch.tensor([ids])).logits.log_softmax(-1)[0]
+                steps = range(len(prompt) - 1, len(ids) - 1)
+                expected.append(sum(float(logs[i, ids[i + 1]]) for i in steps) / len(steps))
+            wanted = torch.tensor(expected).softmax(0) if scorer.single else torch.tensor(expected)
+            assert torch.allclose(row.softmax(0) if scorer.single else row, wanted, atol=1e-5)
+
+
+def test_padding_does_not_change_a_score():
+    scorer = OptionScorer(tiny_model(), characters(), task(("n", "p")))
+    prompts = [scorer.prompt_ids(e.text) for e in scorer.task.train]
+    with torch.no_grad():
+        together = scorer.scores(scorer.batch(scorer.task.train, prompts))
+        alone = torch.cat([scorer.scores(scorer.batch([e], [p])) for e, p in zip(scorer.task.train, prompts, strict=True)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_a_long_text_loses_its_end_and_keeps_the_question():
+    scorer = OptionScorer(tiny_model(), characters(), task(("n", "p")), max_tokens=60)
+    ids = scorer.prompt_ids("x" * 500)
+    assert len(ids) + 1 <= 60
+    assert ids[-10:] == characters()("Sentiment:")["input_ids"]
+
+
+@pytest.mark.parametrize("options", [("n", "p"), ("bad", "good", "so-so")], ids=["one token", "several tokens"])
+@pytest.mark.parametrize("family", [Family("rademacher"), Family("gaussian", 1)], ids=["dense", "rank one"])
+def test_the_scored_head_is_perturbed_as_really_perturbed_weights_are(options, family):
+    model = tiny_model()
+    scorer = OptionScorer(model, characters(), task(options))
+    examples = scorer.task.train[:3]
+    batch = scorer.batch(examples, [scorer.prompt_ids(e.text) for e in examples])
+    optimizer = PerExample(model, self_check=False)
+    directions = Directions(family, 3, 1)
+    checked = self_check(
+        optimizer.slots,
+        directions,
+        example_pairs(3),
+        lambda slots: score_batch(slots, directions, example_pairs(3), scorer.losses, batch),
+        lambda: score_batch([], directions, clean(3), scorer.losses, batch),
+        every=True,
+    )
+    assert checked == len(optimizer.slots) == len(list(model.parameters()))
+
+
+def test_the_prompt_is_data():
+    changed = dataclasses.replace(task(("n", "p")), prompt="{text}?")
+    scorer = OptionScorer(tiny_model(), characters(), changed)
+    assert scorer.prompt_ids("ok") == characters()("ok?")["input_ids"]

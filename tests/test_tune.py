@@ -1,0 +1,213 @@
+"""`zerograd tune` from the command line to the run's folder, on a tiny model in a folder."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from test_text import characters
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from zerograd.cli import main
+from zerograd.text import tasks
+from zerograd.train import order, statistics
+from zerograd.train.settings import TuneSettings
+from zerograd.train.tune import Tuning, schedule
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Llama with a character tokenizer whose two options are one token each."""
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=101,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=1,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    characters().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small_task(monkeypatch):
+    """The film reviews, forty rows a split, with options of one character."""
+    full = tasks.load("sentiment-movies")
+    cut = tasks.Task(full.name, "{text}=", ("n", "p"), full.train[:40], full.dev[:40], full.test[:40])
+    monkeypatch.setattr(tasks, "load", lambda name: cut)
+
+
+def command(folder, out, *more):
+    return ["tune", "--model", str(folder), "--out", str(out), "--minutes", "0", "--batch-size", "8", "--threads", "1", *more]
+
+
+def test_the_last_line_is_the_result_and_the_folder_is_complete(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(command(folder, out, "--steps", "4", "--evals", "2", "--json")) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    for name in (
+        *("model", "task", "method", "scheme", "seed", "accuracy_before", "accuracy_calibrated", "accuracy_after", "ci_before"),
+        *("ci_after", "ci_gain", "test_rows", "steps", "forwards", "seconds", "seconds_per_step", "peak_bytes"),
+        *("inference_peak_bytes", "run"),
+    ):
+        assert name in result, name
+    assert (result["steps"], result["test_rows"], result["run"]) == (4, 40, str(out))
+    assert result["forwards"] >= 8
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == [1, 2, 3, 4]
+    assert sum("dev_accuracy" in row for row in history) == 2
+    assert json.loads((out / "result.json").read_text()) == result
+    assert json.loads((out / "settings.json").read_text())["batch_size"] == 8
+    assert "</html>" in (out / "report.html").read_text()
+    assert not list(out.glob("*.partial"))
+    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert math.isclose(sum(p["right_after"] for p in predictions) / 40, result["accuracy_after"])
+
+
+def test_plain_transformers_loads_the_tuned_model_and_scores_as_reported(folder, tmp_path):
+    out = tmp_path / "run"
+    tuning = Tuning(
+        TuneSettings(model=str(folder), out=str(out), minutes=0, steps=3, batch_size=8, evals=0, threads=1, scheme="full", lr=0.5)
+    )
+    result = tuning.run()
+    model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    test = tasks.load("")
+    columns = [tokenizer(o)["input_ids"][0] for o in test.test and test.options]
+    right = 0
+    with torch.no_grad():
+        for example in test.test:
+            ids = torch.tensor([tokenizer(test.prompt.format(text=example.text))["input_ids"]])
+            right += int(model(ids).logits[0, -1, columns].float().argmax()) == example.label
+    assert abs(right / 40 - result["accuracy_after"]) <= 1 / 40  # one row may tie in bfloat16 logits
+    moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), _parameters(folder), strict=True)]
+    assert all(moved)
+
+
+def _parameters(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).parameters()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(folder, tmp_path):
+    def trained(seed):
+        tuning = Tuning(TuneSettings(model=str(folder), out=str(tmp_path / "x"), minutes=0, steps=3, batch_size=8, seed=seed, threads=1))
+        tuning.train()
+        return torch.cat([p.detach().flatten().float() for p in tuning.model.parameters()])
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
+
+
+def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+
+    def press(progress):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    tuning = Tuning(
+        TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1), press
+    )
+    result = tuning.run()
+    assert 2 <= result["steps"] <= 3
+    assert "interrupted after step" in result["stopped"]
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model", "nowhere"], "'nowhere' is not there"),
+        (["--eps", "0"], "eps is 0.0; it must be above 0"),
+        (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+        (["--lr", "-1"], "lr is -1.0"),
+        (["--lr", "nan"], "lr is nan"),
+        (["--task", "sentiment-films"], "task is 'sentiment-films'; choose one of sentiment-movies"),
+        (["--method", "adam"], "method is 'adam'; choose one of mezo, per-example"),
+        (["--steps", "0"], "minutes and steps are both 0"),
+        (["--batch-size", "1"], "batch_size is 1"),
+    ],
+)
+def test_bad_input_is_one_line_exit_two_and_nothing_written(folder, tmp_path, capsys, flags, says):
+    out = tmp_path / "run"
+    assert main([*command(folder, out, "--steps", "1"), *flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert error.startswith("zerograd tune: ")
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_an_empty_split_is_named(folder, tmp_path, capsys, monkeypatch):
+    rows = tasks.load("").test
+    monkeypatch.setattr(tasks, "load", lambda name: tasks.Task("t", "{text}=", ("n", "p"), (), rows, rows))
+    assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
+    assert "has no train rows" in capsys.readouterr().err
+
+
+def test_a_model_with_nothing_to_train_is_refused(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("zerograd.train.tune.select", lambda model, scheme: model.requires_grad_(False))
+    assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
+    assert "nothing is trainable" in capsys.readouterr().err
+
+
+def test_out_that_is_a_file_is_refused_and_left_alone(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.write_text("mine")
+    assert main(command(folder, out, "--steps", "1")) == 2
+    assert "which is a file" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+
+
+def test_schedules_start_at_one_and_fall_to_zero_or_stay():
+    assert [schedule(name, 0.0) for name in ("constant", "linear", "cosine")] == [1, 1, 1]
+    assert schedule("linear", 1.0) == 0
+    assert abs(schedule("cosine", 1.0)) < 1e-12
+    assert schedule("constant", 0.7) == 1
+
+
+def test_batches_cover_an_epoch_once_with_like_lengths():
+    lengths = [(i * 37) % 101 for i in range(640)]
+    dataset = order.batches(lengths, 16, seed=5)
+    epoch = [next(dataset) for _ in range(40)]
+    assert sorted(i for batch in epoch for i in batch) == list(range(640))
+    padded = sum(16 * max(lengths[i] for i in batch) for batch in epoch)
+    assert padded < 1.15 * sum(lengths)
+    again = order.batches(lengths, 16, seed=5)
+    assert [next(again) for _ in range(40)] == epoch
+    following = [next(dataset) for _ in range(40)]
+    assert following != epoch
+    assert sorted(i for batch in following for i in batch) == list(range(640))
+
+
+def test_fewer_examples_than_a_batch_make_one_batch():
+    assert sorted(next(order.batches([3, 1, 2], 8, seed=0))) == [0, 1, 2]
+
+
+def test_wilson_matches_a_known_value():
+    low, high = statistics.wilson(8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+
+
+def test_the_paired_interval_covers_the_difference_and_shrinks_when_rows_agree():
+    before, after = [True] * 50 + [False] * 50, [True] * 55 + [False] * 45
+    low, high = statistics.paired(before, after)
+    assert low < 0.05 < high
+    assert high - low < 0.1
+    assert statistics.paired(before, before) == [0, 0]
+
+
+def test_the_threshold_gets_the_most_rows_right():
+    margins, labels = [-3.0, -1.0, -0.5, 0.2, 2.0], [0, 0, 1, 1, 1]
+    assert statistics.best_threshold(margins, labels) == -0.75
+    assert statistics.best_threshold([1.0, 2.0], [1, 1]) == 0.0
