@@ -78,7 +78,7 @@ def test_scores_are_mean_log_likelihoods_of_the_plain_model(options):
     scorer = OptionScorer(model, tokenizer, task(options))
     examples = scorer.task.train
     with torch.no_grad():
-        scores = scorer.scores(scorer.batch(examples, [scorer.prompt_ids(e.text) for e in examples]))
+        scores = scorer.scores(scorer.batch(examples))
         for example, row in zip(examples, scores, strict=True):
             expected = []
             for option in options:
@@ -93,10 +93,9 @@ def test_scores_are_mean_log_likelihoods_of_the_plain_model(options):
 
 def test_padding_does_not_change_a_score():
     scorer = OptionScorer(tiny_model(), characters(), task(("n", "p")))
-    prompts = [scorer.prompt_ids(e.text) for e in scorer.task.train]
     with torch.no_grad():
-        together = scorer.scores(scorer.batch(scorer.task.train, prompts))
-        alone = torch.cat([scorer.scores(scorer.batch([e], [p])) for e, p in zip(scorer.task.train, prompts, strict=True)])
+        together = scorer.scores(scorer.batch(scorer.task.train))
+        alone = torch.cat([scorer.scores(scorer.batch([example])) for example in scorer.task.train])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -113,7 +112,7 @@ def test_the_scored_head_is_perturbed_as_really_perturbed_weights_are(options, f
     model = tiny_model()
     scorer = OptionScorer(model, characters(), task(options))
     examples = scorer.task.train[:3]
-    batch = scorer.batch(examples, [scorer.prompt_ids(e.text) for e in examples])
+    batch = scorer.batch(examples)
     optimizer = PerExample(model, self_check=False)
     directions = Directions(family, 3, 1)
     checked = self_check(

@@ -100,7 +100,9 @@ def _parameters(folder):
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(folder, tmp_path):
     def trained(seed):
-        tuning = Tuning(TuneSettings(model=str(folder), out=str(tmp_path / "x"), minutes=0, steps=3, batch_size=8, seed=seed, threads=1))
+        tuning = Tuning(
+            TuneSettings(model=str(folder), out=str(tmp_path / "x"), minutes=0, steps=3, batch_size=8, seed=seed, threads=1)
+        )
         tuning.train()
         return torch.cat([p.detach().flatten().float() for p in tuning.model.parameters()])
 
@@ -115,9 +117,7 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         if progress.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    tuning = Tuning(
-        TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1), press
-    )
+    tuning = Tuning(TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1), press)
     result = tuning.run()
     assert 2 <= result["steps"] <= 3
     assert "interrupted after step" in result["stopped"]

@@ -329,7 +329,7 @@ def _values(forward: PerturbedForward, value: torch.Tensor) -> torch.Tensor:
         values = slot.exact().view(1, -1) + z[plan.index] * (plan.sign * directions.amplitude(slot))[:, None]
         return values.view(len(plan), *value.shape)
     made = [forward.value(value, variant) for variant in plan.variants]
-    values: torch.Tensor = made[0].new_empty((len(plan), *value.shape))
+    stacked: torch.Tensor = made[0].new_empty((len(plan), *value.shape))
     for one, variant in zip(made, plan.variants, strict=True):
-        values[variant.examples] = one
-    return values
+        stacked[variant.examples] = one
+    return stacked

@@ -46,25 +46,21 @@ class OptionScorer:
         self.option_ids: list[list[int]] = [tokenizer(o, add_special_tokens=False)["input_ids"] for o in task.options]
         self.single = all(len(ids) == 1 for ids in self.option_ids)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        self._prompts: dict[str, list[int]] = {}
         self._columns = torch.tensor([ids[0] for ids in self.option_ids])
 
     def prompt_ids(self, text: str) -> list[int]:
         """The tokens of a text's prompt; a text that is too long loses its end, never the question."""
-        room = self.max_tokens - max(map(len, self.option_ids))
-        ids = self._prompt_ids(text)
-        if len(ids) <= room:
-            return ids
-        fits, over = 0, len(text)  # characters
-        while over - fits > 1:
-            middle = (fits + over) // 2
-            fits, over = (middle, over) if len(self._prompt_ids(text[:middle])) <= room else (fits, middle)
-        return self._prompt_ids(text[:fits])
+        if text not in self._prompts:
+            self._prompts[text] = self._fitting(text)
+        return self._prompts[text]
 
-    def batch(self, examples: Sequence[Example], prompts: Sequence[list[int]]) -> Batch:
-        """A batch of examples whose prompts are already tokens."""
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Examples as tensors, padded to the longest."""
         labels = torch.tensor([e.label for e in examples])
+        prompts = [self.prompt_ids(e.text) for e in examples]
         if self.single:
-            rows = list(prompts)
+            rows = prompts
             return Batch(self._pad(rows, self.pad), torch.tensor([len(r) - 1 for r in rows]), None, labels)
         rows = [prompt + option for prompt in prompts for option in self.option_ids]
         scored = [[-100] * (len(p) - 1) + option + [-100] for p in prompts for option in self.option_ids]
@@ -102,6 +98,17 @@ class OptionScorer:
         """Cross entropy over the options: float32 (examples,)."""
         losses: torch.Tensor = F.cross_entropy(self.scores(batch), batch.labels, reduction="none")
         return losses
+
+    def _fitting(self, text: str) -> list[int]:
+        room = self.max_tokens - max(map(len, self.option_ids))
+        ids = self._prompt_ids(text)
+        if len(ids) <= room:
+            return ids
+        fits, over = 0, len(text)  # characters
+        while over - fits > 1:
+            middle = (fits + over) // 2
+            fits, over = (middle, over) if len(self._prompt_ids(text[:middle])) <= room else (fits, middle)
+        return self._prompt_ids(text[:fits])
 
     def _prompt_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(self.task.prompt.format(text=text))["input_ids"]

@@ -16,8 +16,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -29,6 +29,7 @@ EXAMPLES = 8
 
 _COLOURS = {"ink": "#010101", "mute": "#020202", "line": "#030303", "before": "#040404", "fit": "#050505", "after": "#060606"}
 _DRAWING: Any = {"svg.fonttype": "none", "svg.hashsalt": "zerograd", "font.size": 9.0, "axes.linewidth": 0.7}
+_VERDICTS = {1: ("good", "Clear gain"), 0: ("even", "No clear change"), -1: ("bad", "Clear loss")}
 
 
 def write(path: Path, result: Row, history: Sequence[Row], predictions: Sequence[Row]) -> None:
@@ -71,9 +72,7 @@ def _head(result: Row) -> str:
         ("zero-shot with a fitted threshold", result.get("accuracy_calibrated"), result.get("ci_gain_calibrated")),
     ):
         if gain:
-            kind, word = (
-                ("good", "Clear gain") if gain[0] > 0 else ("bad", "Clear loss") if gain[1] < 0 else ("even", "No clear change")
-            )
+            kind, word = _VERDICTS[(gain[0] > 0) - (gain[1] < 0)]
             points = f"{_signed(100 * (after - value), 1)} points over {name}, 95\u00a0% interval {_interval(gain, '+')}"
             verdicts += f'<p class="verdict"><mark class="{kind}">{word}</mark> {points}</p>'
     facts = {
@@ -108,8 +107,9 @@ def _table(result: Row) -> str:
 <td data-name="Tuned gains">{gains}</td></tr>"""
     head = f'<th class="track"><span>{_percent(low)}</span><span>{_percent(high)}</span></th>'
     head = f"<th></th><th>Accuracy</th>{head}<th>95\u00a0% interval</th><th>Tuned gains, points</th>"
-    note = "Gains are paired differences on the same test rows, with 95\u00a0% intervals. The fitted threshold corrects only a bias"
-    note += " toward one option; what tuning gains over it is more than that."
+    note = "Gains are paired differences on the same test rows, with 95\u00a0% intervals."
+    if result.get("accuracy_calibrated") is not None:
+        note += " A fitted threshold corrects only a bias toward one option; what tuning gains over it is more than that."
     return _section("Accuracy", f'<table class="result"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', note)
 
 
@@ -122,9 +122,9 @@ def _loss(history: Sequence[Row]) -> str:
     smooth = np.convolve(loss, ones, "same") / np.convolve(np.ones_like(loss), ones, "same")
     every = slice(None, None, -(-len(loss) // 2000))
     figure, axes = _drawing("training time, s", 1.02 * max(row["seconds"] for row in history))
-    axes.plot(time[every], loss[every], color=_COLOURS["before"], linewidth=0.8, alpha=0.6, marker="." if len(time) == 1 else "")
+    axes.plot(time[every], loss[every], color=_COLOURS["before"], linewidth=0.8, alpha=0.6, marker="o" if len(time) == 1 else "")
     axes.plot(time[every], smooth[every], color=_COLOURS["after"], linewidth=1.8)
-    return _figure(figure, "Training loss", {"before": "logged step", "after": f"mean of {window} logged steps"})
+    return _figure(figure, "Training loss", {"before": "logged step", "after": f"mean of {_count(window, 'logged step')}"})
 
 
 def _dev(result: Row, history: Sequence[Row]) -> str:
@@ -232,7 +232,7 @@ def _margins(predictions: Sequence[Row]) -> str:
         body += f"<tr><th>{f'{level}th percentile' if level != 50 else 'Median'}</th>{cells}</tr>"
     table = f"<table><thead><tr><td></td><th>Before</th><th>After</th></tr></thead><tbody>{body}</tbody></table>"
     drawn = _figure(figure, "Margins of the test rows", {"before": "before", "after": "after"})
-    note = "Rows to the right of 0, the dashed line, are right. A wider spread is a more decided model, not a better one."
+    note = "Rows to the right of 0, the dashed line, are right. A wider spread is a more decided model, not in itself a better one."
     return f'<div class="two">{drawn}{_section("Margins in numbers", table, note)}</div>'
 
 
@@ -249,7 +249,7 @@ def _section(title: str, body: str = "", note: str = "") -> str:
 
 
 def _drawing(label: str, right: float = 0.0) -> tuple[Figure, Axes]:
-    with mpl.rc_context(_DRAWING):
+    with style.context(["default", _DRAWING]):
         figure = Figure(figsize=(5.0, 2.7), layout="constrained")
         axes = figure.add_subplot()
     if right:
@@ -268,7 +268,7 @@ def _drawing(label: str, right: float = 0.0) -> tuple[Figure, Axes]:
 def _figure(figure: Figure, title: str, key: Mapping[str, str]) -> str:
     """The figure as inline SVG, with the colours by name and without prolog, fixed size and needless ids."""
     text = io.StringIO()
-    with mpl.rc_context(_DRAWING):
+    with style.context(["default", _DRAWING]):
         figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     tag, rest = text.getvalue().partition("<svg")[2].split(">", 1)
     box = re.search(r'viewBox="[^"]*"', tag)
@@ -320,11 +320,11 @@ def _seconds(s: float) -> str:
 
 
 def _power(p: float) -> str:
-    """=, then p in three digits or as a power of ten, in HTML."""
+    """The relation and p, in three digits or as a power of ten, in HTML."""
+    if p >= 1e-3:
+        return f"= {p:.3f}"
     mantissa, exponent = f"{p:.1e}".split("e")
-    return (
-        f"= {p:.3f}" if p >= 1e-3 else f"= {mantissa} · 10<sup>{_signed(int(exponent), 0)}</sup>" if p else "&lt; 10<sup>-300</sup>"
-    )
+    return f"= {mantissa} · 10<sup>{_signed(int(exponent), 0)}</sup>" if p else "&lt; 10<sup>\u2212300</sup>"
 
 
 _CSS = """
@@ -343,35 +343,41 @@ h1 i{font-style:normal;font-weight:400}h1 .before,h1 i{color:var(--before)}h1 .a
 h1 span{display:block;font-size:clamp(17px,2.2vw,22px);line-height:1.4;letter-spacing:0;font-weight:400;margin-top:14px}
 mark{border-radius:99px;padding:3px 12px;margin-right:6px;font-weight:600;font-size:14px;white-space:nowrap;color:var(--c);
 background:color-mix(in srgb,var(--c) 14%,transparent)}.good,.gain,.hit{--c:var(--good)}.bad,.lose,.miss{--c:var(--bad)}
-.verdict{margin-top:8px}.even{--c:var(--mute)}.note{margin-top:14px;padding:10px 14px;border-left:3px solid var(--fit);background:var(--card)}
+.verdict{margin-top:8px}.even{--c:var(--mute)}
+.note{margin-top:14px;padding:10px 14px;border-left:3px solid var(--fit);background:var(--card)}
 dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:14px 20px;margin-top:26px;padding-top:18px;
 border-top:1px solid var(--line)}dd,article,details td,details th{overflow-wrap:anywhere}
 section,figure,details,article{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:20px}
-.two,.three{display:grid;gap:20px}.three{margin-top:16px}.three article{background:var(--bg);padding:14px 16px;margin-bottom:12px}
+.two,.three{display:grid;gap:20px}.three{margin-top:16px}
+.three article{background:var(--bg);padding:14px 16px;margin-bottom:12px}
 @media(min-width:820px){.two{grid-template-columns:1fr 1fr}.three{grid-template-columns:1fr 1fr 1fr}}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:9px 12px 9px 0;border-top:1px solid var(--line)}
 th{font-weight:400;color:var(--mute)}thead th,thead td{border:0;padding-top:0}.result td{white-space:nowrap}
 .result tbody th{font-size:15px;color:var(--ink)}.result td.big,.tiles b{font-size:22px;font-weight:600}
 .before{--c:var(--before)}.fit{--c:var(--fit)}.after{--c:var(--after)}tr.after th{font-weight:600}
-.result .track{width:26%;padding-right:28px}.track div{position:relative;height:14px}.track span+span{float:right}.track i,.track b{position:absolute;
-background:var(--c)}.track i{top:5px;height:4px;opacity:.4}.track b{top:1px;width:12px;height:12px;margin-left:-6px;
-border-radius:50%}svg{display:block;width:100%;height:auto}svg text{font-family:inherit!important}figcaption h2{margin:0}
-figcaption p{display:flex;flex-wrap:wrap;gap:2px 16px;margin:4px 0 8px}.key::before{content:"";display:inline-block;width:18px;
-border-top:3px solid var(--c);vertical-align:middle;margin-right:6px}.key.dash::before{border-top-style:dashed}
-.bar{display:grid;grid-template-columns:1fr auto;gap:4px;margin-bottom:14px}.bar i{grid-column:1/3;height:12px;border-radius:3px;
-background:var(--before)}.bar .peak_bytes{background:var(--after)}.bar .weight_bytes{opacity:.5}
-.confusion{display:flex;flex-wrap:wrap;gap:16px 28px;overflow-x:auto}.confusion table{flex:1;width:auto}
-caption{text-align:left;font-weight:600;font-size:14px;padding-bottom:6px}.confusion thead th{text-align:center}
+.result .track{width:26%;padding-right:28px}.track div{position:relative;height:14px}.track span+span{float:right}
+.track i,.track b{position:absolute;background:var(--c)}.track i{top:5px;height:4px;opacity:.4}
+.track b{top:1px;width:12px;height:12px;margin-left:-6px;border-radius:50%}svg{display:block;width:100%;height:auto}
+svg text{font-family:inherit!important}figcaption h2{margin:0}
+figcaption p{display:flex;flex-wrap:wrap;gap:2px 16px;margin:4px 0 8px}
+.key::before{content:"";display:inline-block;width:18px;border-top:3px solid var(--c);vertical-align:middle;margin-right:6px}
+.key.dash::before{border-top-style:dashed}.bar{display:grid;grid-template-columns:1fr auto;gap:4px;margin-bottom:14px}
+.bar i{grid-column:1/3;height:12px;border-radius:3px;background:var(--before)}.bar .peak_bytes{background:var(--after)}
+.bar .weight_bytes{opacity:.5}.confusion{display:flex;flex-wrap:wrap;gap:16px 28px;overflow-x:auto}
+.confusion table{flex:1;width:auto}caption{text-align:left;font-weight:600;font-size:14px;padding-bottom:6px}
+.confusion thead th{text-align:center}
 .confusion tbody td{text-align:center;padding:9px;border:2px solid var(--card);font-weight:600;
 background:color-mix(in srgb,var(--c) calc(var(--share)*.55),var(--shade))}td small{display:block;font-weight:400}
 .split{display:flex;gap:2px;height:16px}.split i{background:var(--c);min-width:2px;border-radius:2px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:14px;margin-top:16px}
 .tiles div{border-left:3px solid var(--c);padding-left:12px}.tiles b,.tiles span{display:block;line-height:1.3}
 .keep{--c:color-mix(in srgb,var(--good) 35%,var(--shade))}.still{--c:color-mix(in srgb,var(--bad) 35%,var(--shade))}
-article p+p{margin-top:6px}article b{color:var(--c)}summary{cursor:pointer;font-weight:600}[open] summary{margin-bottom:16px}
-@media(max-width:640px){main{padding:20px 14px 48px;gap:14px}section,figure,details{padding:16px}svg text{font-size:11px!important}
-.result thead,.result td:empty{display:none}.result tr{display:grid;grid-template-columns:1fr auto;padding:12px 0;
-border-top:1px solid var(--line)}.result tr:first-child{border:0}.result th,.result td{border:0;padding:0;font-size:14px}
+article p+p{margin-top:6px}article b{color:var(--c)}summary{cursor:pointer;font-weight:600}
+[open] summary{margin-bottom:16px}
+@media(max-width:640px){main{padding:20px 14px 48px}main,.two{gap:14px}section,figure,details{padding:16px}
+svg text{font-size:11px!important}.result thead,.result td:empty{display:none}
+.result tr{display:grid;grid-template-columns:1fr auto;padding:12px 0;border-top:1px solid var(--line)}
+.result tr:first-child{border:0}.result th,.result td{border:0;padding:0;font-size:14px}
 .result .track,.result [data-name]{grid-column:1/3;width:auto;padding:0}
 [data-name]::before{content:attr(data-name) " ";color:var(--mute)}}
 """

@@ -18,13 +18,13 @@ import torch
 import zerograd
 from zerograd.optim import METHODS
 from zerograd.optim.base import ZerothOrder
-from zerograd.text import models, tasks
+from zerograd.text import evaluation, models, tasks
+from zerograd.text.evaluation import Scores
 from zerograd.text.scoring import OptionScorer
 from zerograd.text.tasks import Example
 from zerograd.train import memory, order, report, statistics
 from zerograd.train.settings import TuneSettings
 
-EVALUATION_ROWS = 64
 NORMALISATION = "norm"
 
 
@@ -78,17 +78,16 @@ class Tuning:
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.history: list[dict[str, float]] = []
         self.stopped: str | None = None
-        self._prompts: dict[str, list[int]] = {}
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate before and after, write the run's folder, and return its result."""
-        before = self.margins(self.task.test, "zero-shot on test")
-        fit = self.margins(self.task.train, "zero-shot on train, to fit a threshold")
+        before = self.scores(self.task.test, "zero-shot on test")
+        fit = self.scores(self.task.train, "zero-shot on train, to fit a threshold")
         inference_peak = self._evaluation_peak()
         memory.reset_peak()
         seconds = self.train()
         training_peak = memory.peak_bytes()
-        after = self.margins(self.task.test, "tuned on test")
+        after = self.scores(self.task.test, "tuned on test")
         result = self._result(before, fit, after) | {
             "seconds": seconds,
             "seconds_per_step": seconds / max(1, self.optimizer.steps),
@@ -102,8 +101,8 @@ class Tuning:
     def train(self) -> float:
         """The training loop. Returns its seconds, without those of the evaluations on the dev split."""
         settings = self.settings
-        examples, prompts = self.task.train, self._tokens(self.task.train)
-        dataset = order.batches([len(p) for p in prompts], settings.batch_size, settings.seed)
+        examples = self.task.train
+        dataset = order.batches(self._lengths(), settings.batch_size, settings.seed)
         evaluations = iter([(i + 1) / settings.evals for i in range(settings.evals)])
         next_evaluation = next(evaluations, math.inf)
         elapsed = 0.0
@@ -114,7 +113,7 @@ class Tuning:
                 for group in self.optimizer.param_groups:
                     group["lr"] = settings.lr * schedule(settings.schedule, done)
                 chosen = next(dataset)
-                batch = self.scorer.batch([examples[i] for i in chosen], [prompts[i] for i in chosen])
+                batch = self.scorer.batch([examples[i] for i in chosen])
                 value = self.optimizer.step(self.scorer.losses, batch)
                 elapsed += time.perf_counter() - start
                 loss = value if math.isnan(loss) else 0.9 * loss + 0.1 * value
@@ -123,9 +122,9 @@ class Tuning:
                     record["spread"] = self.optimizer.info.spread
                 done = self._done(elapsed)
                 if done >= next_evaluation - 1e-9:
-                    margins = self.margins(self.task.dev, None)
-                    dev = accuracy(margins, self.task.dev)
-                    record |= {"dev_accuracy": dev, "dev_loss": cross_entropy(margins, self.task.dev)}
+                    scores = evaluation.option_scores(self.scorer, self.task.dev)
+                    dev = evaluation.accuracy(scores, self.task.dev)
+                    record |= {"dev_accuracy": dev, "dev_loss": evaluation.cross_entropy(scores, self.task.dev)}
                     while next_evaluation <= done + 1e-9:
                         next_evaluation = next(evaluations, math.inf)
                 self.history.append(record)
@@ -137,20 +136,9 @@ class Tuning:
             self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of the weights then"
         return elapsed
 
-    def margins(self, examples: Sequence[Example], phase: str | None) -> list[list[float]]:
-        """The score of every option of every example, by the plain model: what the saved model gives."""
-        prompts = self._tokens(examples)
-        by_length = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
-        scores: list[list[float]] = [[] for _ in examples]
-        for first in range(0, len(by_length), EVALUATION_ROWS):
-            if phase:
-                self.listen(Progress(phase, first / len(by_length)))
-            chosen = by_length[first : first + EVALUATION_ROWS]
-            batch = self.scorer.batch([examples[i] for i in chosen], [prompts[i] for i in chosen])
-            with torch.no_grad():
-                for i, row in zip(chosen, self.scorer.scores(batch).tolist(), strict=True):
-                    scores[i] = row
-        return scores
+    def scores(self, examples: Sequence[Example], phase: str) -> list[list[float]]:
+        """The option scores of some examples by the model as it is now, with progress under the name of the phase."""
+        return evaluation.option_scores(self.scorer, examples, lambda done: self.listen(Progress(phase, done)))
 
     def _done(self, elapsed: float) -> float:
         """The share of the run that is done: the larger of its share of minutes and of steps."""
@@ -163,24 +151,21 @@ class Tuning:
 
     def _evaluation_peak(self) -> int:
         """The peak of evaluating the longest training batch with as many rows as a step has."""
-        prompts = self._tokens(self.task.train)
-        longest = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))[: 2 * self.settings.batch_size]
-        batch = self.scorer.batch([self.task.train[i] for i in longest], [prompts[i] for i in longest])
+        lengths = self._lengths()
+        longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: 2 * self.settings.batch_size]
+        batch = self.scorer.batch([self.task.train[i] for i in longest])
         memory.reset_peak()
         with torch.no_grad():
             self.scorer.losses(batch)
         return memory.peak_bytes()
 
-    def _tokens(self, examples: Sequence[Example]) -> list[list[int]]:
-        for example in examples:
-            if example.id not in self._prompts:
-                self._prompts[example.id] = self.scorer.prompt_ids(example.text)
-        return [self._prompts[example.id] for example in examples]
+    def _lengths(self) -> list[int]:
+        return [len(self.scorer.prompt_ids(example.text)) for example in self.task.train]
 
     def _result(self, before: Scores, fit: Scores, after: Scores) -> dict[str, Any]:
         test, train = self.task.test, self.task.train
         labels = [e.label for e in test]
-        right_before, right_after = right(before, test), right(after, test)
+        right_before, right_after = evaluation.right(before, test), evaluation.right(after, test)
         threshold = statistics.best_threshold([s[1] - s[0] for s in fit], [e.label for e in train])
         calibrated = [(s[1] - s[0] > threshold) == bool(label) for s, label in zip(before, labels, strict=True)]
         common = max(range(len(self.task.options)), key=[e.label for e in train].count)
@@ -226,6 +211,7 @@ class Tuning:
         _write_text(self.folder / "result.json", json.dumps(result, indent=1))
 
     def _predictions(self, before: Scores, after: Scores) -> Iterator[dict[str, Any]]:
+        best, margin = evaluation.best, evaluation.margin
         options = [option.strip() for option in self.task.options]
         for example, old, new in zip(self.task.test, before, after, strict=True):
             yield {
@@ -241,9 +227,6 @@ class Tuning:
             }
 
 
-Scores = Sequence[Sequence[float]]
-
-
 def select(model: Any, scheme: str) -> None:
     """Leave requires_grad on what the scheme trains. Raises ValueError when that is nothing."""
     for name, parameter in model.named_parameters():
@@ -257,32 +240,6 @@ def schedule(name: str, done: float) -> float:
     if name == "linear":
         return 1 - done
     return 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else 1.0
-
-
-def best(scores: Sequence[float]) -> int:
-    """The option with the highest score; of equals, the first."""
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
-def margin(scores: Sequence[float], label: int) -> float:
-    """The score of the right option minus the best other one."""
-    return scores[label] - max(s for i, s in enumerate(scores) if i != label)
-
-
-def right(scores: Scores, examples: Sequence[Example]) -> list[bool]:
-    """Whether the best option is the right one, row by row."""
-    return [best(row) == example.label for row, example in zip(scores, examples, strict=True)]
-
-
-def accuracy(scores: Scores, examples: Sequence[Example]) -> float:
-    """The share of rows whose best option is the right one."""
-    return sum(right(scores, examples)) / len(examples)
-
-
-def cross_entropy(scores: Scores, examples: Sequence[Example]) -> float:
-    """The mean negative log-probability of the right option among the options."""
-    labels = torch.tensor([example.label for example in examples])
-    return float(torch.nn.functional.cross_entropy(torch.tensor(scores), labels))
 
 
 def _write_text(path: Path, text: str) -> None:

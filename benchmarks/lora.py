@@ -1,0 +1,86 @@
+"""What back-propagation reaches on the same split: LoRA with AdamW, for the same minutes and at its best.
+
+bfloat16 base, float32 adapter of rank 8 on every linear layer, linear schedule. Learning rate and, for `--epochs`, the epoch
+are chosen on the dev split; test is read once, at the end.
+
+python benchmarks/lora.py --minutes 5 --lr 1e-3 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import peft
+import torch
+from record import save
+
+from zerograd.text import models, tasks
+from zerograd.text.evaluation import accuracy, cross_entropy, option_scores, right
+from zerograd.text.scoring import OptionScorer
+from zerograd.train import memory, order, statistics
+
+LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="sentiment-movies")
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--epochs", type=float, default=0.0)
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="lora")
+    parser.add_argument("--test", action="store_true", help="evaluate the best of these learning rates on test")
+    parsed = parser.parse_args()
+    rows = [train(parsed, lr) for lr in parsed.lr]
+    print(save(parsed.name, {"arguments": vars(parsed), "rows": rows}))
+
+
+def train(parsed: argparse.Namespace, lr: float) -> dict[str, object]:
+    torch.manual_seed(parsed.seed)
+    task = tasks.load(parsed.task)
+    model, tokenizer = models.load("demo")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=LAYERS, task_type="CAUSAL_LM"))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    scorer = OptionScorer(adapted.get_base_model(), tokenizer, task)
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=lr, weight_decay=0.01)
+    dataset = order.batches([len(scorer.prompt_ids(e.text)) for e in task.train], parsed.batch_size, parsed.seed)
+    total = int(parsed.epochs * len(task.train) / parsed.batch_size)
+    memory.reset_peak()
+    elapsed, steps = 0.0, 0
+    while (done := max(elapsed / (60 * parsed.minutes) if parsed.minutes else 0, steps / total if total else 0)) < 1:
+        start = time.perf_counter()
+        optimizer.param_groups[0]["lr"] = lr * (1 - done)
+        chosen = next(dataset)
+        loss = scorer.losses(scorer.batch([task.train[i] for i in chosen])).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        steps += 1
+        elapsed += time.perf_counter() - start
+        if steps % 50 == 0:
+            print(f"lr {lr} step {steps} loss {float(loss):.3f} {elapsed:.0f} s", flush=True)
+    peak = memory.peak_bytes()
+    dev = option_scores(scorer, task.dev)
+    row: dict[str, object] = {
+        "lr": lr,
+        "steps": steps,
+        "seconds": elapsed,
+        "peak_bytes": peak,
+        "dev_accuracy": accuracy(dev, task.dev),
+        "dev_loss": cross_entropy(dev, task.dev),
+    }
+    if parsed.test:
+        test = right(option_scores(scorer, task.test), task.test)
+        row |= {"accuracy_after": sum(test) / len(test), "ci_after": statistics.wilson(sum(test), len(test))}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()
