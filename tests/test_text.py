@@ -6,14 +6,15 @@ import string
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from zerograd.optim import PerExample
 from zerograd.perturb.check import self_check
 from zerograd.perturb.directions import Directions, Family
 from zerograd.perturb.plan import clean, example_pairs
 from zerograd.perturb.score import score_batch
-from zerograd.text import tasks
+from zerograd.text import schemes, tasks
+from zerograd.text.prefix import prefix_of
 from zerograd.text.scoring import OptionScorer
 from zerograd.text.tasks import Example, Task
 
@@ -130,3 +131,69 @@ def test_the_prompt_is_data():
     changed = dataclasses.replace(task(("n", "p")), prompt="{text}?")
     scorer = OptionScorer(tiny_model(), characters(), changed)
     assert scorer.prompt_ids("ok") == characters()("ok?")["input_ids"]
+
+
+def test_upper_trains_the_last_third_and_norms_only_norms():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=2)
+    )
+    schemes.select(model, "upper")
+    trained = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"2", "3"}
+    schemes.select(model, "norms")
+    assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {
+        "input_layernorm",
+        "post_attention_layernorm",
+        "norm",
+    }
+    schemes.select(model, "full")
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="choose one of full, upper, norms"):
+        schemes.select(model, "some")
+
+
+@pytest.mark.parametrize("options", [("n", "p"), ("bad", "good", "so-so")], ids=["one token", "several tokens"])
+def test_running_the_frozen_layers_once_changes_no_bit_of_a_step(options):
+    """Losses, and so the whole training, are the same with the prefix and without it."""
+
+    def trained(cut):
+        model = tiny_model()
+        schemes.select(model, "upper")
+        scorer = OptionScorer(model, characters(), task(options))
+        batch = scorer.batch(scorer.task.train)
+        scorer.prefix = prefix_of(model, batch.ids) if cut else None
+        assert (scorer.prefix is not None) == cut
+        optimizer = PerExample(model, lr=0.1, self_check="full")
+        calls = []
+        model.model.layers[0].register_forward_hook(lambda module, args, out: calls.append(out.shape[0]))
+        losses = [optimizer.step(scorer.losses, scorer.begin(batch)) for _ in range(3)]
+        return losses, [p.detach().clone() for p in model.parameters()], calls
+
+    losses, weights, calls = trained(True)
+    without, others, all_calls = trained(False)
+    assert losses == without
+    assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
+    rows = len(task(options).train) * (1 if len(options[0]) == 1 else len(options))
+    assert calls == [rows] * 3
+    assert max(all_calls) == 2 * rows
+
+
+def test_there_is_no_prefix_when_the_embedding_or_the_first_layer_is_trained():
+    model = tiny_model()
+    ids = torch.arange(8).view(2, 4)
+    schemes.select(model, "upper")
+    assert prefix_of(model, ids).depth == 1
+    model.model.embed_tokens.requires_grad_(True)
+    assert prefix_of(model, ids) is None
+    schemes.select(model, "full")
+    assert prefix_of(model, ids) is None
+
+
+def test_an_architecture_that_adds_positions_to_its_input_is_run_whole():
+    """OPT would add its positions a second time where the cut model begins."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = OPTForCausalLM(OPTConfig(vocab_size=64, max_position_embeddings=64, **size)).eval()
+    schemes.select(model, "upper")
+    assert prefix_of(model, torch.arange(8).view(2, 4)) is None

@@ -156,7 +156,7 @@ def test_an_empty_split_is_named(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_a_model_with_nothing_to_train_is_refused(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zerograd.train.tune.select", lambda model, scheme: model.requires_grad_(False))
+    monkeypatch.setattr("zerograd.text.schemes.select", lambda model, scheme: model.requires_grad_(False))
     assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
     assert "nothing is trainable" in capsys.readouterr().err
 

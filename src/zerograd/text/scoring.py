@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from zerograd.text.prefix import Prefix
 from zerograd.text.tasks import Example, Task
 
 VOCABULARY_CHUNK = 8192
@@ -21,14 +23,15 @@ class Batch:
 
     ids: int64 (rows, tokens), padded on the right. last: int64 (rows,), where each row's last token stands. targets: int64
     (rows, tokens), the token to predict at each position that is scored, or -100; None when only the last position is.
-    labels: int64 (examples,). When every option is one token a row is an example; else rows are examples x options, an
-    example's options together.
+    labels: int64 (examples,). hidden: (rows, tokens, width) where the layers that training leaves alone have been run.
+    When every option is one token a row is an example; else rows are examples x options, an example's options together.
     """
 
     ids: torch.Tensor
     last: torch.Tensor
     targets: torch.Tensor | None
     labels: torch.Tensor
+    hidden: torch.Tensor | None = None
 
 
 class OptionScorer:
@@ -46,6 +49,7 @@ class OptionScorer:
         self.option_ids: list[list[int]] = [tokenizer(o, add_special_tokens=False)["input_ids"] for o in task.options]
         self.single = all(len(ids) == 1 for ids in self.option_ids)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        self.prefix: Prefix | None = None
         self._prompts: dict[str, list[int]] = {}
         self._columns = torch.tensor([ids[0] for ids in self.option_ids])
 
@@ -67,12 +71,19 @@ class OptionScorer:
         last = torch.tensor([len(r) - 1 for r in rows])
         return Batch(self._pad(rows, self.pad), last, self._pad(scored, -100), labels)
 
+    def begin(self, batch: Batch) -> Batch:
+        """Run the layers that training leaves alone, once for all branches."""
+        return batch if self.prefix is None else dataclasses.replace(batch, hidden=self.prefix.below(batch.ids))
+
     def scores(self, batch: Batch) -> torch.Tensor:
         """Log-likelihood of each option, up to a constant an example: float32 (examples, options).
 
         Options of several tokens are averaged over their tokens.
         """
-        hidden = self.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state  # (rows, tokens, width)
+        if batch.hidden is not None and self.prefix is not None:
+            hidden = self.prefix.above(batch.hidden)  # (rows, tokens, width)
+        else:
+            hidden = self.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
         head = self.model.get_output_embeddings()
         if batch.targets is None:
             at_last = hidden[torch.arange(len(batch.last)), batch.last].float()  # (rows, width)

@@ -9,9 +9,9 @@ from typing import Any
 from zerograd.optim import METHODS
 from zerograd.perturb.directions import DISTRIBUTIONS
 from zerograd.spaces.weights import STORAGES
+from zerograd.text.schemes import SCHEMES
 from zerograd.text.tasks import TASKS
 
-SCHEMES = {"full": "every parameter", "norms": "the scales (and biases) of the normalisation layers"}
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -26,11 +26,11 @@ class TuneSettings:
     model: str = _setting("demo", "'demo' (SmolLM2-135M-Instruct), a folder that transformers loads, or a .gguf file")
     task: str = _setting("sentiment-movies", "what to learn", TASKS)
     method: str = _setting("per-example", "how directions are drawn and scores are used", tuple(METHODS))
-    scheme: str = _setting("norms", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
+    scheme: str = _setting("upper", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
     minutes: float = _setting(5.0, "stop after this much training time; 0 for no limit")
     steps: int = _setting(0, "stop after this many steps; 0 for no limit")
     batch_size: int = _setting(32, "examples a step")
-    lr: float = _setting(3e-2, "learning rate: the relative change of a weight a step, before averaging over directions")
+    lr: float = _setting(0.1, "learning rate: the relative change of a weight a step, before averaging over directions")
     eps: float = _setting(1e-2, "smoothing radius, relative to each tensor's rms")
     schedule: str = _setting("linear", "how the learning rate falls over the run", SCHEDULES)
     weight_decay: float = _setting(0.0, "decoupled weight decay")

@@ -18,14 +18,13 @@ import torch
 import zerograd
 from zerograd.optim import METHODS
 from zerograd.optim.base import ZerothOrder
-from zerograd.text import evaluation, models, tasks
+from zerograd.text import evaluation, models, schemes, tasks
 from zerograd.text.evaluation import Scores
+from zerograd.text.prefix import prefix_of
 from zerograd.text.scoring import OptionScorer
 from zerograd.text.tasks import Example
 from zerograd.train import memory, order, report, statistics
 from zerograd.train.settings import TuneSettings
-
-NORMALISATION = "norm"
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,9 @@ class Tuning:
                 raise ValueError(f"task {settings.task} has no {split} rows; give it some")
         listen(Progress("loading the model", 0.0))
         self.model, tokenizer = models.load(settings.model)
-        select(self.model, settings.scheme)
+        schemes.select(self.model, settings.scheme)
         self.scorer = OptionScorer(self.model, tokenizer, self.task)
+        self.scorer.prefix = prefix_of(self.model, self.scorer.batch(self.task.train[:2]).ids)
         options: dict[str, Any] = {"rank": settings.rank} if settings.method == "per-example" else {}
         self.optimizer: ZerothOrder = METHODS[settings.method](
             self.model,
@@ -113,7 +113,7 @@ class Tuning:
                 for group in self.optimizer.param_groups:
                     group["lr"] = settings.lr * schedule(settings.schedule, done)
                 chosen = next(dataset)
-                batch = self.scorer.batch([examples[i] for i in chosen])
+                batch = self.scorer.begin(self.scorer.batch([examples[i] for i in chosen]))
                 value = self.optimizer.step(self.scorer.losses, batch)
                 elapsed += time.perf_counter() - start
                 loss = value if math.isnan(loss) else 0.9 * loss + 0.1 * value
@@ -225,14 +225,6 @@ class Tuning:
                 "margin_before": margin(old, example.label),
                 "margin_after": margin(new, example.label),
             }
-
-
-def select(model: Any, scheme: str) -> None:
-    """Leave requires_grad on what the scheme trains. Raises ValueError when that is nothing."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(scheme == "full" or NORMALISATION in name.split(".")[-2].lower())
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"scheme {scheme} trains nothing of this model: it has no normalisation parameters; use full")
 
 
 def schedule(name: str, done: float) -> float:
