@@ -58,7 +58,7 @@ def update(slot: Slot, directions: Directions, ids: Sequence[int], multipliers: 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block has ended, then raise KeyboardInterrupt."""
+    """Hold Ctrl-C back until the block has ended, then hand it to whoever handled it before."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -74,4 +74,4 @@ def uninterrupted() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
     if pressed:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)

@@ -19,6 +19,18 @@ def central(plus: torch.Tensor, minus: torch.Tensor) -> torch.Tensor:
     return (plus - minus) / 2
 
 
+def leave_one_out(scores: torch.Tensor) -> torch.Tensor:
+    """Each score minus the mean of its fellows: (n, ...) one-sided scores of n directions on the same rows.
+
+    It is eps times the derivative along the direction, with the fellows' as a baseline (RLOO, Kool et al. 2019).
+    Raises ValueError for a single direction, which has no fellows.
+    """
+    n = len(scores)
+    if n < 2:
+        raise ValueError("one direction has no others to be compared with; give each example at least 2, or use two sides")
+    return (scores - scores.mean(0)) * (n / (n - 1))
+
+
 def standardise(differences: torch.Tensor) -> torch.Tensor:
     """Differences over their standard deviation, not centred: (directions,), all zero when they do not vary.
 

@@ -53,16 +53,18 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
     return c0, c1, c2, c3
 
 
-def stream(address: Address) -> tuple[int, int, int, int]:
-    """Stage one: the four words that select this direction of this tensor.
-
-    Raises ValueError when a part of the address is outside its range.
-    """
+def check(address: Address) -> None:
+    """Raise ValueError when a part of the address is outside its range."""
     seed, *parts = address
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} is outside 0 .. 2**64 - 1; choose a smaller one")
     for name, value in zip(("step", "direction", "tensor", "domain"), parts, strict=True):
         if not 0 <= value < 1 << 32:
             raise ValueError(f"{name} {value} is outside 0 .. 2**32 - 1")
-    step, direction, tensor, domain = parts
+
+
+def stream(address: Address) -> tuple[int, int, int, int]:
+    """Stage one: the four words that select this direction of this tensor. Raises ValueError as `check` does."""
+    check(address)
+    seed, step, direction, tensor, domain = map(int, address)
     return philox((step, direction, tensor, domain), (seed & _MASK, seed >> 32))

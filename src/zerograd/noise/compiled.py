@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from zerograd.noise.address import Address, stream
+from zerograd.noise.address import Address, check, stream
 from zerograd.noise.gaussian import quantiles
 
 _KINDS = {"rademacher": 0, "gaussian": 1}
@@ -256,8 +256,9 @@ def _update_low_rank_rows(weight, remainder, form, left, right, decay, rounding,
 
 def fill(out: torch.Tensor, family: str, address: Address, directions: Sequence[int], rows: torch.Tensor, first: int) -> None:
     """See `reference.fill`."""
-    stream(address)  # checks the ranges
-    seed, step, _, tensor, domain = address
+    for direction in (min(directions), max(directions)):
+        check(address._replace(direction=direction))
+    seed, step, _, tensor, domain = map(int, address)
     where = tuple(np.uint64(part) for part in (seed & 0xFFFFFFFF, seed >> 32, step, tensor, domain))
     arguments = (out.numpy(), _KINDS[family], where, np.array(directions, np.int64), rows.numpy(), first, _TABLE)
     _over_rows(_fill_rows, arguments, out.shape[0] * out.shape[1], out.numel())

@@ -97,10 +97,11 @@ def update(
     weight: (rows, columns) float32, or 16-bit with an int16 remainder, or 16-bit with a rounding address.
     A decay of 1 and a multiplier of 0 leave every bit as it is.
     """
+    rounded = torch.tensor(multipliers, dtype=torch.float32).tolist()
     for i in _row_chunks(weight):
         rows = torch.arange(weight.shape[0])[i]
         exact = _decayed(weight, remainder, i, decay)
-        for address, multiplier in zip(addresses, multipliers, strict=True):
+        for address, multiplier in zip(addresses, rounded, strict=True):
             if multiplier != 0:
                 exact = exact - FAMILIES[family](address, rows, 0, weight.shape[1]) * multiplier
         _store(weight, remainder, i, exact, rows, rounding)

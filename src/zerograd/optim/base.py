@@ -8,14 +8,16 @@ A method says which plan it wants, which family its directions have, and how sco
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import nn
 
-from zerograd import apply, estimate
+from zerograd import apply
 from zerograd.perturb import batch as batches
 from zerograd.perturb import plan as plans
 from zerograd.perturb.check import self_check
@@ -25,6 +27,9 @@ from zerograd.perturb.score import Closure, Objective, score_batch, score_closur
 from zerograd.spaces import weights
 
 SKIPS_BEFORE_ERROR = 10
+
+ROUNDING_WALK = 0.0024
+"""The rms change of a weight by one stochastic rounding to bfloat16, relative to the weight: sqrt(1/6) of the mean spacing."""
 
 
 class NotFinite(RuntimeError):
@@ -39,26 +44,33 @@ class NotPure(ValueError):
 class Info:
     """What a step did, for logs: nothing here is needed to go on.
 
-    loss: mean loss of the evaluated branches. difference: mean of the two-sided differences. spread: their standard
-    deviation over directions, NaN for one. skipped: the loss was not finite and nothing was updated. forwards: evaluations
-    of the batch in this step.
+    loss: mean loss of the evaluated branches. difference: mean over directions of eps times the derivative. spread: its
+    standard deviation, NaN for one direction. skipped: the loss was not finite and nothing was updated.
     """
 
     loss: float
     difference: float
     spread: float
     skipped: bool
-    forwards: int
 
 
 class ZerothOrder(torch.optim.Optimizer):
     """Base of the methods; see `MeZO` and `PerExample` for what a user holds.
 
-    Subclasses set `family` and `per_example` and implement `multipliers`.
+    Subclasses set `family` and `per_example`, and say what `plan`, `differences` and `multipliers` are.
     """
 
     family: Family
     per_example: bool
+    slots: list[weights.Slot]
+    seed: int
+    steps: int
+    skipped: int
+    forwards: int
+    info: Info | None
+    self_check: bool | str
+    _skips_in_row: int
+    _checked: bool
 
     def __init__(
         self,
@@ -72,35 +84,45 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: int,
         self_check: bool | str,
     ) -> None:
-        _positive("eps", eps)
-        _not_negative("lr", lr)
-        _not_negative("weight_decay", weight_decay)
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed {seed} is outside 0 .. 2**64 - 1; choose a smaller one")
+        if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed {seed} is not an integer in 0 .. 2**64 - 1; choose one")
+        if self_check not in (True, False, "full"):
+            raise ValueError(f"self_check is {self_check!r}; it must be True, False or 'full'")
+        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
         groups = _groups(params)
+        for group in groups:
+            _require_in_range(defaults | group)
         self.slots = weights.collect([pair for group in groups for pair in group.pop("named")], storage)
         weights.set_scale(self.slots, relative)
         by_id = {id(slot.parameter): slot for slot in self.slots}
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) in by_id]
-        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], defaults)
-        self._group_of = {id(p): group for group in self.param_groups for p in group["params"]}
-        self.seed = seed
+        self.seed = int(seed)
         self.steps = 0
         self.skipped = 0
         self.forwards = 0
-        self.info: Info | None = None
+        self.info = None
         self._skips_in_row = 0
         self.self_check = self_check
-        self._pure = False
+        self._checked = False
+        if any(slot.stochastic for slot in self.slots):
+            warnings.warn(
+                f"bfloat16 storage rounds at random: unbiased, but a walk of up to {100 * ROUNDING_WALK:.2f} % of a weight a step, "
+                f"{100 * ROUNDING_WALK * 1000**0.5:.0f} % after 1,000 steps; storage 'split' has none",
+                stacklevel=3,
+            )
 
     def plan(self, examples: int) -> Plan:
         """Which direction each expanded example sees."""
-        return plans.example_pairs(examples) if self.per_example else plans.shared_pair(examples)
+        raise NotImplementedError
+
+    def differences(self, scores: torch.Tensor) -> torch.Tensor:
+        """eps times the derivative along each direction, from the scores of the expanded examples: float32 (directions,)."""
+        raise NotImplementedError
 
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """What each direction is multiplied by in a group's update. differences: float32, one a direction."""
+        """What each direction is multiplied by in a group's update: float32 (directions,)."""
         raise NotImplementedError
 
     def step(self, closure: Any, batch: Any = None, *, examples: int | None = None) -> Any:  # type: ignore[override]
@@ -110,18 +132,19 @@ class ZerothOrder(torch.optim.Optimizer):
         step(objective, batch): objective(batch) returns one loss an example, shape (examples,), or (sums, weights) of
         that shape whose quotient of totals is the loss. The branches ride the batch.
         examples: how many the batch has, when a tensor of fewer rows than examples is in it.
-        Returns the mean loss of the two branches, a float.
+        Returns the mean loss of the branches, a float.
         Raises NotPure, NotFinite, or UnresolvedOperation; weights are then as they were.
         """
         directions = Directions(self.family, self.seed, self.steps)
+        group_of = {id(p): group for group in self.param_groups for p in group["params"]}
         for slot in self.slots:
-            slot.eps = self._group_of[id(slot.parameter)]["eps"]
-        scores = self._closure_scores(closure, directions) if batch is None else None
-        if scores is None:
+            slot.eps = group_of[id(slot.parameter)]["eps"]
+        if batch is None:
+            scores = self._closure_scores(closure, directions)
+        else:
             scores = self._batch_scores(closure, batch, directions, examples or batches.examples(batch))
-        plus, minus = scores
-        loss = float((plus.mean() + minus.mean()) / 2)
-        differences = estimate.central(plus, minus)
+        loss = float(scores.mean())
+        differences = self.differences(scores)
         if not math.isfinite(loss) or not bool(torch.isfinite(differences).all()):
             self._skip(loss)
             return loss
@@ -130,12 +153,12 @@ class ZerothOrder(torch.optim.Optimizer):
         ids = range(len(differences))
         with apply.uninterrupted():
             for slot in self.slots:
-                group = self._group_of[id(slot.parameter)]
+                group = group_of[id(slot.parameter)]
                 decay = 1 - group["lr"] * group["weight_decay"]
                 apply.update(slot, directions, ids, updates[id(group)], decay)
             self.steps += 1
         spread = float(differences.std()) if len(differences) > 1 else math.nan
-        self.info = Info(loss, float(differences.mean()), spread, False, 2)
+        self.info = Info(loss, float(differences.mean()), spread, False)
         return loss
 
     def evaluate(self, objective: Objective, batch: Any, *, examples: int | None = None) -> torch.Tensor:
@@ -160,67 +183,78 @@ class ZerothOrder(torch.optim.Optimizer):
         ours = state_dict["zerograd"]
         weights.load_state(self.slots, ours["slots"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zerograd"})
-        self._group_of = {id(p): group for group in self.param_groups for p in group["params"]}
         self.seed, self.steps = ours["seed"], ours["steps"]
         self.skipped, self.forwards = ours["skipped"], ours["forwards"]
 
-    def _closure_scores(self, closure: Closure, directions: Directions) -> tuple[torch.Tensor, torch.Tensor]:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the optimiser is built: tensor ids belong to the run. Raises ValueError."""
+        if hasattr(self, "steps"):
+            raise ValueError("a group cannot be added to a run that has begun; build a new optimiser with all groups")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+    def _closure_scores(self, closure: Closure, directions: Directions) -> torch.Tensor:
         if self.per_example:
             raise ValueError("per-example directions need step(objective, batch): a closure's scalar hides the examples")
-
-        def plain() -> torch.Tensor:
-            return score_closure([], directions, 0, closure)
-
-        if not self._pure:
-            self._require_pure(lambda: score_closure(self.slots, directions, 0, closure))
-            self._check(directions, plans.branch(0, 1), lambda slots: score_closure(slots, directions, 1, closure), plain)
-        self.forwards += 2
-        return score_closure(self.slots, directions, 1, closure), score_closure(self.slots, directions, -1, closure)
-
-    def _batch_scores(
-        self, objective: Objective, batch: Any, directions: Directions, count: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self._pure:
-            self._require_pure(lambda: score_batch(self.slots, directions, plans.clean(count), objective, batch))
-            few = min(2, count)
-            little, plan = batches.take(batch, count, few), self.plan(few)
+        if not self._checked:
             self._check(
+                lambda: score_closure(self.slots, directions, 0, closure),
                 directions,
-                plan,
-                lambda slots: score_batch(slots, directions, plan, objective, little),
+                plans.branch(0, 1),
+                lambda slots: score_closure(slots, directions, 1, closure),
+                lambda: score_closure([], directions, 0, closure),
+            )
+        self.forwards += 2
+        return torch.cat([score_closure(self.slots, directions, sign, closure) for sign in (1, -1)])
+
+    def _batch_scores(self, objective: Objective, batch: Any, directions: Directions, count: int) -> torch.Tensor:
+        if not self._checked:
+            few = min(2, count)
+            little = batches.take(batch, count, few)
+            self._check(
+                lambda: score_batch(self.slots, directions, plans.clean(count), objective, batch),
+                directions,
+                plans.trial(few),
+                lambda slots: score_batch(slots, directions, plans.trial(few), objective, little),
                 lambda: score_batch([], directions, plans.clean(few), objective, little),
             )
-        scores = score_batch(self.slots, directions, self.plan(count), objective, batch)
-        self.forwards += 2
-        plus, minus = estimate.halves(scores)
-        return (plus, minus) if self.per_example else (plus.mean().view(1), minus.mean().view(1))
+        plan = self.plan(count)
+        self.forwards += plan.copies
+        return score_batch(self.slots, directions, plan, objective, batch)
 
     def _check(
         self,
+        run: Callable[[], torch.Tensor],
         directions: Directions,
         plan: Plan,
         score: Callable[[Sequence[weights.Slot]], torch.Tensor],
         plain: Callable[[], torch.Tensor],
     ) -> None:
-        if self.self_check:
-            self_check(self.slots, directions, plan, score, plain, every=self.self_check == "full")
-        self._pure = True
+        """Before the first step: the objective is pure, and the forward perturbs what it should.
 
-    def _require_pure(self, run: Callable[[], torch.Tensor]) -> None:
+        A loss that is not finite proves neither; the check then waits for the next step.
+        """
         first, second = run(), run()
         self.forwards += 2
-        if not torch.equal(first, second) and bool(torch.isfinite(first).all()):
+        if not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
+            return
+        if not torch.equal(first, second):
             gap = float((first - second).abs().max())
             raise NotPure(
                 f"the objective is not pure: two runs on the same weights and batch differ by {gap:.3g}; "
                 "switch dropout off with model.eval(), and draw data and samples outside it"
             )
+        if self.self_check:
+            self_check(self.slots, directions, plan, score, plain, every=self.self_check == "full")
+        self._checked = True
 
     def _skip(self, loss: float) -> None:
         self.steps += 1
         self.skipped += 1
         self._skips_in_row += 1
-        self.info = Info(loss, math.nan, math.nan, True, 2)
+        self.info = Info(loss, math.nan, math.nan, True)
         if self._skips_in_row >= SKIPS_BEFORE_ERROR:
             raise NotFinite(
                 f"the loss was {loss} for {self._skips_in_row} steps in a row; the weights are those before them: "
@@ -236,18 +270,18 @@ def _groups(params: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:
     if not isinstance(items[0], dict):
         items = [{"params": params if isinstance(params, nn.Module) else items}]
     groups = []
+    count = 0
     for item in items:
-        named = list(weights.named_parameters(item["params"]))
+        named = list(weights.named_parameters(item["params"], count))
+        count += len(named)
         unique = {id(p): p for _, p, _ in named}
         groups.append({**item, "params": list(unique.values()), "named": named})
     return groups
 
 
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value}; it must be above 0")
-
-
-def _not_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} is {value}; it must be at least 0")
+def _require_in_range(group: dict[str, Any]) -> None:
+    if not (math.isfinite(group["eps"]) and group["eps"] > 0):
+        raise ValueError(f"eps is {group['eps']}; it must be above 0")
+    for name in ("lr", "weight_decay"):
+        if not (math.isfinite(group[name]) and group[name] >= 0):
+            raise ValueError(f"{name} is {group[name]}; it must be at least 0")

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from zerograd import estimate
 from zerograd.optim.base import ZerothOrder
 from zerograd.perturb.directions import Family
+from zerograd.perturb.plan import Plan, shared_pair
 
 
 class MeZO(ZerothOrder):
@@ -61,6 +63,13 @@ class MeZO(ZerothOrder):
             seed=seed,
             self_check=self_check,
         )
+
+    def plan(self, examples: int) -> Plan:
+        return shared_pair(examples)
+
+    def differences(self, scores: torch.Tensor) -> torch.Tensor:
+        plus, minus = estimate.halves(scores)
+        return estimate.central(plus.mean(), minus.mean()).view(1)
 
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         scale: float = group["lr"] / group["eps"]

@@ -49,7 +49,7 @@ def expand(batch: Any, copies: int) -> Any:
 
     def repeat(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return torch.cat([value] * copies) if value.ndim else value
+            return torch.cat([value] * copies) if value.ndim else value.clone()
         return value * copies
 
     return _rebuild(batch, repeat)

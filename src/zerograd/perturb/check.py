@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from zerograd.apply import uninterrupted
 from zerograd.perturb.directions import Directions
 from zerograd.perturb.plan import Plan
 from zerograd.spaces.weights import Slot
@@ -37,7 +38,8 @@ def self_check(
     plan: a few examples. score(slots): the losses under the plan with only these slots perturbed, (copies * examples,).
     plain(): the losses of the examples with the weights in place, (examples,). every: all tensors; otherwise the first and last
     of each kind, kinds being names with their numbers left out.
-    Returns the number of tensors compared. A parameter is pointed at its perturbed copy and back; its storage is not written.
+    Returns the number of tensors compared. A tensor is perturbed in place and its bits are put back, so a view of it that torch
+    does not see is noticed too.
     Raises SelfCheckFailed naming the tensor.
     """
     chosen = list(slots) if every else _of_each_kind(slots)
@@ -84,14 +86,16 @@ def _compare(
 
 
 def _really(slot: Slot, directions: Directions, direction: int, sign: float, plain: Callable[[], torch.Tensor]) -> torch.Tensor:
-    parameter = slot.parameter
-    before = parameter.data
+    """The losses with the tensor perturbed in place, as an update would change it; its bits are put back whatever happens."""
+    storage = slot.parameter.detach()
+    before = storage.clone()
     moved = slot.exact() + directions.z(slot, direction) * (sign * slot.eps * slot.scale)
     try:
-        parameter.data = moved.to(before.dtype)
+        storage.copy_(moved)
         return plain()
     finally:
-        parameter.data = before
+        with uninterrupted():
+            storage.copy_(before)
 
 
 def _of_each_kind(slots: Sequence[Slot]) -> list[Slot]:

@@ -65,9 +65,22 @@ def shared_pair(examples: int) -> Plan:
     return Plan(torch.zeros(2 * examples, dtype=torch.int64), _signs(examples), 2)
 
 
-def example_pairs(examples: int) -> Plan:
-    """Per-example directions: [+z_b ; -z_b], direction b for example b."""
-    return Plan(torch.arange(examples).repeat(2), _signs(examples), 2)
+def example_pairs(examples: int, directions: int = 1) -> Plan:
+    """Per-example directions, two-sided: [+z ; -z], direction i * examples + b for example b and i < directions."""
+    count = examples * directions
+    return Plan(torch.arange(count).repeat(2), _signs(count), 2 * directions)
+
+
+def example_populations(examples: int, directions: int) -> Plan:
+    """Per-example directions, one-sided: block i has direction i * examples + b for example b."""
+    return Plan(torch.arange(examples * directions), torch.ones(examples * directions), directions)
+
+
+def trial(examples: int) -> Plan:
+    """Two directions, one of each sign, over one or two examples: the least that tells examples apart."""
+    if examples not in (1, 2):
+        raise ValueError(f"a trial has 1 or 2 examples, not {examples}")
+    return Plan(torch.tensor([0, 1]), torch.tensor([1.0, -1.0]), 3 - examples)
 
 
 def clean(examples: int) -> Plan:

@@ -279,7 +279,7 @@ def _picked(
 ) -> torch.Tensor:
     """The rows of a matrix that ids name, perturbed: (*ids.shape, columns), by default in the parameter's dtype."""
     directions = forward.directions
-    flat = ids.reshape(-1)
+    flat = ids.reshape(-1) % slot.view[1]  # an index from the end is the same row
     weight = slot.flat[flat]
     if variant.sign == 0:
         return weight.view(*ids.shape, -1).to(dtype or weight.dtype)

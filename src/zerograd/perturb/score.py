@@ -31,15 +31,15 @@ def score_batch(slots: Sequence[Slot], directions: Directions, plan: Plan, objec
         forward.mark(tensor)
     with forward:
         losses = objective(expanded)
-    if isinstance(losses, tuple):
-        sums, counts = (part.detach().float().view(plan.copies, -1) for part in losses)
-        losses = (sums / counts.mean(1, keepdim=True)).view(-1)
-    losses = torch.as_tensor(losses).detach().float()
-    if losses.shape != (len(plan),):
-        raise ValueError(
-            f"objective(batch) returned shape {tuple(losses.shape)} for {len(plan)} examples; return one loss an example"
-        )
-    return losses
+    parts = [torch.as_tensor(part).detach().float() for part in (losses if isinstance(losses, tuple) else (losses,))]
+    odd = [tuple(part.shape) for part in parts if part.shape != (len(plan),)]
+    if odd or len(parts) > 2:
+        shape = odd[0] if odd else f"of {len(parts)} tensors"
+        raise ValueError(f"objective(batch) returned shape {shape} for {len(plan)} examples; return one loss an example")
+    if len(parts) == 1:
+        return parts[0]
+    sums, counts = (part.view(plan.copies, -1) for part in parts)
+    return (sums / counts.mean(1, keepdim=True)).view(-1)
 
 
 def score_closure(slots: Sequence[Slot], directions: Directions, sign: float, closure: Closure) -> torch.Tensor:

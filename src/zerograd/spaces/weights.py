@@ -67,14 +67,14 @@ class Slot:
         return {"id": self.id, "name": self.name, "aliases": list(self.aliases), "shape": list(self.parameter.shape)}
 
 
-def named_parameters(params: nn.Module | Iterable[Any]) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """(name, parameter, owner's class name) of a module, of (name, parameter) pairs, or of parameters alone."""
+def named_parameters(params: nn.Module | Iterable[Any], first: int = 0) -> Iterator[tuple[str, nn.Parameter, str]]:
+    """(name, parameter, owner's class name) of a module, of (name, parameter) pairs, or of parameters numbered from `first`."""
     if isinstance(params, nn.Module):
         owners = {id(p): type(m).__name__ for m in params.modules() for p in m.parameters(recurse=False)}
         for name, parameter in params.named_parameters(remove_duplicate=False):
             yield name, parameter, owners[id(parameter)]
         return
-    for i, item in enumerate(params):
+    for i, item in enumerate(params, first):
         name, parameter, *owner = item if isinstance(item, tuple) else (f"parameter {i}", item)
         yield name, parameter, owner[0] if owner else ""
 
@@ -91,12 +91,18 @@ def collect(params: nn.Module | Iterable[Any], storage: str | None) -> list[Slot
     for name, parameter, owner in named_parameters(params):
         identity = ids.setdefault(id(parameter), len(ids))
         if id(parameter) in slots:
-            slot = slots[id(parameter)]
-            slot.aliases = (*slot.aliases, name)
+            slots[id(parameter)].aliases = (*slots[id(parameter)].aliases, name)
         elif parameter.requires_grad:
-            slots[id(parameter)] = _store(Slot(identity, name, (), parameter, _view(parameter, owner)), storage)
+            slots[id(parameter)] = Slot(identity, name, (), parameter, _view(parameter, owner))
+            _require_storable(name, parameter, storage)
+        elif storage in ("split", "bfloat16") and parameter.dtype == torch.float32:
+            raise ValueError(
+                f"{name} is frozen in float32 while storage {storage!r} makes the others bfloat16; load the model in bfloat16"
+            )
     if not slots:
         raise ValueError("nothing is trainable: no parameter has requires_grad=True; unfreeze some before optimising")
+    for slot in slots.values():
+        _store(slot, storage)
     return list(slots.values())
 
 
@@ -120,10 +126,20 @@ def state(slots: Iterable[Slot]) -> dict[str, Any]:
 
 
 def load_state(slots: Iterable[Slot], saved: Mapping[str, Any]) -> None:
-    """Take back what `state` gave. Raises KeyError naming a tensor that is missing."""
+    """Take back what `state` gave, or nothing of it.
+
+    Raises KeyError naming a tensor that is missing, ValueError naming one that was stored otherwise.
+    """
+    slots = list(slots)
+    missing = [slot.name for slot in slots if slot.name not in saved]
+    if missing:
+        raise KeyError(f"the saved state has no tensor {missing[0]!r}")
     for slot in slots:
-        if slot.name not in saved:
-            raise KeyError(f"the saved state has no tensor {slot.name!r}")
+        theirs = saved[slot.name]["remainder"]
+        if (theirs is None) != (slot.remainder is None) or (theirs is not None and theirs.shape != slot.parameter.shape):
+            had, has = ("with a remainder" if value is not None else "without one" for value in (theirs, slot.remainder))
+            raise ValueError(f"{slot.name} was saved {had} and is here {has}; build the optimiser with the storage of that run")
+    for slot in slots:
         slot.scale = saved[slot.name]["scale"]
         if slot.remainder is not None:
             slot.remainder.copy_(saved[slot.name]["remainder"])
@@ -138,27 +154,26 @@ def _view(parameter: nn.Parameter, owner: str) -> tuple[int, int, int]:
     return 1, shape[0], parameter.numel() // max(1, shape[0])
 
 
-def _store(slot: Slot, storage: str | None) -> Slot:
-    dtype = slot.parameter.dtype
+def _require_storable(name: str, parameter: nn.Parameter, storage: str | None) -> None:
     if storage not in (None, *STORAGES):
         raise ValueError(f"storage {storage!r} is not one of {', '.join(STORAGES)}")
-    if not slot.parameter.is_contiguous():
-        raise ValueError(f"{slot.name} is not contiguous; replace it by its .contiguous() copy first")
-    if slot.parameter.numel() == 0:
-        raise ValueError(f"{slot.name} is empty; freeze it")
-    if dtype == torch.float32 and storage in (None, "float32"):
-        return slot
-    if dtype == torch.float32 and storage == "split":
-        exact = slot.parameter.detach()
-        high, slot.remainder = noise.split(exact)
-        slot.parameter.data = high
-        return slot
-    if dtype == torch.bfloat16 and storage in (None, "split"):
-        slot.remainder = torch.zeros(slot.parameter.shape, dtype=torch.int16, device=slot.parameter.device)
-        return slot
-    if dtype in (torch.bfloat16, torch.float32) and storage == "bfloat16":
-        slot.parameter.data = slot.parameter.detach().to(torch.bfloat16)
+    if not parameter.is_contiguous():
+        raise ValueError(f"{name} is not contiguous; replace it by its .contiguous() copy first")
+    if parameter.numel() == 0:
+        raise ValueError(f"{name} is empty; freeze it")
+    takes = {torch.float32: (None, *STORAGES), torch.bfloat16: (None, "split", "bfloat16")}
+    if storage not in takes.get(parameter.dtype, ()):
+        asked = f"storage {storage!r}" if storage else "any storage"
+        raise ValueError(f"{name} is {parameter.dtype}, which {asked} cannot hold; load the model in float32 or bfloat16")
+
+
+def _store(slot: Slot, storage: str | None) -> None:
+    """Bring a slot whose storage has been found possible into it."""
+    parameter = slot.parameter
+    if storage == "bfloat16":
+        parameter.data = parameter.detach().to(torch.bfloat16)
         slot.stochastic = True
-        return slot
-    asked = f"storage {storage!r}" if storage else "any storage"
-    raise ValueError(f"{slot.name} is {dtype}, which {asked} cannot hold; load the model in float32 or bfloat16")
+    elif storage == "split" and parameter.dtype == torch.float32:
+        parameter.data, slot.remainder = noise.split(parameter.detach())
+    elif parameter.dtype == torch.bfloat16:
+        slot.remainder = torch.zeros(parameter.shape, dtype=torch.int16, device=parameter.device)

@@ -34,6 +34,8 @@ class TuneSettings:
     eps: float = _setting(1e-2, "smoothing radius, relative to each tensor's rms")
     schedule: str = _setting("linear", "how the learning rate falls over the run", SCHEDULES)
     weight_decay: float = _setting(0.0, "decoupled weight decay")
+    directions: int = _setting(1, "directions an example sees in a step (per-example)")
+    sides: int = _setting(2, "2: central differences; 1: leave-one-out among an example's directions (per-example)")
     rank: int = _setting(1, "rank of a matrix's direction (per-example)")
     distribution: str = _setting("rademacher", "of the entries of a direction", DISTRIBUTIONS)
     storage: str = _setting("split", "how trained weights are stored", STORAGES)
@@ -47,7 +49,7 @@ class TuneSettings:
             choices, value = self.__dataclass_fields__[name].metadata["choices"], getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-        for name in ("batch_size", "rank"):
+        for name in ("batch_size", "directions", "sides", "rank"):
             _at_least(name, getattr(self, name), 1)
         for name in ("minutes", "steps", "lr", "weight_decay", "seed", "evals", "threads"):
             _at_least(name, getattr(self, name), 0)

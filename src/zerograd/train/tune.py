@@ -64,7 +64,8 @@ class Tuning:
         schemes.select(self.model, settings.scheme)
         self.scorer = OptionScorer(self.model, tokenizer, self.task)
         self.scorer.prefix = prefix_of(self.model, self.scorer.batch(self.task.train[:2]).ids)
-        options: dict[str, Any] = {"rank": settings.rank} if settings.method == "per-example" else {}
+        own = ("directions", "sides", "rank") if settings.method == "per-example" else ()
+        options: dict[str, Any] = {name: getattr(settings, name) for name in own}
         self.optimizer: ZerothOrder = METHODS[settings.method](
             self.model,
             lr=settings.lr,

@@ -1,0 +1,100 @@
+"""The list of methods that the common tests run over, and the small model that they train. A new method joins with one line."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import zerograd as zg
+
+COMMON: dict[str, Callable[..., Any]] = {
+    "mezo": zg.optim.MeZO,
+    "mezo-gaussian": functools.partial(zg.optim.MeZO, distribution="gaussian"),
+    "rank1": zg.optim.PerExample,
+    "rank2-gaussian": functools.partial(zg.optim.PerExample, rank=2, distribution="gaussian"),
+    "rank1-plain": functools.partial(zg.optim.PerExample, standardised=False),
+    "rank2-plain": functools.partial(zg.optim.PerExample, rank=2, standardised=False),
+}
+STORAGES = ("float32", "split", "bfloat16")
+
+every_method = pytest.mark.parametrize("method", COMMON.values(), ids=COMMON)
+every_storage = pytest.mark.parametrize("storage", STORAGES)
+
+
+def _some(names: list[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("method", [COMMON[name] for name in names], ids=names)
+
+
+mezo_only = _some([name for name in COMMON if name.startswith("mezo")])
+per_example_only = _some([name for name in COMMON if not name.startswith("mezo")])
+plain_only = _some([name for name in COMMON if name.startswith("mezo") or name.endswith("plain")])
+"""Those whose mean step is the gradient's."""
+
+
+class Net(nn.Module):
+    """Two looked-up tokens, a hidden layer with its norm, three classes. `tied` uses the embedding as the last layer."""
+
+    def __init__(self, *, tied: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(11, 6)
+        self.hidden = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 11, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+        with torch.no_grad():
+            self.hidden.weight[:2] = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1.0, -1.0])
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens).mean(1)
+        return self.head(self.norm(x + F.gelu(self.hidden(x))))
+
+    def losses(self, tokens: torch.Tensor) -> torch.Tensor:
+        """One loss an example: predict token 0 from the others. tokens: int64 (examples, 1 + context)."""
+        return F.cross_entropy(self(tokens[:, 1:]).float(), tokens[:, 0], reduction="none")
+
+
+def batch(examples: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randint(11, (examples, 4), generator=torch.Generator().manual_seed(seed))
+
+
+def stored(opt: Any) -> list[torch.Tensor]:
+    """Bit patterns of everything that an optimiser may write: parameters and remainders, copies."""
+    patterns = []
+    for slot in opt.slots:
+        weight = slot.parameter.detach()
+        patterns.append(weight.view(torch.int16 if weight.element_size() == 2 else torch.int32).clone())
+        if slot.remainder is not None:
+            patterns.append(slot.remainder.clone())
+    return patterns
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def exact(opt: Any) -> list[torch.Tensor]:
+    """The float32 values that are being optimised, copies."""
+    return [slot.exact().detach().clone() for slot in opt.slots]
+
+
+def digest_of_training() -> tuple[str, str]:
+    """(the back end that drew the noise, a digest of weights trained for a few steps by every method in every storage)."""
+    digest = hashlib.sha256()
+    for method in COMMON.values():
+        for storage in STORAGES:
+            net = Net()
+            opt = method(net, lr=0.1, storage=storage)
+            for step in range(2):
+                opt.step(net.losses, batch(seed=step))
+            for pattern in stored(opt):
+                digest.update(pattern.numpy().tobytes())
+    return zg.noise.backend(torch.empty(1, 1)).__name__, digest.hexdigest()

@@ -1,0 +1,353 @@
+"""Every method is a torch optimiser whose step is a function of (weights, seed, step, batch)."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from methods import Net, batch, every_method, every_storage, exact, mezo_only, per_example_only, same, stored
+from torch import nn
+
+import zerograd as zg
+from zerograd import apply
+from zerograd.perturb import plan as plans
+from zerograd.perturb.directions import Directions, Family
+from zerograd.perturb.score import score_batch
+from zerograd.spaces import weights
+
+# A step is a function of weights, seed, step and batch.
+
+
+@every_method
+@every_storage
+def test_a_run_is_reproducible_from_its_seed_whatever_the_global_generator_does(method, storage):
+    runs = []
+    for noise_seed, global_seed in ((3, 1), (3, 2), (4, 1)):
+        net = Net()
+        opt = method(net, lr=0.01, storage=storage, seed=noise_seed)
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        for step in range(3):
+            opt.step(net.losses, batch(seed=step))
+        assert torch.equal(torch.get_rng_state(), before)
+        runs.append(stored(opt))
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+@every_method
+@every_storage
+def test_a_saved_and_loaded_run_continues_bit_for_bit(method, storage):
+    net, other = Net(), Net()
+    opt = method(net, lr=0.01, weight_decay=0.1, storage=storage, seed=5)
+    for step in range(3):
+        opt.step(net.losses, batch(seed=step))
+    file = io.BytesIO()
+    torch.save({"net": net.state_dict(), "opt": opt.state_dict()}, file)
+    for step in range(3, 6):
+        opt.step(net.losses, batch(seed=step))
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(3)  # what the new run starts from does not matter, not even its scale
+    resumed = method(other, lr=1.0, storage=storage, seed=6)
+    other.load_state_dict(saved["net"])
+    resumed.load_state_dict(saved["opt"])
+    assert resumed.param_groups[0]["lr"] == 0.01
+    for step in range(3, 6):
+        resumed.step(other.losses, batch(seed=step))
+    assert same(stored(resumed), stored(opt))
+    assert (resumed.steps, resumed.seed) == (opt.steps, opt.seed) == (6, 5)
+
+
+@every_storage
+def test_a_run_over_groups_of_unnamed_parameters_is_saved_tensor_by_tensor(storage):
+    runs = []
+    for reload in (False, True):
+        net = Net()
+        opt = zg.optim.MeZO([{"params": [p]} for p in net.parameters()], lr=0.01, storage=storage)
+        opt.step(net.losses, batch())
+        if reload:
+            opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+        opt.step(net.losses, batch(seed=1))
+        runs.append(stored(opt))
+    assert same(*runs)
+
+
+def test_loading_a_state_that_lacks_a_tensor_names_it_and_changes_nothing():
+    opt = zg.optim.MeZO(Net(), storage="split")
+    saved = copy.deepcopy(opt.state_dict())
+    for entry in saved["zerograd"]["slots"].values():
+        entry["remainder"] += 1
+    del saved["zerograd"]["slots"]["norm.weight"]
+    before = stored(opt)
+    with pytest.raises(KeyError, match=r"norm\.weight"):
+        opt.load_state_dict(saved)
+    assert same(stored(opt), before)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("float32", "split"), ("split", "float32"), ("split", "bfloat16")])
+def test_a_state_of_another_storage_is_refused(saved, loaded):
+    state = zg.optim.MeZO(Net(), storage=saved).state_dict()
+    opt = zg.optim.MeZO(Net(), storage=loaded)
+    with pytest.raises(ValueError, match=r"storage|remainder"):
+        opt.load_state_dict(copy.deepcopy(state))
+
+
+@every_method
+def test_a_copied_run_continues_bit_for_bit(method):
+    net = Net()
+    opt = method(net, lr=0.1, storage="split")
+    opt.step(net.losses, batch())
+    other, twin = copy.deepcopy((net, opt))
+    for o, n in ((opt, net), (twin, other)):
+        o.step(n.losses, batch(seed=1))
+    assert same(stored(opt), stored(twin))
+
+
+# The update is the documented formula.
+
+
+def moved(opt: Any, net: Net, **step: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    before = exact(opt)
+    opt.step(net.losses, batch(), **step)
+    return before, exact(opt)
+
+
+@mezo_only
+@pytest.mark.parametrize("relative", [True, False])
+def test_mezo_subtracts_lr_times_the_projected_gradient_times_the_direction(method, relative):
+    net = Net()
+    groups = [
+        {"params": net.embed, "lr": 0.3, "eps": 1e-2},
+        {"params": [*net.hidden.named_parameters(), *net.norm.named_parameters(prefix="norm")], "weight_decay": 0.5},
+        {"params": net.head.parameters(), "eps": 3e-3},
+    ]
+    opt = method(groups, lr=0.1, eps=1e-3, relative=relative, seed=9)
+    before, after = moved(opt, net)
+    directions = Directions(opt.family, 9, 0)
+    settings = dict(zip(range(6), [(0.3, 1e-2, 0), *[(0.1, 1e-3, 0.5)] * 4, (0.1, 3e-3, 0)], strict=True))
+    for i, slot in enumerate(opt.slots):
+        lr, eps, decay = settings[i]
+        z = directions.z(slot, 0)
+        expected = (1 - lr * decay) * before[i] - lr / eps * opt.info.difference * slot.scale * z
+        torch.testing.assert_close(after[i], expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(after[i], before[i])
+
+
+@per_example_only
+def test_a_per_example_update_is_the_weighted_mean_of_directions(method):
+    net = Net()
+    opt = method(net, lr=0.1, eps=1e-2, seed=9)
+    directions = Directions(opt.family, 9, 0)
+    for slot in opt.slots:
+        slot.eps = 1e-2
+    scores = score_batch(opt.slots, directions, plans.example_pairs(4), net.losses, batch())
+    d = (scores[:4] - scores[4:]) / 2
+    a = d / d.std() if opt.standardised else d / 1e-2
+    before, after = moved(opt, net)
+    for i, slot in enumerate(opt.slots):
+        mean = sum(a[b] * directions.z(slot, b) for b in range(4)) / 4
+        torch.testing.assert_close(after[i], before[i] - 0.1 * slot.scale * mean, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [Family(), Family("gaussian"), Family(rank=1), Family("gaussian", 3)], ids=str)
+@pytest.mark.parametrize("shape", [(), (7,), (5, 9), (3, 5, 9), (40, 3)], ids=str)
+@pytest.mark.parametrize("rows", [8192, 16])
+def test_an_update_subtracts_the_directions_that_z_gives_in_every_shape(family, shape, rows, monkeypatch):
+    monkeypatch.setattr(apply, "ROWS", rows)
+    slot = weights.collect([("w", nn.Parameter(torch.randn(shape)))], None)[0]
+    slot.scale = 0.7
+    directions = Directions(family, 1, 2)
+    expected = slot.exact() * 0.9
+    for direction, multiplier in ((4, 0.25), (1, -2.0)):
+        expected = expected - multiplier * 0.7 * directions.z(slot, direction)
+    apply.update(slot, directions, [4, 1], [0.25, -2.0], 0.9)
+    torch.testing.assert_close(slot.exact(), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_storage
+def test_weight_decay_is_decoupled_from_the_loss(storage):
+    net = Net()
+    opt = zg.optim.MeZO(net, lr=0.5, weight_decay=0.25, storage=storage)
+    before = exact(opt)
+    opt.step(lambda tokens: net.losses(tokens) * 0, batch())  # no slope: decay is all that is left
+    for a, b in zip(exact(opt), before, strict=True):
+        expected = b * 0.875
+        torch.testing.assert_close(a, expected, rtol=2**-7 if storage == "bfloat16" else 1e-6, atol=0)
+
+
+@every_method
+def test_a_group_with_a_learning_rate_of_0_stays_and_the_others_move_as_they_would(method):
+    net, other = Net(), Net()
+    still = method([{"params": net.embed, "lr": 0.0}, {"params": [net.hidden.weight, net.head.weight]}], lr=0.1)
+    every = method([{"params": other.embed}, {"params": [other.hidden.weight, other.head.weight]}], lr=0.1)
+    before = exact(still)
+    still.step(net.losses, batch())
+    every.step(other.losses, batch())
+    assert torch.equal(exact(still)[0], before[0])
+    assert same(exact(still)[1:], exact(every)[1:])
+    assert not torch.equal(exact(every)[0], before[0])
+
+
+@every_method
+def test_a_learning_rate_schedule_acts_on_the_steps_after_it(method):
+    net, other = Net(), Net()
+    opt, twin = method(net, lr=0.1), method(other, lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.5**step)
+    for step in range(3):
+        opt.step(net.losses, batch(seed=step))
+        schedule.step()
+        twin.param_groups[0]["lr"] = 0.1 * 0.5**step
+        twin.step(other.losses, batch(seed=step))
+    assert same(stored(opt), stored(twin))
+
+
+def test_a_parameter_group_that_is_added_later_is_optimised_or_refused():
+    net = Net()
+    opt = zg.optim.MeZO(net.embed, lr=0.1)
+    opt.step(net.losses, batch())
+    before = net.head.weight.detach().clone()
+    try:
+        opt.add_param_group({"params": [net.head.weight]})
+    except (ValueError, NotImplementedError, RuntimeError):
+        return
+    opt.step(net.losses, batch())
+    assert not torch.equal(net.head.weight, before)
+
+
+# Evaluation.
+
+
+@mezo_only
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_closure_and_a_batch_give_mezo_the_same_step(method, relative):
+    net, other = Net(), Net()
+    opt, twin = (method(n, lr=0.1, eps=1e-2, relative=relative) for n in (net, other))
+    for seed in range(3):
+        before = exact(opt)
+        loss = opt.step(net.losses, batch(seed=seed))
+        same_loss = twin.step(lambda seed=seed: other.losses(batch(seed=seed)).mean())
+        assert math.isclose(loss, same_loss, rel_tol=1e-5)
+        assert math.isclose(opt.info.difference, twin.info.difference, rel_tol=1e-3, abs_tol=1e-6)
+        for a, b, w in zip(exact(opt), exact(twin), before, strict=True):
+            torch.testing.assert_close(a - w, b - w, rtol=2e-3, atol=2e-6)
+
+
+def test_sums_and_weights_give_the_step_of_their_quotient():
+    net, other = Net(), Net()
+    counts = torch.tensor([1.0, 2.0, 5.0, 0.5])
+
+    def objective(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        many = counts.repeat(len(tokens) // 4)[: len(tokens)]
+        return net.losses(tokens) * many, many
+
+    opt, twin = (zg.optim.MeZO(n, lr=0.1, eps=1e-2, self_check=False) for n in (net, other))
+    loss = opt.step(objective, batch())
+    same_loss = twin.step(lambda: (other.losses(batch()) * counts).sum() / counts.sum())
+    assert math.isclose(loss, same_loss, rel_tol=1e-5)
+    assert math.isclose(opt.info.difference, twin.info.difference, rel_tol=1e-3)
+
+
+@every_method
+@every_storage
+def test_the_returned_loss_is_near_that_of_the_clean_model_and_evaluate_gives_it(method, storage):
+    net = Net()
+    opt = method(net, lr=0.0, eps=1e-3, storage=storage)
+    with torch.no_grad():
+        clean = net.losses(batch())
+    torch.testing.assert_close(opt.evaluate(net.losses, batch()), clean, rtol=2e-2 if storage != "float32" else 1e-5, atol=1e-5)
+    assert math.isclose(opt.step(net.losses, batch()), float(clean.mean()), rel_tol=2e-2 if storage != "float32" else 1e-3)
+
+
+def test_a_step_reads_every_batch_structure_alike():
+    results = []
+    for wrap, unwrap in (
+        (lambda t: t, lambda b: b),
+        (lambda t: {"tokens": t, "name": "x"}, lambda b: b["tokens"]),
+        (lambda t: (t[:, :1], {"rest": [t[:, 1:]]}), lambda b: torch.cat([b[0], b[1]["rest"][0]], 1)),
+    ):
+        net = Net()
+        opt = zg.optim.PerExample(net, lr=0.1)
+        opt.step(lambda b, net=net, unwrap=unwrap: net.losses(unwrap(b)), wrap(batch()))
+        results.append(stored(opt))
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
+
+
+# Which tensors are optimised.
+
+
+@every_method
+@every_storage
+def test_tied_weights_are_one_slot_perturbed_in_both_uses_and_updated_once(method, storage):
+    net = Net(tied=True)
+    opt = method(net, lr=0.1, eps=1e-2, storage=storage, self_check="full")
+    names = {slot.name: slot.aliases for slot in opt.slots}
+    assert names["embed.weight"] == ("head.weight",)
+    assert "head.weight" not in names
+    assert net.head.weight is net.embed.weight
+    opt.step(net.losses, batch())  # the full self-check compares both uses with really perturbed weights
+    before, seen = exact(opt)[0], []
+
+    def objective(tokens: torch.Tensor) -> torch.Tensor:
+        seen.append(net.losses(tokens))
+        return seen[-1]
+
+    opt.step(objective, batch(2))
+    plus, minus = seen[0].float().view(2, -1)
+    directions = Directions(opt.family, 0, 1)
+    multipliers = opt.multipliers(
+        (plus - minus) / 2 if opt.per_example else (plus.mean() - minus.mean()).view(1) / 2, opt.param_groups[0]
+    )
+    change = sum(m * directions.z(opt.slots[0], i) for i, m in enumerate(multipliers.tolist())) * opt.slots[0].scale
+    tolerance = 2.0**-7 if storage == "bfloat16" else 1e-5
+    torch.testing.assert_close(exact(opt)[0], before - change, rtol=tolerance, atol=1e-5)
+
+
+@every_method
+@every_storage
+def test_frozen_parameters_stay_and_leave_the_noise_of_the_others_as_it_was(method, storage):
+    free, partly = Net(), Net()
+    if storage != "float32":
+        free, partly = free.bfloat16(), partly.bfloat16()
+    for parameter in (partly.embed.weight, partly.hidden.bias):
+        parameter.requires_grad_(False)
+    before = partly.embed.weight.detach().clone(), partly.hidden.bias.detach().clone()
+    every, some = method(free, storage=storage), method(partly, lr=0.1, storage=storage)
+    ids = {slot.name: slot for slot in every.slots}
+    assert {slot.name for slot in some.slots} == set(ids) - {"embed.weight", "hidden.bias"}
+    directions = Directions(some.family, 0, 0)
+    for slot in some.slots:
+        assert slot.id == ids[slot.name].id
+        assert torch.equal(directions.z(slot, 1), directions.z(ids[slot.name], 1))
+    some.step(partly.losses, batch())
+    assert torch.equal(partly.embed.weight.float(), before[0].to(partly.embed.weight.dtype).float())
+    assert torch.equal(partly.hidden.bias.float(), before[1].to(partly.hidden.bias.dtype).float())
+
+
+def test_a_unit_of_direction_is_the_rms_of_a_tensor_when_relative():
+    zero = {"matrix": nn.Parameter(torch.zeros(4, 25)), "vector": nn.Parameter(torch.zeros(9))}
+    named = [
+        ("w", nn.Parameter(torch.tensor([[3.0, -4.0], [0.0, 5.0]]))),
+        ("v", nn.Parameter(torch.full((3,), -2.0))),
+        *zero.items(),
+    ]
+    scales = [slot.scale for slot in zg.optim.MeZO(named).slots]
+    assert scales == pytest.approx([math.sqrt(50 / 4), 2.0, 1 / 5, 0.02], rel=1e-6)
+    assert [slot.scale for slot in zg.optim.MeZO(named, relative=False).slots] == [1.0] * 4
+
+
+def test_a_standardised_relative_step_changes_a_weight_by_lr_over_root_batch():
+    weight = nn.Parameter(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 3)
+    opt = zg.optim.PerExample([("w", weight)], lr=1e-3, eps=1e-2, rank=1)
+    before = weight.detach().clone()
+    inputs = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    opt.step(lambda x: nn.functional.linear(x, weight).sum(1), inputs)
+    change = (weight.detach() - before).square().mean().sqrt() / before.square().mean().sqrt()
+    assert float(change) == pytest.approx(1e-3 / 8, rel=0.1)

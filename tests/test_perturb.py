@@ -1,0 +1,330 @@
+"""Plans, batches, purity, refusals and the self-check of the perturbed forward."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import dataclasses
+from typing import Any, NamedTuple
+
+import pytest
+import really
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import zerograd as zg
+from zerograd.optim.base import NotPure
+from zerograd.perturb import batch as batches
+from zerograd.perturb import plan as plans
+from zerograd.perturb import rules
+from zerograd.perturb.check import SelfCheckFailed, self_check
+from zerograd.perturb.directions import Directions, Family
+from zerograd.perturb.forward import MARK, UnresolvedOperation
+from zerograd.perturb.plan import Plan
+from zerograd.perturb.score import score_batch, score_closure
+
+every_family = pytest.mark.parametrize("family", really.FAMILIES)
+WIDTH = 8
+
+
+class Small(nn.Module):
+    """A model with a parameter for each way of perturbing: looked up, multiplied, convolved, scaled, added, and derived from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, WIDTH)
+        self.mix = nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=2)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.out = nn.Linear(WIDTH, 5)
+        self.temperature = nn.Parameter(torch.tensor(0.3))
+        self.decay = nn.Parameter(torch.randn(WIDTH))
+        self.register_buffer("seen", torch.zeros(3))
+        with torch.no_grad():
+            self.norm.bias.normal_()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        y = self.table(ids) * -torch.exp(self.decay)
+        y = y + self.mix(y.transpose(1, 2)).transpose(1, 2)
+        y = torch.tanh(self.norm(y))
+        return self.out(y) * self.temperature.exp()
+
+
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+def some_ids(examples: int, tokens: int = 6) -> dict[str, torch.Tensor]:
+    return {"ids": torch.randint(0, 11, (examples, tokens), generator=torch.Generator().manual_seed(1))}
+
+
+def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    return model(batch["ids"]).logsumexp((1, 2))
+
+
+def check(model: nn.Module, objective: Any, batch: Any, count: int, each: bool = False) -> None:
+    slots = really.slots_of(model)
+    directions = Directions(Family("gaussian", 1 if each else 0), 5, 3)
+    plan = plans.example_pairs(count) if each else plans.shared_pair(count)
+    self_check(
+        slots,
+        directions,
+        plan,
+        lambda chosen: score_batch(chosen, directions, plan, lambda b: objective(model, b), batch),
+        lambda: score_batch([], directions, plans.clean(count), lambda b: objective(model, b), batch),
+        every=True,
+    )
+
+
+def score(model: nn.Module, objective: Any, batch: Any, count: int, family: str = "dense-shared") -> torch.Tensor:
+    kind, make_plan = really.FAMILIES[family]
+    slots = really.slots_of(model)
+    return score_batch(slots, Directions(kind, 5, 3), make_plan(count), lambda b: objective(model, b), batch)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-1.0, 0.0, 1.0])), min_size=1, max_size=12))
+def test_variants_cover_each_example_once(pairs: list[tuple[int, float]]) -> None:
+    plan = Plan(torch.tensor([d for d, _ in pairs]), torch.tensor([s for _, s in pairs]), 1)
+    assert len(plan) == len(pairs)
+    assert sorted(e for variant in plan.variants for e in variant.examples.tolist()) == list(range(len(pairs)))
+    for variant in plan.variants:
+        examples = variant.examples.tolist()
+        assert all(pairs[e] == (variant.direction, variant.sign) for e in examples)
+        assert examples == sorted(examples)
+        assert (variant.span is None) == (examples != list(range(examples[0], examples[0] + len(examples))))
+        assert variant.span in (None, (examples[0], examples[-1] + 1))
+    assert list(plan.directions) == sorted({d for d, _ in pairs})
+    assert [plan.directions[i] for i in plan.index.tolist()] == [d for d, _ in pairs]
+
+
+def test_plans_of_the_methods() -> None:
+    shared, each, clean, one = plans.shared_pair(3), plans.example_pairs(3), plans.clean(3), plans.branch(7, -1)
+    assert [(v.direction, v.sign, v.span) for v in shared.variants] == [(0, 1.0, (0, 3)), (0, -1.0, (3, 6))]
+    assert each.direction.tolist() == [0, 1, 2] * 2
+    assert each.sign.tolist() == [1] * 3 + [-1] * 3
+    assert (shared.copies, each.copies, clean.copies, one.copies) == (2, 2, 1, 1)
+    assert [(v.direction, v.sign) for v in one.variants] == [(7, -1.0)]
+    assert [v.sign for v in clean.variants] == [0]
+
+
+class Pair(NamedTuple):
+    left: torch.Tensor
+    right: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    ids: torch.Tensor
+    tags: list[str]
+    width: int
+    total: int = dataclasses.field(init=False, default=4)
+
+
+def test_batches_of_any_structure_expand() -> None:
+    ids, rows = torch.arange(6).view(3, 2), torch.arange(6)
+    batch = {
+        "record": Record(ids, ["a", "b", "c"], 7),
+        "pair": Pair(rows, [ids, (rows, None)]),
+        "scalar": torch.tensor(2.0),
+        "words": ["x", "y", "z"],
+        "name": "prompt",
+        "number": 0.5,
+    }
+    assert batches.examples(batch) == 3
+    assert len(list(batches.tensors(batch))) == 5
+    twice = batches.expand(batch, 2)
+    assert twice["record"] == dataclasses.replace(batch["record"], ids=twice["record"].ids, tags=["a", "b", "c"] * 2)
+    assert torch.equal(twice["record"].ids, ids.repeat(2, 1))
+    assert isinstance(twice["pair"], Pair)
+    assert torch.equal(twice["pair"].left, rows.repeat(2))
+    assert torch.equal(twice["pair"].right[0], ids.repeat(2, 1))
+    assert twice["pair"].right[1][1] is None
+    assert (twice["words"], twice["name"], twice["number"], float(twice["scalar"])) == (["x", "y", "z"] * 2, "prompt", 0.5, 2.0)
+    first = batches.take(batch, 3, 1)
+    assert torch.equal(first["record"].ids, ids[:1])
+    assert torch.equal(first["pair"].left, rows[:2])
+    assert (first["words"], first["record"].tags, first["name"]) == (["x"], ["a"], "prompt")
+    assert torch.equal(batch["record"].ids, torch.arange(6).view(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        ({"a": torch.zeros(4), "b": torch.zeros(6)}, "4 and 6"),
+        ({"a": torch.zeros(0, 3)}, "0 examples"),
+        ({"a": torch.tensor(1.0), "b": "text"}, "no tensor"),
+    ],
+)
+def test_batches_without_examples_are_refused(batch: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        batches.examples(batch)
+
+
+@every_family
+def test_evaluation_leaves_no_trace(family: str) -> None:
+    model, batch = small(), {**some_ids(3), "scalar": torch.tensor(1.0)}
+    before = {key: value.clone() for key, value in [*model.state_dict().items(), *batch.items()]}
+    kept = {name: (parameter, parameter.data_ptr(), set(vars(parameter))) for name, parameter in model.named_parameters()}
+    model.mix.weight.requires_grad_(False)
+    random = torch.get_rng_state()
+    score(model, loss, batch, 3, family)
+    check(model, loss, some_ids(2), 2)
+    assert torch.equal(random, torch.get_rng_state())
+    for name, parameter in model.named_parameters():
+        assert (parameter, parameter.data_ptr()) == kept[name][:2]
+        assert parameter.requires_grad == (name != "mix.weight")
+        assert parameter.grad is None
+        assert set(vars(parameter)) == kept[name][2]
+    for key, value in [*model.state_dict().items(), *batch.items()]:
+        assert torch.equal(value, before[key]), key
+        assert not hasattr(value, MARK), key
+
+
+def test_an_objective_may_write_into_its_batch() -> None:
+    model, batch = small(), some_ids(3)
+
+    def writes(model: nn.Module, batch: Any) -> torch.Tensor:
+        batch["ids"][:, 0] = 0
+        return loss(model, batch)
+
+    ids = batch["ids"].clone()
+    score(model, writes, batch, 3)
+    assert torch.equal(batch["ids"], ids)
+
+
+@every_family
+def test_plans_in_a_row_do_not_mix(family: str) -> None:
+    """The same batch object under other plans in between, an error among them, gives the same losses again."""
+    model, batch = small(), some_ids(3)
+    model.kept = None  # a tensor of one forward that the next one can see
+
+    def keeps(model: Any, batch: Any) -> torch.Tensor:
+        stale = 0 if model.kept is None else 0 * model.kept.sum()
+        model.kept = torch.exp(model.decay)
+        return loss(model, batch) + stale
+
+    first = score(model, keeps, batch, 3, family)
+    for other in really.FAMILIES:
+        score(model, keeps, batch, 3, other)
+    with pytest.raises(UnresolvedOperation):
+        score(model, lambda m, b: m.out(m.table(b["ids"]).transpose(0, 1)), some_ids(3, 7), 3)
+    score_closure(really.slots_of(model), Directions(Family(), 5, 3), 1, lambda: keeps(model, batch).mean())
+    assert torch.equal(score(model, keeps, batch, 3, family), first)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("arrangement", ["interleaved", "population"])
+def test_any_plan(rank: int, arrangement: str) -> None:
+    """Variants that are not contiguous, and blocks of directions beside a clean one."""
+    if arrangement == "interleaved":
+        plan = Plan(torch.tensor([3, 1, 3, 1, 1, 3]), torch.tensor([1.0, -1, 1, 1, -1, 1]), 2)
+    else:
+        plan = Plan(torch.tensor([0] * 3 + [1] * 3 + [0] * 3), torch.tensor([1.0] * 6 + [0] * 3), 3)
+    model, batch, directions = small(), some_ids(3), Directions(Family("gaussian", rank), 5, 3)
+    slots = really.slots_of(model)
+    mine = score_batch(slots, directions, plan, lambda b: loss(model, b), batch)
+    torch.testing.assert_close(mine, really.losses(model, slots, directions, plan, loss, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_losses_that_are_not_one_an_example_are_refused() -> None:
+    for wrong in (lambda m, b: loss(m, b).mean(), lambda m, b: m(b["ids"]).sum(2)):
+        with pytest.raises(ValueError, match="one loss an example"):
+            score(small(), wrong, some_ids(3), 3)
+    with pytest.raises(ValueError, match="scalar"):
+        score_closure([], Directions(Family(), 5, 3), 1, lambda: torch.zeros(2))
+
+
+class Behind(nn.Module):
+    """A model that reads its weight where no torch operation sees it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.weight = nn.Parameter(torch.randn(WIDTH, 5))
+        self.bias = nn.Parameter(torch.randn(5))
+        self.view = self.weight.detach().numpy()
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "numpy view":
+            weight = torch.from_numpy(self.view)
+        else:
+            memory = (ctypes.c_float * self.weight.numel()).from_address(self.weight.data_ptr())
+            weight = torch.frombuffer(memory, dtype=torch.float32).view(WIDTH, 5)
+        return x @ weight + self.bias
+
+
+@pytest.mark.parametrize("how", ["address", "numpy view"])
+@pytest.mark.parametrize("each", [False, True])
+def test_self_check_finds_reads_behind_torch(how: str, each: bool) -> None:
+    torch.manual_seed(0)
+    batch = {"x": torch.randn(2, 3, WIDTH)}
+    with pytest.raises(SelfCheckFailed, match="weight"):
+        check(Behind(how), lambda m, b: m.logits(b["x"]).logsumexp((1, 2)), batch, 2, each)
+
+
+def test_self_check_finds_a_use_that_is_partly_missed() -> None:
+    """A tenth of the weight's effect goes past torch."""
+    torch.manual_seed(0)
+    model, batch = Behind("address"), {"x": torch.randn(2, 3, WIDTH)}
+
+    def partly(model: Any, batch: Any) -> torch.Tensor:
+        seen = batch["x"] @ model.weight + model.bias
+        return (0.9 * seen + 0.1 * model.logits(batch["x"])).logsumexp((1, 2))
+
+    with pytest.raises(SelfCheckFailed, match="weight"):
+        check(model, partly, batch, 2)
+
+
+@pytest.mark.parametrize("method", [zg.optim.MeZO, zg.optim.PerExample])
+def test_batch_statistics_are_refused(method: Any) -> None:
+    """Batch norm in training mode mixes the branches of a step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).train()
+    weights = copy.deepcopy(dict(model.named_parameters()))
+    batch = {"x": torch.randn(4, WIDTH) * 3, "y": torch.tensor([0, 1, 2, 0])}
+    optimiser = method(model)
+    with pytest.raises((NotPure, SelfCheckFailed, UnresolvedOperation)):
+        optimiser.step(lambda b: F.cross_entropy(model(b["x"]), b["y"], reduction="none"), batch)
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that an operation made, and did not take from what was there before."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known = known
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for out in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in self.known:
+                self.bytes = max(self.bytes, out.untyped_storage().nbytes())
+        return result
+
+
+@every_family
+@pytest.mark.parametrize("tied", [True, False])
+def test_nothing_as_large_as_the_largest_weight_is_made(family: str, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a head of a few columns, no operation makes an eighth of the embedding; dense noise comes in chunks."""
+    monkeypatch.setattr(rules, "CHUNK", 1 << 12)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 8192}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=tied)).eval()
+    columns = torch.tensor([5, 900, 8000])
+
+    def scored(model: Any, batch: Any) -> torch.Tensor:
+        hidden = model.model(input_ids=batch["ids"], use_cache=False).last_hidden_state[:, -1]
+        return F.linear(hidden, model.lm_head.weight[columns]).log_softmax(-1)[:, 0]
+
+    kind, make_plan = really.FAMILIES[family]
+    slots, directions, plan = really.slots_of(model), Directions(kind, 5, 3), make_plan(2)
+    with Largest({p.untyped_storage().data_ptr() for p in model.parameters()}) as largest:
+        score_batch(slots, directions, plan, lambda b: scored(model, b), some_ids(2))
+    assert 0 < largest.bytes < 8192 * 64 * 4 // 8
