@@ -57,6 +57,7 @@ def _compare(
     plain: Callable[[], torch.Tensor],
     clean: torch.Tensor,
 ) -> None:
+    tolerance = 0.02 if slot.parameter.dtype == torch.float32 else 0.25
     floor = FLOOR.get(slot.parameter.dtype, 0.02) * (1 + float(clean.abs().max()))
     rms = math.sqrt(float(slot.exact().square().mean(dtype=torch.float64))) or slot.scale
     eps = slot.eps
@@ -73,7 +74,7 @@ def _compare(
                 return
             error = float((mine - real).abs().max())
             effect = float((real - clean.repeat(plan.copies)).abs().max())
-            if error > 0.25 * effect + floor:
+            if error > tolerance * effect + floor:
                 ours = float((mine - clean.repeat(plan.copies)).abs().max())
                 raise SelfCheckFailed(
                     f"{slot.name}: the perturbed forward changes the loss by {ours:.3g}, really perturbed weights by {effect:.3g}; "

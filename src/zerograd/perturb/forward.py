@@ -16,17 +16,17 @@ cannot be resolved to rows is refused, naming the parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from zerograd.perturb import rows
 from zerograd.perturb.directions import Directions
 from zerograd.perturb.plan import Plan, Variant
+from zerograd.perturb.rows import MARK, Batched
 from zerograd.spaces.weights import Slot
-
-MARK = "_zerograd"
 
 _METADATA = {
     getattr(torch.Tensor, name).__get__
@@ -41,33 +41,15 @@ _METADATA = {
         *("is_contiguous", "element_size", "data_ptr", "storage_offset", "get_device", "requires_grad_", "__hash__"),
     )
 }
-_READS = {"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__contains__", "equal", "allclose"}
-_WHOLE = {"_grouped_mm", "grouped_mm", "_scaled_grouped_mm", "multi_head_attention_forward", "_native_multi_head_attention"}
-
-
-_INTO = {"__setitem__", "index_add_", "index_copy_", "index_put_", "scatter_add_", "copy_"}
-_BROADCASTS = {
-    *("add", "sub", "mul", "div", "true_divide", "multiply", "subtract", "rsub", "pow", "where", "cat", "matmul", "__matmul__"),
-    *("add_", "sub_", "mul_", "div_", "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "__mul__"),
-    *("__rmul__", "__imul__", "__truediv__", "__rtruediv__", "__itruediv__", "maximum", "minimum", "addcmul", "lerp"),
+_READS = {
+    *("item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__", "__contains__", "equal", "allclose"),
+    *("is_nonzero", "untyped_storage", "storage", "__dlpack__"),
 }
+_WHOLE = {"_grouped_mm", "grouped_mm", "_scaled_grouped_mm", "multi_head_attention_forward", "_native_multi_head_attention"}
 
 
 class UnresolvedOperation(RuntimeError):
     """An operation mixes a perturbed parameter with the batch in a way that cannot be split by example."""
-
-
-class Batched:
-    """Mark of a tensor that depends on the batch.
-
-    rows: None when the leading dimension is examples x k in order, else int64 (leading dimension,), each row's example.
-    """
-
-    __slots__ = ("owner", "rows")
-
-    def __init__(self, owner: PerturbedForward, rows: torch.Tensor | None = None) -> None:
-        self.owner = owner
-        self.rows = rows
 
 
 class Part(NamedTuple):
@@ -131,9 +113,9 @@ class PerturbedForward(TorchFunctionMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch.set_grad_enabled(self._gradients)
 
-    def mark(self, tensor: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Say that a tensor depends on the batch; the engine marks the expanded batch itself."""
-        setattr(tensor, MARK, self._batched if rows is None else Batched(self, rows))
+    def mark(self, tensor: torch.Tensor, to: torch.Tensor | None = None, *, lost: bool = False) -> torch.Tensor:
+        """Say that a tensor depends on the batch, and on which examples; the engine marks the expanded batch itself."""
+        setattr(tensor, MARK, self._batched if to is None and not lost else Batched(self, to, lost=lost))
         return tensor
 
     def slot(self, value: Any) -> Slot | None:
@@ -170,6 +152,13 @@ class PerturbedForward(TorchFunctionMode):
     def repeat(self, tensor: torch.Tensor, name: str) -> int | torch.Tensor:
         """How a batched tensor's leading dimension maps to examples: k rows an example, or each row's example."""
         mark = self.batched(tensor)
+        if mark is not None:
+            mark = rows.settled(self, mark)
+        if mark is not None and mark.lost:
+            raise UnresolvedOperation(
+                f"{name} meets a tensor of shape {tuple(tensor.shape)} whose leading dimension can no longer be told apart by "
+                "example; keep the batch first and unmixed, or pass a closure"
+            )
         if mark is not None and mark.rows is not None:
             return mark.rows
         leading = tensor.shape[0] if tensor.ndim else 1
@@ -194,15 +183,31 @@ class PerturbedForward(TorchFunctionMode):
             return slice(variant.span[0] * repeat, variant.span[1] * repeat)
         return (variant.examples[:, None] * repeat + torch.arange(repeat)).flatten()
 
+    def resolved(self, losses: torch.Tensor) -> torch.Tensor:
+        """Losses as each expanded example sees them. Raises UnresolvedOperation when they are not in the order of the examples."""
+        derived, mark = self.derived(losses), self.batched(losses)
+        if mark is not None:
+            mark = rows.settled(self, mark)
+        if mark is not None and (mark.lost or mark.rows is not None):
+            raise UnresolvedOperation(
+                "the losses are not one an example in the order of the batch; restore its order before returning"
+            )
+        if derived is None or losses.shape != (len(self.plan),):
+            return losses.detach()
+        result = torch.empty(losses.shape)
+        for variant in self.plan.variants:
+            result[variant.examples] = derived.value(variant)[variant.examples].float()
+        return result
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _METADATA:
+        if func in _METADATA or not self._slots:
             return func(*args, **kwargs)
         ours: Any = None
-        batched = selected = False
-        for value in _tensors(args, kwargs):
+        batched = False
+        for value in rows.tensors(args, kwargs):
             if id(value) in self._slots:
                 ours = value if ours is None else ours
                 self.used.add(id(value))
@@ -213,16 +218,21 @@ class PerturbedForward(TorchFunctionMode):
                     ours = value if ours is None else ours
                 else:
                     batched = True
-                    selected = selected or mark.rows is not None
-        if ours is None:
-            if not batched:
-                return func(*args, **kwargs)
-            return self._follow(func, args, kwargs, selected)
         name = getattr(func, "__name__", str(func))
+        if name == "__get__":
+            name = getattr(func, "__self__", func).__name__  # a property, such as T
+        if ours is None:
+            if self.whole or not batched:
+                return func(*args, **kwargs)
+            return rows.follow(self, name, func, args, kwargs)
         if name in _READS:
             raise UnresolvedOperation(
                 f"{self.name(ours)} is read by {name}(), so the model's course would depend on the perturbation; freeze it"
             )
+        if name == "batch_norm" and not self.whole and (kwargs.get("training") or True in args[5:6]):
+            raise UnresolvedOperation("batch_norm in training mode mixes examples; call model.eval()")
+        if not self.whole and "out" in kwargs:
+            raise UnresolvedOperation(f"{self.name(ours)} is used by {name} with out=; use what it returns, or pass a closure")
         if not self.whole and batched and name in _WHOLE:
             mend = "call model.set_experts_implementation('eager')" if "grouped" in name else "freeze it or pass a closure"
             raise UnresolvedOperation(f"{self.name(ours)} is used by {name}, which cannot be split by example; {mend}")
@@ -235,122 +245,109 @@ class PerturbedForward(TorchFunctionMode):
             variant = self.plan.variants[0]
             return func(*_map(args, self.value, variant), **_map(kwargs, self.value, variant))
         if not batched:
-            return self._derive(func, args, kwargs, ours)
-        return self._split(func, args, kwargs, str(self.name(ours)))
+            return self.derive(func, args, kwargs, ours)
+        return self._split(name, func, args, kwargs, str(self.name(ours)))
 
-    def _follow(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], selected: bool) -> Any:
-        """An operation on the batch alone: run it, and keep track of which example each row belongs to."""
-        result = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "index_select") and _selects(name, args) and self._resolves(args[0]):
-            rows = self.per_row(torch.arange(len(self.plan)), self.repeat(args[0], name))
-            spread = rows.view(-1, *[1] * (args[0].ndim - 1)).expand(args[0].shape)
-            chosen = func(spread, *args[1:], **kwargs)  # the same selection, of each element's example
-            if not chosen.ndim or not chosen.numel():
-                return self.mark(result, chosen.new_empty(0) if chosen.ndim else None)
-            rows = chosen.reshape(len(chosen), -1)[:, 0]
-            in_order = len(rows) % len(self.plan) == 0 and torch.equal(rows, self._in_order(len(rows)))
-            return self.mark(result, None if in_order else rows)
-        if name in _INTO:
-            if self.batched(args[0]) is None:
-                self.mark(args[0])
-            return result
-        rows_of: Batched | None = None
-        if selected:
-            marks = (self.batched(value) for value in _tensors(args, kwargs))
-            rows_of = next((mark for mark in marks if mark is not None and mark.rows is not None), None)
-        for out in _tensors((result,), {}):
-            follows = rows_of is not None and rows_of.rows is not None and out.shape[:1] == rows_of.rows.shape
-            setattr(out, MARK, rows_of if follows else self._batched)
-        return result
-
-    def _in_order(self, rows: int) -> torch.Tensor:
-        return self.per_row(torch.arange(len(self.plan)), rows // len(self.plan))
-
-    def _resolves(self, tensor: Any) -> bool:
-        mark = self.batched(tensor)
-        return mark is not None and tensor.ndim > 0 and (mark.rows is not None or tensor.shape[0] % len(self.plan) == 0)
-
-    def _derive(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], ours: torch.Tensor) -> Any:
+    def derive(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], ours: torch.Tensor) -> Any:
         """An operation on slots without the batch: its result is derived."""
+        name, operation = str(self.name(ours)), getattr(func, "__name__", str(func))
+        target = args[0] if args else None
+        old = self.derived(target)
+        writes = _in_place(operation) or operation == "__setitem__"
+        if writes and old is None:
+            raise UnresolvedOperation(f"{name} is used by {operation} to write into a tensor; write the operation out of place")
         result = func(*args, **kwargs)
-        name = str(self.name(ours))
-        if any(result is value for value in _tensors(args, kwargs)):
-            return result  # a cast that had nothing to do
-        if isinstance(result, torch.Tensor):
+        if old is not None and (writes or result is target):
 
-            def value(variant: Variant) -> torch.Tensor:
-                made: torch.Tensor = func(*_map(args, self.value, variant), **_map(kwargs, self.value, variant))
-                return made
+            def rewritten(variant: Variant) -> torch.Tensor:
+                fresh = old.value(variant).clone()
+                func(fresh, *_map(args[1:], self.value, variant), **_map(kwargs, self.value, variant))
+                return fresh
 
-            setattr(result, MARK, Derived(self, name, value))
+            setattr(target, MARK, Derived(self, name, rewritten))
             return result
-        if isinstance(result, (tuple, list)):
-            for i, out in enumerate(result):
+        if any(result is value for value in rows.tensors(args, kwargs)):
+            return result  # a cast that had nothing to do
+        for i, out in enumerate(rows.tensors(result)):
 
-                def item(variant: Variant, i: int = i) -> torch.Tensor:
-                    made: torch.Tensor = func(*_map(args, self.value, variant), **_map(kwargs, self.value, variant))[i]
-                    return made
+            def value(variant: Variant, i: int = i) -> torch.Tensor:
+                made = func(*_map(args, self.value, variant), **_map(kwargs, self.value, variant))
+                return list(rows.tensors(made))[i]
 
-                if isinstance(out, torch.Tensor):
-                    setattr(out, MARK, Derived(self, name, item))
+            setattr(out, MARK, Derived(self, name, value))
         return result
 
-    def _split(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], name: str) -> Any:
+    def _split(self, operation: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], name: str) -> Any:
         """Any operation on slots and the batch: variant by variant, over that variant's rows."""
-        operation = getattr(func, "__name__", str(func))
-        inplace = operation.startswith("__i") or (operation.endswith("_") and not operation.endswith("__"))
-        source = next((v for v in _tensors(args, kwargs) if self.batched(v) is not None and v.ndim), None)
-        if source is None or (inplace and args[0] is not source):
-            raise UnresolvedOperation(f"{name} is used by {operation} in a way that cannot be split by example; freeze it")
-        repeat = self.repeat(source, name)
-        leading = {v.shape[0] for v in _tensors(args, kwargs) if self.batched(v) is not None and v.ndim}
-        ndim = max(v.ndim for v in _tensors(args, kwargs))
-        broadcasts = operation in _BROADCASTS
+        inplace = _in_place(operation)
+        refusal = f"{name} is used by {operation} in a way that cannot be split by example; freeze it or pass a closure"
+        batched = [v for v in rows.tensors(args, kwargs) if self.batched(v) is not None and v.ndim]
+        if not batched or (inplace and args[0] is not batched[0]) or operation in rows.WRITES:
+            raise UnresolvedOperation(refusal)
+        if not self._splits(operation, args, kwargs):
+            raise UnresolvedOperation(refusal)
+        repeat = self.repeat(batched[0], name)
+        leading, ndim = batched[0].shape[0], max(v.ndim for v in rows.tensors(args, kwargs))
+        if any(not _same(self.repeat(v, name), repeat) for v in batched if v.shape[0] == leading):
+            raise UnresolvedOperation(refusal)
 
-        def rows(value: Any, variant: Variant) -> Any:
-            mine = self.value(value, variant)
-            follows = broadcasts and self.slot(value) is None and mine.ndim == ndim and mine.shape[0] in leading
-            if (follows and mine.shape[0] > 1) or (self.batched(value) is not None and mine.ndim):
-                return mine[self.at(variant, self.repeat(value, name))]
-            return mine
+        keeps = operation.startswith("conv") or (operation in rows.PRODUCTS and ndim == 2)  # a weight's first dimension is its own
+
+        def mine(value: Any, variant: Variant) -> Any:
+            made = self.value(value, variant)
+            expanded = self.slot(value) is None and made.ndim == ndim and made.shape[0] == leading > 1
+            if self.batched(value) is not None and made.ndim:
+                return made[self.at(variant, self.repeat(value, name))]
+            return made[self.at(variant, repeat)] if expanded and not keeps else made
 
         result: torch.Tensor | None = None
+        each: int | torch.Tensor = repeat
         for variant in self.plan.variants:
-            part = func(*_map(args, rows, variant), **_map(kwargs, rows, variant))
             at = self.at(variant, repeat)
+            try:
+                part = func(*_map(args, mine, variant), **_map(kwargs, mine, variant))
+            except (RuntimeError, IndexError) as error:
+                raise UnresolvedOperation(f"{refusal} ({str(error).splitlines()[0]})") from error
             if inplace:
                 if not isinstance(at, slice):
-                    source[at] = part
+                    batched[0][at] = part
                 continue
             count = len(variant.examples) if isinstance(repeat, int) else len(at)  # type: ignore[arg-type]
             if not isinstance(part, torch.Tensor) or not part.ndim or part.shape[0] % max(1, count):
-                shape = tuple(part.shape) if isinstance(part, torch.Tensor) else type(part).__name__
-                raise UnresolvedOperation(
-                    f"{name} is used by {operation}, whose result ({shape}) has no row for each example; freeze it"
-                )
-            each: int | torch.Tensor = part.shape[0] // count if isinstance(repeat, int) else repeat
+                raise UnresolvedOperation(refusal)
+            if isinstance(repeat, int):
+                each = part.shape[0] // count
+            elif part.shape[0] != count:
+                raise UnresolvedOperation(refusal)
             if result is None:
                 total = each * len(self.plan) if isinstance(each, int) else len(each)
                 result = part.new_empty((total, *part.shape[1:]))
             result[self.at(variant, each)] = part
         if inplace:
-            return source
+            return batched[0]
         assert result is not None
-        return self.mark(result, repeat if isinstance(repeat, torch.Tensor) else None)
+        return self.mark(result, each if isinstance(each, torch.Tensor) else None)
+
+    def _splits(self, operation: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether the result of an operation has the rows of the batch in its leading dimension."""
+        if operation == "einsum":
+            return isinstance(args[0], str) and rows.leads(args[0], [self.batched(t) is not None for t in rows.tensors(args[1:])])
+        if operation in ("cat", "concat", "concatenate", "stack"):
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            return bool(dim % (next(rows.tensors(args, kwargs)).ndim + (operation == "stack")) != 0)
+        if operation == "__getitem__":
+            return self.batched(args[0]) is not None or isinstance(args[1], torch.Tensor)
+        return True
 
 
-def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
-    for value in args:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value, {})
-    for value in kwargs.values():
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value, {})
+def _in_place(operation: str) -> bool:
+    return operation.startswith("__i") or (operation.endswith("_") and not operation.endswith("__"))
+
+
+def _same(one: int | torch.Tensor, other: int | torch.Tensor) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(one, other)
+    return one == other
 
 
 def _map(value: Any, change: Callable[[Any, Variant], Any], variant: Variant) -> Any:
@@ -362,11 +359,3 @@ def _map(value: Any, change: Callable[[Any, Variant], Any], variant: Variant) ->
         parts = [_map(v, change, variant) for v in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
-
-
-def _selects(name: str, args: Sequence[Any]) -> bool:
-    """Whether an indexing operation may pick among leading rows."""
-    if name == "index_select":
-        return bool(args[1] == 0)
-    index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
-    return index is not Ellipsis and index is not None and not (isinstance(index, slice) and index == slice(None))

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from zerograd import noise
-from zerograd.perturb.forward import MARK, Derived, Part, PerturbedForward
+from zerograd.perturb.forward import Derived, Part, PerturbedForward, UnresolvedOperation
 from zerograd.perturb.plan import Variant
+from zerograd.perturb.rows import MARK
 from zerograd.spaces.weights import Slot
 
 CHUNK = 1 << 20
@@ -37,25 +38,31 @@ def linear(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwar
 def addmm(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """bias + x W, as GPT-2's Conv1D writes it."""
     bias, x, weight = _arguments(("input", "mat1", "mat2"), args, kwargs)
-    if "alpha" in kwargs or "beta" in kwargs:
+    if kwargs.keys() & {"alpha", "beta", "out"}:
         return NotImplemented
     return _affine(forward, x, weight, bias, transposed=True)
 
 
 def matmul(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """x W."""
-    x, weight = args[0], args[1]
-    if kwargs or x.ndim < 2:
+    x, weight = _arguments(("input", "other"), args, kwargs)
+    if x.ndim < 2 or "out" in kwargs:
         return NotImplemented
     return _affine(forward, x, weight, None, transposed=True)
 
 
 def embedding(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """Rows of W picked by ids: only they are perturbed."""
-    ids, weight = _arguments(("input", "weight"), args, kwargs)
+    ids, weight, _, max_norm = _arguments(("input", "weight", "padding_idx", "max_norm"), args, kwargs)
     slot = forward.slot(weight)
-    if slot is None or slot.view[0] != 1 or slot.parameter.ndim != 2:
+    if max_norm is not None:
+        raise UnresolvedOperation(
+            f"{forward.name(weight)} is renormalised by its lookup (max_norm); build the embedding without it"
+        )
+    if slot is None or slot.parameter.ndim != 2:
         return NotImplemented
+    if ids.numel() and int(ids.min()) < 0:
+        raise IndexError(f"{slot.name} is looked up by a negative id")
     return _lookup(forward, ids, slot)
 
 
@@ -77,9 +84,11 @@ def getitem(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwa
         setattr(result, MARK, Derived(forward, slot.name, value, Part(slot, e)))
         return result
     if scalar:
-        return NotImplemented if forward.whole else forward._derive(func, (weight, int(index)), {}, weight)
-    if isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32):
-        return embedding(forward, func, (index, weight), {})
+        return NotImplemented if forward.whole else forward.derive(func, (weight, int(index)), {}, weight)
+    if isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32) and slot.parameter.ndim == 2:
+        from_start = torch.where(index < 0, index + slot.view[1], index)
+        mark = forward.batched(index)
+        return _lookup(forward, from_start if mark is None else forward.mark(from_start, mark.rows, lost=mark.lost), slot)
     return NotImplemented
 
 
@@ -87,11 +96,15 @@ def cast(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwargs
     """A matrix in another dtype is still that matrix: products choose their own dtype."""
     slot, derived = forward.slot(args[0]), forward.derived(args[0])
     part = Part(slot) if slot is not None and slot.parameter.ndim == 2 else derived.part if derived is not None else None
-    if forward.whole or part is None or any(isinstance(a, torch.Tensor) for a in args[1:]):
+    like = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.Tensor)]
+    if like and not forward.whole and forward.name(like[0]) is None:
+        return cast(forward, torch.Tensor.to, (args[0], like[0].dtype), {})
+    if forward.whole or part is None or like:
         return NotImplemented
-    result = forward._derive(func, args, kwargs, args[0])
+    before = args[0].dtype
+    result = forward.derive(func, args, kwargs, args[0])
     made = forward.derived(result)
-    if made is not None:
+    if made is not None and torch.promote_types(before, result.dtype) == result.dtype:
         made.part = part
     return result
 
@@ -138,7 +151,7 @@ RULES: dict[str, Rule] = {
     "addmm": addmm,
     "embedding": embedding,
     "__getitem__": getitem,
-    **dict.fromkeys(("float", "to", "bfloat16", "half", "contiguous", "detach"), cast),
+    **dict.fromkeys(("float", "to", "type_as", "bfloat16", "half", "contiguous", "detach"), cast),
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     **dict.fromkeys(("matmul", "__matmul__", "mm"), matmul),
@@ -160,8 +173,8 @@ def _arguments(names: Sequence[str], args: Args, kwargs: dict[str, Any]) -> list
 
 def _affine(forward: PerturbedForward, x: Any, weight: Any, bias: Any, *, transposed: bool) -> Any:
     slot, derived = forward.slot(weight), forward.derived(weight)
-    part = Part(slot) if slot is not None else derived.part if derived is not None else None
-    if forward.name(x) is not None or (part is None and (derived is not None or forward.slot(bias) is None)):
+    part = Part(slot) if slot is not None and slot.view[0] == 1 else derived.part if derived is not None else None
+    if forward.name(x) is not None or (part is None and (forward.name(weight) is not None or forward.slot(bias) is None)):
         return NotImplemented
     if part is not None and part.slot.parameter.ndim - (part.slot.view[0] > 1) != 2:
         return NotImplemented
@@ -279,7 +292,7 @@ def _picked(
 ) -> torch.Tensor:
     """The rows of a matrix that ids name, perturbed: (*ids.shape, columns), by default in the parameter's dtype."""
     directions = forward.directions
-    flat = ids.reshape(-1) % slot.view[1]  # an index from the end is the same row
+    flat = ids.reshape(-1)
     weight = slot.flat[flat]
     if variant.sign == 0:
         return weight.view(*ids.shape, -1).to(dtype or weight.dtype)
@@ -297,7 +310,11 @@ def _picked(
 
 
 def _scale_and_shift(forward: PerturbedForward, x: torch.Tensor, y: torch.Tensor, weight: Any, bias: Any) -> Any:
-    if (weight is not None and weight.ndim != 1) or (not forward.whole and forward.batched(x) is None):
+    if (
+        forward.name(x) is not None
+        or (weight is not None and weight.ndim != 1)
+        or (not forward.whole and forward.batched(x) is None)
+    ):
         return NotImplemented
     repeat = 0 if forward.whole else forward.repeat(x, str(forward.name(weight) or forward.name(bias)))
     for value, combine in ((weight, torch.Tensor.mul_), (bias, torch.Tensor.add_)):
@@ -324,7 +341,7 @@ def _values(forward: PerturbedForward, value: torch.Tensor) -> torch.Tensor:
     """A small tensor's value for each expanded example: (examples, *shape), float32 where it is a vector of ours."""
     plan, directions = forward.plan, forward.directions
     slot = forward.slot(value)
-    if slot is not None and not slot.is_matrix:
+    if slot is not None and slot.view[0] * slot.view[1] == 1:
         z = directions.dense(slot, plan.directions, torch.zeros(1, dtype=torch.int64), slot.view[2])[:, 0]
         values = slot.exact().view(1, -1) + z[plan.index] * (plan.sign * directions.amplitude(slot))[:, None]
         return values.view(len(plan), *value.shape)

@@ -31,11 +31,12 @@ def score_batch(slots: Sequence[Slot], directions: Directions, plan: Plan, objec
         forward.mark(tensor)
     with forward:
         losses = objective(expanded)
-    parts = [torch.as_tensor(part).detach().float() for part in (losses if isinstance(losses, tuple) else (losses,))]
-    odd = [tuple(part.shape) for part in parts if part.shape != (len(plan),)]
-    if odd or len(parts) > 2:
-        shape = odd[0] if odd else f"of {len(parts)} tensors"
+    given = [torch.as_tensor(part) for part in (losses if isinstance(losses, tuple) else (losses,))]
+    odd = [tuple(part.shape) for part in given if part.shape != (len(plan),)]
+    if odd or len(given) > 2:
+        shape = odd[0] if odd else f"of {len(given)} tensors"
         raise ValueError(f"objective(batch) returned shape {shape} for {len(plan)} examples; return one loss an example")
+    parts = [forward.resolved(part).float() for part in given]
     if len(parts) == 1:
         return parts[0]
     sums, counts = (part.view(plan.copies, -1) for part in parts)
