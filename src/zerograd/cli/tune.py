@@ -41,7 +41,7 @@ class Bar:
     def __init__(self, console: Any) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[state]}"))
+        columns = (TextColumn("{task.description:16}"), BarColumn(12), TaskProgressColumn(), TextColumn("{task.fields[state]}"))
         self._progress = Progress(*columns, console=console, refresh_per_second=4)
         self._phase = ""
         self._task: Any = None
@@ -71,27 +71,28 @@ def _state(progress: Any) -> str:
     left = (
         "" if math.isnan(progress.seconds_left) else f" ETA {int(progress.seconds_left // 60)}:{int(progress.seconds_left % 60):02}"
     )
-    pace = f"{progress.examples_per_second:.0f} examples/s {progress.seconds_per_step:.2f} s/step"
-    return f"step {progress.step} loss {progress.loss:.3f}{dev} {pace}{left}"
+    pace = f"{progress.examples_per_second:.0f} ex/s {progress.seconds_per_step:.2f} s/step"
+    return f"loss {progress.loss:.3f}{dev} {pace}{left}"
 
 
 def table(result: dict[str, Any]) -> Any:
-    """The four accuracies with their intervals and paired gains."""
+    """The four accuracies with their 95 % intervals, and the paired gains."""
+    from rich import box
     from rich.table import Table
 
-    made = Table(title=f"{result['task']}: {result['test_rows']:,} test rows", title_justify="left")
-    made.add_column("")
-    for heading in ("accuracy", "95 % interval", "gain over zero-shot", "gain over threshold"):
-        made.add_column(heading, justify="right")
-    made.add_row("majority", _percent(result["accuracy_majority"]), "", "", "")
-    made.add_row("zero-shot", _percent(result["accuracy_before"]), _interval(result["ci_before"]), "", "")
-    calibrated = _interval(result["ci_calibrated"])
-    made.add_row("zero-shot, threshold fitted on train", _percent(result["accuracy_calibrated"]), calibrated, "", "")
+    title = f"{result['task']}: % right of {result['test_rows']:,} test rows (95 % interval), paired gains"
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    made.add_column("", no_wrap=True)
+    for heading in ("accuracy", "over zero-shot", "over threshold"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    made.add_row("majority", _percent(result["accuracy_majority"], None), "", "")
+    made.add_row("zero-shot", _percent(result["accuracy_before"], result["ci_before"]), "", "")
+    made.add_row("threshold-fitted", _percent(result["accuracy_calibrated"], result["ci_calibrated"]), "", "")
     gains = (
         _gain(result["accuracy_after"] - result[f"accuracy_{name}"], result[interval])
         for name, interval in (("before", "ci_gain"), ("calibrated", "ci_gain_calibrated"))
     )
-    made.add_row("tuned", _percent(result["accuracy_after"]), _interval(result["ci_after"]), *gains, style="bold")
+    made.add_row("tuned", _percent(result["accuracy_after"], result["ci_after"]), *gains, style="bold")
     return made
 
 
@@ -112,13 +113,10 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _interval(bounds: list[float]) -> str:
-    return f"{100 * bounds[0]:.1f} .. {100 * bounds[1]:.1f}"
+def _percent(value: float, bounds: list[float] | None) -> str:
+    interval = "" if bounds is None else f" ({100 * bounds[0]:.1f}, {100 * bounds[1]:.1f})"
+    return f"{100 * value:.1f}{interval}"
 
 
 def _gain(value: float, bounds: list[float]) -> str:
-    return f"{100 * value:+.1f} ({100 * bounds[0]:+.1f} .. {100 * bounds[1]:+.1f})"
+    return f"{100 * value:+.1f} ({100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f})"

@@ -135,10 +135,7 @@ class ZerothOrder(torch.optim.Optimizer):
         Returns the mean loss of the branches, a float.
         Raises NotPure, NotFinite, or UnresolvedOperation; weights are then as they were.
         """
-        directions = Directions(self.family, self.seed, self.steps)
-        group_of = {id(p): group for group in self.param_groups for p in group["params"]}
-        for slot in self.slots:
-            slot.eps = group_of[id(slot.parameter)]["eps"]
+        directions, group_of = self._directions()
         if batch is None:
             scores = self._closure_scores(closure, directions)
         else:
@@ -160,6 +157,18 @@ class ZerothOrder(torch.optim.Optimizer):
         spread = float(differences.std()) if len(differences) > 1 else math.nan
         self.info = Info(loss, float(differences.mean()), spread, False)
         return loss
+
+    def attach(self, objective: Objective, batch: Any, *, examples: int | None = None) -> None:
+        """Do now what the first step(objective, batch) would do before it: the checks, and loading the compiled kernels.
+
+        Raises NotPure or SelfCheckFailed. Weights stay as they are.
+        """
+        directions, _ = self._directions()
+        self._check_batch(objective, batch, directions, examples or batches.examples(batch))
+        for slot in {
+            (s.is_matrix, s.remainder is None): s for s in sorted(self.slots, key=lambda s: -s.parameter.numel())
+        }.values():
+            apply.update(slot, directions, [0], [0.0], 1.0)
 
     def evaluate(self, objective: Objective, batch: Any, *, examples: int | None = None) -> torch.Tensor:
         """The unperturbed losses of a batch, through the same forward that steps use."""
@@ -210,6 +219,19 @@ class ZerothOrder(torch.optim.Optimizer):
         return torch.cat([score_closure(self.slots, directions, sign, closure) for sign in (1, -1)])
 
     def _batch_scores(self, objective: Objective, batch: Any, directions: Directions, count: int) -> torch.Tensor:
+        self._check_batch(objective, batch, directions, count)
+        plan = self.plan(count)
+        self.forwards += plan.copies
+        return score_batch(self.slots, directions, plan, objective, batch)
+
+    def _directions(self) -> tuple[Directions, dict[int, dict[str, Any]]]:
+        """The directions of the next step, and the group of each parameter by its identity."""
+        group_of = {id(p): group for group in self.param_groups for p in group["params"]}
+        for slot in self.slots:
+            slot.eps = group_of[id(slot.parameter)]["eps"]
+        return Directions(self.family, self.seed, self.steps), group_of
+
+    def _check_batch(self, objective: Objective, batch: Any, directions: Directions, count: int) -> None:
         if not self._checked:
             few = min(2, count)
             little = batches.take(batch, count, few)
@@ -220,9 +242,6 @@ class ZerothOrder(torch.optim.Optimizer):
                 lambda slots: score_batch(slots, directions, plans.trial(few), objective, little),
                 lambda: score_batch([], directions, plans.clean(few), objective, little),
             )
-        plan = self.plan(count)
-        self.forwards += plan.copies
-        return score_batch(self.slots, directions, plan, objective, batch)
 
     def _check(
         self,

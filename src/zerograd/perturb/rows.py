@@ -183,8 +183,10 @@ def _stays(
     if mark is None or not source.ndim:
         return False
     if name == "__getitem__":
-        index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
-        return isinstance(index, slice) and index == slice(None)
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        if index[:1] == (Ellipsis,):
+            return all(i is None or isinstance(i, (int, slice)) for i in index[1:]) and len(index) <= source.ndim
+        return isinstance(index[0], slice) and index[0] == slice(None) if index else False
     if name in _SHAPES:
         whole = isinstance(result, torch.Tensor) and result.ndim > 0 and result.shape[0] % len(forward.plan) == 0
         return mark.rows is None and not mark.lost and whole and source.shape[0] % len(forward.plan) == 0

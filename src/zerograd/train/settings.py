@@ -31,7 +31,7 @@ class TuneSettings:
     steps: int = _setting(0, "stop after this many steps; 0 for no limit")
     batch_size: int = _setting(32, "examples a step")
     lr: float = _setting(0.1, "learning rate: the relative change of a weight a step, before averaging over directions")
-    eps: float = _setting(1e-2, "smoothing radius, relative to each tensor's rms")
+    eps: float = _setting(2e-2, "smoothing radius, relative to each tensor's rms")
     schedule: str = _setting("linear", "how the learning rate falls over the run", SCHEDULES)
     weight_decay: float = _setting(0.0, "decoupled weight decay")
     directions: int = _setting(1, "directions an example sees in a step (per-example)")

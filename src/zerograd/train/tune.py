@@ -82,13 +82,16 @@ class Tuning:
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate before and after, write the run's folder, and return its result."""
-        before = self.scores(self.task.test, "zero-shot on test")
-        fit = self.scores(self.task.train, "zero-shot on train, to fit a threshold")
+        self.listen(Progress("self-check", 0.0))
+        first = self.scorer.batch(self.task.train[: self.settings.batch_size])
+        self.optimizer.attach(self.scorer.losses, self.scorer.begin(first))
+        before = self.scores(self.task.test, "zero-shot, test")
+        fit = self.scores(self.task.train, "zero-shot, train")
         inference_peak = self._evaluation_peak()
         memory.reset_peak()
         seconds = self.train()
         training_peak = memory.peak_bytes()
-        after = self.scores(self.task.test, "tuned on test")
+        after = self.scores(self.task.test, "tuned, test")
         result = self._result(before, fit, after) | {
             "seconds": seconds,
             "seconds_per_step": seconds / max(1, self.optimizer.steps),
