@@ -6,10 +6,7 @@ What is wrong with the input ends it with one line and exit code 2.
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 
 from zerograd import __version__
@@ -24,7 +21,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     tune.add(verbs)
     chosen = parser.parse_args(arguments)
-    _quiet()
     try:
         code: int = chosen.run(chosen)
     except (ValueError, FileNotFoundError) as error:
@@ -34,13 +30,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"zerograd {chosen.verb}: interrupted before there was anything to keep", file=sys.stderr)
         return 130
     return code
-
-
-def _quiet() -> None:
-    """Leave the screen to our own progress: the libraries' bars and advice go."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="transformers")

@@ -21,8 +21,12 @@ def add(verbs: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     settings = flags.read(TuneSettings, parsed)
     from rich.console import Console
+    from transformers.utils import logging
 
     from zerograd.train.tune import Tuning
+
+    logging.disable_progress_bar()  # the screen is for our own progress
+    logging.set_verbosity_error()
 
     console = Console(stderr=parsed.json)
     with Bar(console) as bar:
