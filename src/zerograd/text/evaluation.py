@@ -9,22 +9,22 @@ import torch
 from zerograd.text.scoring import OptionScorer
 from zerograd.text.tasks import Example
 
-ROWS = 64
-"""Examples evaluated at a time, of like length."""
-
 Scores = Sequence[Sequence[float]]
 
 
 def option_scores(
-    scorer: OptionScorer, examples: Sequence[Example], listen: Callable[[float], None] = lambda done: None
+    scorer: OptionScorer, examples: Sequence[Example], rows: int = 64, listen: Callable[[float], None] = lambda done: None
 ) -> list[list[float]]:
-    """The score of every option of every example, in the order given. listen hears the share that is done, in [0, 1]."""
+    """The score of every option of every example, in the order given.
+
+    rows: examples evaluated at a time, of like length. listen hears the share that is done, in [0, 1].
+    """
     prompts = [scorer.prompt_ids(example.text) for example in examples]
     by_length = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     scores: list[list[float]] = [[] for _ in examples]
-    for first in range(0, len(by_length), ROWS):
+    for first in range(0, len(by_length), rows):
         listen(first / len(by_length))
-        chosen = by_length[first : first + ROWS]
+        chosen = by_length[first : first + rows]
         batch = scorer.batch([examples[i] for i in chosen])
         with torch.no_grad():
             for i, row in zip(chosen, scorer.scores(batch).tolist(), strict=True):

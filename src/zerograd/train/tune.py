@@ -76,6 +76,7 @@ class Tuning:
             seed=settings.seed,
             **options,
         )
+        self.rows = self.optimizer.plan(settings.batch_size).copies * settings.batch_size  # of a step, and of an evaluation
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.history: list[dict[str, float]] = []
         self.stopped: str | None = None
@@ -85,9 +86,10 @@ class Tuning:
         self.listen(Progress("self-check", 0.0))
         first = self.scorer.batch(self.task.train[: self.settings.batch_size])
         self.optimizer.attach(self.scorer.losses, self.scorer.begin(first))
+        memory.reset_peak()
         before = self.scores(self.task.test, "zero-shot, test")
         fit = self.scores(self.task.train, "zero-shot, train")
-        inference_peak = self._evaluation_peak()
+        inference_peak = memory.peak_bytes()
         memory.reset_peak()
         seconds = self.train()
         training_peak = memory.peak_bytes()
@@ -126,7 +128,7 @@ class Tuning:
                     record["spread"] = self.optimizer.info.spread
                 done = self._done(elapsed)
                 if done >= next_evaluation - 1e-9:
-                    scores = evaluation.option_scores(self.scorer, self.task.dev)
+                    scores = evaluation.option_scores(self.scorer, self.task.dev, self.rows)
                     dev = evaluation.accuracy(scores, self.task.dev)
                     record |= {"dev_accuracy": dev, "dev_loss": evaluation.cross_entropy(scores, self.task.dev)}
                     while next_evaluation <= done + 1e-9:
@@ -142,7 +144,7 @@ class Tuning:
 
     def scores(self, examples: Sequence[Example], phase: str) -> list[list[float]]:
         """The option scores of some examples by the model as it is now, with progress under the name of the phase."""
-        return evaluation.option_scores(self.scorer, examples, lambda done: self.listen(Progress(phase, done)))
+        return evaluation.option_scores(self.scorer, examples, self.rows, lambda done: self.listen(Progress(phase, done)))
 
     def _done(self, elapsed: float) -> float:
         """The share of the run that is done: the larger of its share of minutes and of steps."""
@@ -152,16 +154,6 @@ class Tuning:
         if self.settings.steps:
             shares.append(self.optimizer.steps / self.settings.steps)
         return max(shares)
-
-    def _evaluation_peak(self) -> int:
-        """The peak of evaluating the longest training batch with as many rows as a step has."""
-        lengths = self._lengths()
-        longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[: 2 * self.settings.batch_size]
-        batch = self.scorer.batch([self.task.train[i] for i in longest])
-        memory.reset_peak()
-        with torch.no_grad():
-            self.scorer.losses(batch)
-        return memory.peak_bytes()
 
     def _lengths(self) -> list[int]:
         return [len(self.scorer.prompt_ids(example.text)) for example in self.task.train]
