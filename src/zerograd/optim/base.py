@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -54,7 +55,7 @@ class Info:
     skipped: bool
 
 
-class ZerothOrder(torch.optim.Optimizer):
+class ZerothOrder(torch.optim.Optimizer, ABC):
     """Base of the methods; see `MeZO` and `PerExample` for what a user holds.
 
     Subclasses set `family` and `per_example`, and say what `plan`, `differences` and `multipliers` are.
@@ -113,17 +114,17 @@ class ZerothOrder(torch.optim.Optimizer):
                 stacklevel=3,
             )
 
+    @abstractmethod
     def plan(self, examples: int) -> Plan:
         """Which direction each expanded example sees."""
-        raise NotImplementedError
 
+    @abstractmethod
     def differences(self, scores: torch.Tensor) -> torch.Tensor:
         """eps times the derivative along each direction, from the scores of the expanded examples: float32 (directions,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """What each direction is multiplied by in a group's update: float32 (directions,)."""
-        raise NotImplementedError
 
     def step(self, closure: Any, batch: Any = None, *, examples: int | None = None) -> Any:  # type: ignore[override]
         """One step.

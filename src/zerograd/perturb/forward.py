@@ -98,7 +98,6 @@ class PerturbedForward(TorchFunctionMode):
         self.directions = directions
         self.plan = plan
         self.whole = whole
-        self.used: set[int] = set()
         self._slots = {id(slot.parameter): slot for slot in slots}
         self._batched = Batched(self)
         self._rules = rules.RULES
@@ -210,7 +209,6 @@ class PerturbedForward(TorchFunctionMode):
         for value in rows.tensors(args, kwargs):
             if id(value) in self._slots:
                 ours = value if ours is None else ours
-                self.used.add(id(value))
                 continue
             mark = getattr(value, MARK, None)
             if mark is not None and mark.owner is self:

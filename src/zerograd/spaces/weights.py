@@ -62,10 +62,6 @@ class Slot:
         """The float32 value that is being optimised, a copy unless the parameter is float32 itself."""
         return noise.to_float(self.parameter.detach(), self.remainder)
 
-    def entry(self) -> dict[str, Any]:
-        """The slot's row of the tensor table, as it is recorded."""
-        return {"id": self.id, "name": self.name, "aliases": list(self.aliases), "shape": list(self.parameter.shape)}
-
 
 def named_parameters(params: nn.Module | Iterable[Any], first: int = 0) -> Iterator[tuple[str, nn.Parameter, str]]:
     """(name, parameter, owner's class name) of a module, of (name, parameter) pairs, or of parameters numbered from `first`."""
