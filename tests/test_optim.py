@@ -251,6 +251,51 @@ def test_sums_and_weights_give_the_step_of_their_quotient():
 
 
 @every_method
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
+    def trained(micro_batch):
+        net, rows = Net(), []
+
+        def objective(examples):
+            rows.append(len(examples["ids"]))
+            losses = net.losses(examples["ids"])
+            return (losses * examples["weight"], examples["weight"]) if weighted else losses
+
+        opt = method(net, lr=0.1, eps=1e-2)
+        given = {"ids": batch(), "weight": torch.tensor([1.0, 2.0, 5.0, 0.5])}
+        loss = opt.step(objective, given, micro_batch=micro_batch)
+        return loss, opt.info, exact(opt), rows
+
+    whole_loss, whole, whole_weights, _ = trained(None)
+    loss, info, weights_in_parts, rows = trained(3)
+    assert max(rows) <= 6
+    assert set(rows[-2:]) == {6, 2}
+    assert math.isclose(loss, whole_loss, rel_tol=1e-6)
+    assert math.isclose(info.difference, whole.difference, rel_tol=1e-3)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights_in_parts, whole_weights, strict=True))
+
+
+def test_a_part_of_a_plan_keeps_the_directions_of_its_examples():
+    whole = plans.example_pairs(4, 2)
+    part = whole.part(1, 3)
+    assert part.examples == 2
+    assert part.direction.tolist() == [1, 2, 5, 6, 1, 2, 5, 6]
+    assert part.sign.tolist() == [1.0] * 4 + [-1.0] * 4
+
+
+@every_method
+@every_storage
+def test_attach_leaves_every_weight_as_it_was_and_the_first_step_as_it_would_be(method, storage):
+    (net, opt), (other, fresh) = ((n, method(n, lr=0.1, eps=1e-2, storage=storage)) for n in (Net(), Net()))
+    before = stored(opt)
+    opt.attach(net.losses, batch())
+    assert same(stored(opt), before)
+    opt.step(net.losses, batch())
+    fresh.step(other.losses, batch())
+    assert same(stored(opt), stored(fresh))
+
+
+@every_method
 @every_storage
 def test_the_returned_loss_is_near_that_of_the_clean_model_and_evaluate_gives_it(method, storage):
     net = Net()

@@ -145,10 +145,10 @@ def test_batches_of_any_structure_expand() -> None:
     assert torch.equal(twice["pair"].right[0], ids.repeat(2, 1))
     assert twice["pair"].right[1][1] is None
     assert (twice["words"], twice["name"], twice["number"], float(twice["scalar"])) == (["x", "y", "z"] * 2, "prompt", 0.5, 2.0)
-    first = batches.take(batch, 3, 1)
-    assert torch.equal(first["record"].ids, ids[:1])
-    assert torch.equal(first["pair"].left, rows[:2])
-    assert (first["words"], first["record"].tags, first["name"]) == (["x"], ["a"], "prompt")
+    second = batches.take(batch, 3, 1, 2)
+    assert torch.equal(second["record"].ids, ids[1:2])
+    assert torch.equal(second["pair"].left, rows[2:4])
+    assert (second["words"], second["record"].tags, second["name"]) == (["y"], ["b"], "prompt")
     assert torch.equal(batch["record"].ids, torch.arange(6).view(3, 2))
 
 

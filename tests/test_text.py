@@ -13,7 +13,8 @@ from zerograd.perturb.check import self_check
 from zerograd.perturb.directions import Directions, Family
 from zerograd.perturb.plan import clean, example_pairs
 from zerograd.perturb.score import score_batch
-from zerograd.text import schemes, tasks
+from zerograd.text import evaluation, schemes, scoring, tasks
+from zerograd.text.cache import HiddenCache
 from zerograd.text.prefix import prefix_of
 from zerograd.text.scoring import OptionScorer
 from zerograd.text.tasks import Example, Task
@@ -133,14 +134,16 @@ def test_the_prompt_is_data():
     assert scorer.prompt_ids("ok") == characters()("ok?")["input_ids"]
 
 
-def test_upper_trains_the_last_third_and_norms_only_norms():
+def test_upper_trains_the_upper_half_or_as_many_as_asked_and_norms_only_norms():
     torch.manual_seed(0)
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=2)
+        LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=5, num_attention_heads=2)
     )
-    schemes.select(model, "upper")
-    trained = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"2", "3"}
+    for layers, upper in ((0, {"2", "3", "4"}), (1, {"4"}), (5, {"0", "1", "2", "3", "4"})):
+        schemes.select(model, "upper", layers)
+        assert {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad} == upper
+    with pytest.raises(ValueError, match="layers is 6; this LlamaForCausalLM has 5"):
+        schemes.select(model, "upper", 6)
     schemes.select(model, "norms")
     assert {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad} == {
         "input_layernorm",
@@ -177,6 +180,64 @@ def test_running_the_frozen_layers_once_changes_no_bit_of_a_step(options):
     rows = len(task(options).train) * (1 if len(options[0]) == 1 else len(options))
     assert calls == [rows] * 3
     assert max(all_calls) == 2 * rows
+
+
+@pytest.mark.parametrize("options", [("n", "p"), ("bad", "good", "so-so")], ids=["one token", "several tokens"])
+@pytest.mark.parametrize("room", [10**9, 10_000, 0], ids=["all", "some", "none"])
+def test_hidden_states_of_frozen_layers_are_computed_once_and_read_back(options, room, tmp_path, monkeypatch):
+    """Padding differs from batch to batch; losses do not. What finds no room on the disk is computed again."""
+    model = tiny_model()
+    schemes.select(model, "upper")
+    scorer = OptionScorer(model, characters(), task(options))
+    examples = scorer.task.train
+    scorer.prefix = prefix_of(model, scorer.batch(examples).ids)
+    cache = HiddenCache(tmp_path, 32, torch.float32)
+    written = cache._file.write
+    file = type("File", (), {"seek": cache._file.seek, "readinto": cache._file.readinto})()
+    file.write = lambda row: written(row[: max(0, room - cache.bytes)])
+    monkeypatch.setattr(cache, "_file", file)
+    rows, asked, computed = [], 0, 0
+    model.model.layers[0].register_forward_hook(lambda module, args, out: rows.append(out.shape[0]))
+    for chosen in ([0, 1, 2, 3], [3, 1], [2], [0, 2, 3]):
+        batch = scorer.batch([examples[i] for i in chosen])
+        with torch.no_grad():
+            plain = scorer.losses(dataclasses.replace(batch, hidden=scorer.prefix.below(batch.ids)))
+            rows.clear()
+            scorer.cache = cache
+            first = scorer.losses(scorer.begin(batch))
+            assert torch.allclose(first, plain, atol=1e-6)
+        asked, computed = asked + len(batch.ids), computed + sum(rows)
+    distinct = len(scorer.batch(examples).ids)
+    tokens = int((scorer.batch(examples).last + 1).sum())
+    if room == 10**9:
+        assert (computed, cache.bytes) == (distinct, tokens * 32 * 4)
+    elif room:
+        assert distinct < computed < asked
+        assert 0 < cache.bytes <= room
+    else:
+        assert (computed, cache.bytes) == (asked, 0)
+
+
+def test_no_forward_pass_has_more_tokens_than_its_limit(monkeypatch):
+    model = tiny_model()
+    schemes.select(model, "upper")
+    scorer = OptionScorer(model, characters(), task(("n", "p")))
+    examples = scorer.task.train * 3
+    plain = evaluation.option_scores(scorer, examples)
+    batch = scorer.batch(examples)
+    scorer.prefix = prefix_of(model, batch.ids)
+    whole = scorer.begin(batch).hidden
+    monkeypatch.setattr(scoring, "FORWARD_TOKENS", 100)
+    seen = []
+    model.model.layers[1].register_forward_hook(lambda module, args, out: seen.append(out.shape[0] * out.shape[1]))
+    assert torch.allclose(torch.tensor(evaluation.option_scores(scorer, examples)), torch.tensor(plain), atol=1e-5)
+    assert torch.allclose(scorer.begin(batch).hidden, whole, atol=1e-5)
+    optimizer = PerExample(model, self_check=False)
+    micro_batch = scorer.at_a_time(batch.ids.shape[1], 2)
+    assert micro_batch == 100 // (2 * batch.ids.shape[1])
+    optimizer.attach(scorer.losses, scorer.begin(batch), micro_batch=micro_batch)
+    assert len(seen) > 10
+    assert max(seen) <= 100
 
 
 def test_there_is_no_prefix_when_the_embedding_or_the_first_layer_is_trained():

@@ -136,6 +136,8 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         (["--method", "adam"], "method is 'adam'; choose one of mezo, per-example"),
         (["--steps", "0"], "minutes and steps are both 0"),
         (["--batch-size", "1"], "batch_size is 1"),
+        (["--scheme", "full", "--layers", "2"], "layers is 2, which only scheme upper uses"),
+        (["--layers", "200"], "layers is 200; this LlamaForCausalLM has"),
     ],
 )
 def test_bad_input_is_one_line_exit_two_and_nothing_written(folder, tmp_path, capsys, flags, says):
@@ -156,7 +158,7 @@ def test_an_empty_split_is_named(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_a_model_with_nothing_to_train_is_refused(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zerograd.text.schemes.select", lambda model, scheme: model.requires_grad_(False))
+    monkeypatch.setattr("zerograd.text.schemes.select", lambda model, scheme, upper: model.requires_grad_(False))
     assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
     assert "nothing is trainable" in capsys.readouterr().err
 

@@ -126,21 +126,26 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """What each direction is multiplied by in a group's update: float32 (directions,)."""
 
-    def step(self, closure: Any, batch: Any = None, *, examples: int | None = None) -> Any:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Any, batch: Any = None, *, examples: int | None = None, micro_batch: int | None = None
+    ) -> Any:
         """One step.
 
         step(closure): torch's protocol; the closure takes nothing, is pure, and returns a scalar loss.
         step(objective, batch): objective(batch) returns one loss an example, shape (examples,), or (sums, weights) of
         that shape whose quotient of totals is the loss. The branches ride the batch.
         examples: how many the batch has, when a tensor of fewer rows than examples is in it.
+        micro_batch: how many of them are evaluated at a time, at least 1; all by default.
         Returns the mean loss of the branches, a float.
         Raises NotPure, NotFinite, or UnresolvedOperation; weights are then as they were.
         """
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch is {micro_batch}; it must be at least 1")
         directions, group_of = self._directions()
         if batch is None:
             scores = self._closure_scores(closure, directions)
         else:
-            scores = self._batch_scores(closure, batch, directions, examples or batches.examples(batch))
+            scores = self._batch_scores(closure, batch, directions, examples or batches.examples(batch), micro_batch)
         loss = float(scores.mean())
         differences = self.differences(scores)
         if not math.isfinite(loss) or not bool(torch.isfinite(differences).all()):
@@ -159,17 +164,18 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self.info = Info(loss, float(differences.mean()), spread, False)
         return loss
 
-    def attach(self, objective: Objective, batch: Any, *, examples: int | None = None) -> None:
-        """Do now what the first step(objective, batch) would do before it: the checks, and loading the compiled kernels.
+    def attach(self, objective: Objective, batch: Any, *, examples: int | None = None, micro_batch: int | None = None) -> None:
+        """Do now what steps should not pay for: the checks of the first one, and a rehearsal that loads every kernel.
 
+        The rehearsal evaluates the first step's plan and adds none of its directions.
         Raises NotPure or SelfCheckFailed. Weights stay as they are.
         """
         directions, _ = self._directions()
-        self._check_batch(objective, batch, directions, examples or batches.examples(batch))
-        for slot in {
-            (s.is_matrix, s.remainder is None): s for s in sorted(self.slots, key=lambda s: -s.parameter.numel())
-        }.values():
-            apply.update(slot, directions, [0], [0.0], 1.0)
+        scores = self._batch_scores(objective, batch, directions, examples or batches.examples(batch), micro_batch)
+        ids = range(len(self.differences(scores)))
+        with apply.uninterrupted():
+            for slot in self.slots:
+                apply.update(slot, directions, ids, [0.0] * len(ids), 1.0)
 
     def evaluate(self, objective: Objective, batch: Any, *, examples: int | None = None) -> torch.Tensor:
         """The unperturbed losses of a batch, through the same forward that steps use."""
@@ -219,11 +225,13 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self.forwards += 2
         return torch.cat([score_closure(self.slots, directions, sign, closure) for sign in (1, -1)])
 
-    def _batch_scores(self, objective: Objective, batch: Any, directions: Directions, count: int) -> torch.Tensor:
-        self._check_batch(objective, batch, directions, count)
+    def _batch_scores(
+        self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | None
+    ) -> torch.Tensor:
+        self._check_batch(objective, batch, directions, count, micro_batch)
         plan = self.plan(count)
         self.forwards += plan.copies
-        return score_batch(self.slots, directions, plan, objective, batch)
+        return score_batch(self.slots, directions, plan, objective, batch, micro_batch)
 
     def _directions(self) -> tuple[Directions, dict[int, dict[str, Any]]]:
         """The directions of the next step, and the group of each parameter by its identity."""
@@ -232,12 +240,12 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             slot.eps = group_of[id(slot.parameter)]["eps"]
         return Directions(self.family, self.seed, self.steps), group_of
 
-    def _check_batch(self, objective: Objective, batch: Any, directions: Directions, count: int) -> None:
+    def _check_batch(self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | None) -> None:
         if not self._checked:
             few = min(2, count)
-            little = batches.take(batch, count, few)
+            little = batches.take(batch, count, 0, few)
             self._check(
-                lambda: score_batch(self.slots, directions, plans.clean(count), objective, batch),
+                lambda: score_batch(self.slots, directions, plans.clean(count), objective, batch, micro_batch),
                 directions,
                 plans.trial(few),
                 lambda slots: score_batch(slots, directions, plans.trial(few), objective, little),

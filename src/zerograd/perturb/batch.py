@@ -55,15 +55,16 @@ def expand(batch: Any, copies: int) -> Any:
     return _rebuild(batch, repeat)
 
 
-def take(batch: Any, total: int, count: int) -> Any:
-    """The first `count` of `total` examples."""
+def take(batch: Any, total: int, first: int, stop: int) -> Any:
+    """The examples from `first` to before `stop`, of `total`."""
 
-    def first(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value[: value.shape[0] // total * count] if value.ndim else value
-        return value[: len(value) // total * count]
+    def some(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and not value.ndim:
+            return value
+        each = len(value) // total
+        return value[first * each : stop * each]
 
-    return _rebuild(batch, first)
+    return _rebuild(batch, some)
 
 
 def _rebuild(batch: Any, change: Callable[[Any], Any]) -> Any:

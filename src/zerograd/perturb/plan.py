@@ -41,6 +41,16 @@ class Plan:
     def __len__(self) -> int:
         return len(self.direction)
 
+    @property
+    def examples(self) -> int:
+        """How many examples the batch has before it is expanded."""
+        return len(self) // self.copies
+
+    def part(self, first: int, stop: int) -> Plan:
+        """The plan of the batch's examples from `first` to before `stop`: they see the directions that they see in the whole."""
+        direction, sign = (t.view(self.copies, -1)[:, first:stop].contiguous().view(-1) for t in (self.direction, self.sign))
+        return Plan(direction, sign, self.copies)
+
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
         """The distinct (direction, sign) pairs in order of first use."""

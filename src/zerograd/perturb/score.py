@@ -17,14 +17,35 @@ Objective = Callable[[Any], Any]
 Closure = Callable[[], Any]
 
 
-def score_batch(slots: Sequence[Slot], directions: Directions, plan: Plan, objective: Objective, batch: Any) -> torch.Tensor:
-    """The loss of every expanded example, in one forward for the whole plan: float32 (copies * examples,).
+def score_batch(
+    slots: Sequence[Slot], directions: Directions, plan: Plan, objective: Objective, batch: Any, micro_batch: int | None = None
+) -> torch.Tensor:
+    """The loss of every expanded example: float32 (copies * examples,).
+
+    One forward serves the whole plan, or as many as it takes to evaluate `micro_batch` examples of the batch at a time.
 
     An objective that returns (sums, weights) is one whose loss is total sum over total weight: each example's loss is then
     its share, so that their mean is that quotient.
     Raises ValueError when the objective does not return one loss an example, UnresolvedOperation when the model cannot
     be split by example.
     """
+    count = plan.examples
+    if micro_batch is None or micro_batch >= count:
+        given = _evaluate(slots, directions, plan, objective, batch)
+    else:
+        parts = []
+        for first in range(0, count, micro_batch):
+            stop = min(first + micro_batch, count)
+            parts.append(_evaluate(slots, directions, plan.part(first, stop), objective, batches.take(batch, count, first, stop)))
+        given = [torch.cat(some, 1) for some in zip(*parts, strict=True)]
+    if len(given) == 1:
+        return given[0].flatten()
+    sums, weights = given
+    return (sums / weights.mean(1, keepdim=True)).flatten()
+
+
+def _evaluate(slots: Sequence[Slot], directions: Directions, plan: Plan, objective: Objective, batch: Any) -> list[torch.Tensor]:
+    """What the objective returns for the expanded batch: one or two float32 tensors (copies, examples)."""
     expanded = batches.expand(batch, plan.copies)
     forward = PerturbedForward(slots, directions, plan)
     for tensor in batches.tensors(expanded):
@@ -36,11 +57,7 @@ def score_batch(slots: Sequence[Slot], directions: Directions, plan: Plan, objec
     if odd or len(given) > 2:
         shape = odd[0] if odd else f"of {len(given)} tensors"
         raise ValueError(f"objective(batch) returned shape {shape} for {len(plan)} examples; return one loss an example")
-    parts = [forward.resolved(part).float() for part in given]
-    if len(parts) == 1:
-        return parts[0]
-    sums, counts = (part.view(plan.copies, -1) for part in parts)
-    return (sums / counts.mean(1, keepdim=True)).view(-1)
+    return [forward.resolved(part).float().view(plan.copies, -1) for part in given]
 
 
 def score_closure(slots: Sequence[Slot], directions: Directions, sign: float, closure: Closure) -> torch.Tensor:

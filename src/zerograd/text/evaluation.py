@@ -17,14 +17,18 @@ def option_scores(
 ) -> list[list[float]]:
     """The score of every option of every example, in the order given.
 
-    rows: examples evaluated at a time, of like length. listen hears the share that is done, in [0, 1].
+    rows: examples evaluated at a time, of like length, or as many as a forward pass takes. listen hears the share that is
+    done, in [0, 1].
     """
     prompts = [scorer.prompt_ids(example.text) for example in examples]
     by_length = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     scores: list[list[float]] = [[] for _ in examples]
-    for first in range(0, len(by_length), rows):
+    first = 0
+    while first < len(by_length):
         listen(first / len(by_length))
-        chosen = by_length[first : first + rows]
+        longest = len(prompts[by_length[min(first + rows, len(by_length)) - 1]])
+        chosen = by_length[first : first + min(rows, scorer.at_a_time(longest))]
+        first += len(chosen)
         batch = scorer.batch([examples[i] for i in chosen])
         with torch.no_grad():
             for i, row in zip(chosen, scorer.scores(batch).tolist(), strict=True):

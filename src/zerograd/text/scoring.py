@@ -10,11 +10,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from zerograd.text.cache import HiddenCache
 from zerograd.text.prefix import Prefix
 from zerograd.text.tasks import Example, Task
 
 VOCABULARY_CHUNK = 8192
 """Columns of the head that are scored at a time when the softmax needs all of them."""
+
+FORWARD_TOKENS = 4096
+"""Tokens of a forward pass, padding and branches included: a longer batch is evaluated in parts, so that long examples do not
+set the memory of the run. Larger passes are no faster on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class OptionScorer:
         self.single = all(len(ids) == 1 for ids in self.option_ids)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         self.prefix: Prefix | None = None
+        self.cache: HiddenCache | None = None
         self._prompts: dict[str, list[int]] = {}
         self._columns = torch.tensor([ids[0] for ids in self.option_ids])
 
@@ -71,9 +77,17 @@ class OptionScorer:
         last = torch.tensor([len(r) - 1 for r in rows])
         return Batch(self._pad(rows, self.pad), last, self._pad(scored, -100), labels)
 
+    def at_a_time(self, tokens: int, copies: int = 1) -> int:
+        """How many examples of so many tokens a forward pass takes, with `copies` branches: at least 1."""
+        return max(1, FORWARD_TOKENS // (tokens * copies * (1 if self.single else len(self.option_ids))))
+
     def begin(self, batch: Batch) -> Batch:
-        """Run the layers that training leaves alone, once for all branches."""
-        return batch if self.prefix is None else dataclasses.replace(batch, hidden=self.prefix.below(batch.ids))
+        """Run the layers that training leaves alone, once for all branches; what the cache holds is read from there."""
+        if self.prefix is None:
+            return batch
+        if self.cache is None:
+            return dataclasses.replace(batch, hidden=self._below(batch.ids))
+        return dataclasses.replace(batch, hidden=self.cache.hidden(batch.ids, batch.last + 1, self._below))
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Log-likelihood of each option, up to a constant an example: float32 (examples, options).
@@ -109,6 +123,12 @@ class OptionScorer:
         """Cross entropy over the options: float32 (examples,)."""
         losses: torch.Tensor = F.cross_entropy(self.scores(batch), batch.labels, reduction="none")
         return losses
+
+    def _below(self, ids: torch.Tensor) -> torch.Tensor:
+        """The prefix's hidden states, of as many rows at a time as a forward pass takes."""
+        assert self.prefix is not None
+        rows = max(1, FORWARD_TOKENS // ids.shape[1])
+        return torch.cat([self.prefix.below(ids[first : first + rows]) for first in range(0, len(ids), rows)])
 
     def _fitting(self, text: str) -> list[int]:
         room = self.max_tokens - max(map(len, self.option_ids))

@@ -27,10 +27,11 @@ class TuneSettings:
     task: str = _setting("sentiment-movies", "what to learn", TASKS)
     method: str = _setting("per-example", "how directions are drawn and scores are used", tuple(METHODS))
     scheme: str = _setting("upper", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
+    layers: int = _setting(0, "how many layers the scheme upper trains; 0 for half of them")
     minutes: float = _setting(5.0, "stop after this much training time; 0 for no limit")
     steps: int = _setting(0, "stop after this many steps; 0 for no limit")
     batch_size: int = _setting(32, "examples a step")
-    lr: float = _setting(0.1, "learning rate: the relative change of a weight a step, before averaging over directions")
+    lr: float = _setting(0.04, "learning rate: the relative change of a weight a step, before averaging over directions")
     eps: float = _setting(2e-2, "smoothing radius, relative to each tensor's rms")
     schedule: str = _setting("linear", "how the learning rate falls over the run", SCHEDULES)
     weight_decay: float = _setting(0.0, "decoupled weight decay")
@@ -51,12 +52,14 @@ class TuneSettings:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
         for name in ("batch_size", "directions", "sides", "rank"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("minutes", "steps", "lr", "weight_decay", "seed", "evals", "threads"):
+        for name in ("layers", "minutes", "steps", "lr", "weight_decay", "seed", "evals", "threads"):
             _at_least(name, getattr(self, name), 0)
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps is {self.eps}; it must be above 0")
         if not self.minutes and not self.steps:
             raise ValueError("minutes and steps are both 0: the run would have no end; give one of them")
+        if self.layers and self.scheme != "upper":
+            raise ValueError(f"layers is {self.layers}, which only scheme upper uses; this is scheme {self.scheme}")
         if self.method == "per-example" and self.batch_size < 2:
             raise ValueError("batch_size is 1; per-example directions are scaled by their spread, which needs at least 2")
 

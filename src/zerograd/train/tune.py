@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ import zerograd
 from zerograd.optim import METHODS
 from zerograd.optim.base import ZerothOrder
 from zerograd.text import evaluation, models, schemes, tasks
+from zerograd.text.cache import HiddenCache
 from zerograd.text.evaluation import Scores
 from zerograd.text.prefix import prefix_of
-from zerograd.text.scoring import OptionScorer
+from zerograd.text.scoring import Batch, OptionScorer
 from zerograd.text.tasks import Example
 from zerograd.train import memory, order, report, statistics
 from zerograd.train.settings import TuneSettings
@@ -51,6 +53,7 @@ class Tuning:
         self.settings = settings
         self.listen = listen
         self.started = time.perf_counter()
+        memory.bound_kernel_caches()
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
         self.folder = Path(settings.out or f"runs/{settings.task}-{settings.method}-{settings.seed}")
         if self.folder.exists() and not self.folder.is_dir():
@@ -61,9 +64,11 @@ class Tuning:
                 raise ValueError(f"task {settings.task} has no {split} rows; give it some")
         listen(Progress("loading the model", 0.0))
         self.model, tokenizer = models.load(settings.model)
-        schemes.select(self.model, settings.scheme)
+        schemes.select(self.model, settings.scheme, settings.layers)
         self.scorer = OptionScorer(self.model, tokenizer, self.task)
-        self.scorer.prefix = prefix_of(self.model, self.scorer.batch(self.task.train[:2]).ids)
+        few = self.scorer.batch(self.task.train[:2])
+        self.scorer.prefix = prefix_of(self.model, few.ids)
+        self.scorer.cache = self._cache(few)
         own = ("directions", "sides", "rank") if settings.method == "per-example" else ()
         options: dict[str, Any] = {name: getattr(settings, name) for name in own}
         self.optimizer: ZerothOrder = METHODS[settings.method](
@@ -76,16 +81,15 @@ class Tuning:
             seed=settings.seed,
             **options,
         )
-        self.rows = self.optimizer.plan(settings.batch_size).copies * settings.batch_size  # of a step, and of an evaluation
+        self.copies = self.optimizer.plan(settings.batch_size).copies  # of the batch, in a step
+        self.rows = self.copies * settings.batch_size  # of a step, and of an evaluation
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.history: list[dict[str, float]] = []
         self.stopped: str | None = None
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate before and after, write the run's folder, and return its result."""
-        self.listen(Progress("self-check", 0.0))
-        first = self.scorer.batch(self.task.train[: self.settings.batch_size])
-        self.optimizer.attach(self.scorer.losses, self.scorer.begin(first))
+        self.attach()
         memory.reset_peak()
         before = self.scores(self.task.test, "zero-shot, test")
         fit = self.scores(self.task.train, "zero-shot, train")
@@ -104,6 +108,12 @@ class Tuning:
         self._write(result, before, after)
         return result
 
+    def attach(self) -> None:
+        """The self-check, and all that a first step would wait for."""
+        self.listen(Progress("self-check", 0.0))
+        first = self.scorer.batch(self.task.train[: self.settings.batch_size])
+        self.optimizer.attach(self.scorer.losses, self.scorer.begin(first), micro_batch=self._micro_batch(first))
+
     def train(self) -> float:
         """The training loop. Returns its seconds, without those of the evaluations on the dev split."""
         settings = self.settings
@@ -120,7 +130,7 @@ class Tuning:
                     group["lr"] = settings.lr * schedule(settings.schedule, done)
                 chosen = next(dataset)
                 batch = self.scorer.begin(self.scorer.batch([examples[i] for i in chosen]))
-                value = self.optimizer.step(self.scorer.losses, batch)
+                value = self.optimizer.step(self.scorer.losses, batch, micro_batch=self._micro_batch(batch))
                 elapsed += time.perf_counter() - start
                 loss = value if math.isnan(loss) else 0.9 * loss + 0.1 * value
                 record = {"step": self.optimizer.steps, "seconds": elapsed, "loss": value, "lr": group["lr"]}
@@ -158,6 +168,20 @@ class Tuning:
     def _lengths(self) -> list[int]:
         return [len(self.scorer.prompt_ids(example.text)) for example in self.task.train]
 
+    def _micro_batch(self, batch: Batch) -> int:
+        return self.scorer.at_a_time(batch.ids.shape[1], self.copies)
+
+    def _cache(self, few: Batch) -> HiddenCache | None:
+        """Where the hidden states of frozen layers are kept, when there are such layers and the disk has ample room."""
+        if self.scorer.prefix is None:
+            return None
+        sample = self.scorer.prefix.below(few.ids)
+        folder = next(parent for parent in self.folder.resolve().parents if parent.exists())
+        needed = sum(self._lengths()) * len(few.ids) // len(few.labels) * sample.shape[-1] * sample.itemsize
+        if needed > shutil.disk_usage(folder).free // 4 or not os.access(folder, os.W_OK):
+            return None
+        return HiddenCache(folder, sample.shape[-1], sample.dtype)
+
     def _result(self, before: Scores, fit: Scores, after: Scores) -> dict[str, Any]:
         test, train = self.task.test, self.task.train
         labels = [e.label for e in test]
@@ -187,6 +211,7 @@ class Tuning:
             "skipped_steps": self.optimizer.skipped,
             "forwards": self.optimizer.forwards,
             "weight_bytes": self.weight_bytes,
+            "cache_bytes": 0 if self.scorer.cache is None else self.scorer.cache.bytes,
             "trained_parameters": sum(slot.parameter.numel() for slot in self.optimizer.slots),
             "stopped": self.stopped,
             "run": str(self.folder),

@@ -1,0 +1,68 @@
+"""Peak memory of training over that of evaluating the same examples at the same rows, each row in a fresh process.
+
+python benchmarks/memory.py --steps 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+from record import save
+
+ROWS = [
+    {"task": "sentiment-movies"},
+    {"task": "sentiment-products"},
+    {"task": "sentiment-movies", "scheme": "full"},
+    {"task": "sentiment-movies", "scheme": "full", "method": "mezo", "lr": 1e-5},
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one", help="a row as JSON, run in this process")
+    parsed = parser.parse_args()
+    if parsed.one:
+        print(json.dumps(measure(json.loads(parsed.one), parsed.steps)))
+        return
+    rows = []
+    for row in ROWS * parsed.repeats:
+        command = [sys.executable, __file__, "--one", json.dumps(row), "--steps", str(parsed.steps)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        print(json.dumps(rows[-1]), flush=True)
+        save("memory", {"steps": parsed.steps, "rows": rows})
+
+
+def measure(row: dict[str, object], steps: int) -> dict[str, object]:
+    from zerograd.text.evaluation import option_scores
+    from zerograd.train import memory, order
+    from zerograd.train.settings import TuneSettings
+    from zerograd.train.tune import Tuning
+
+    settings = TuneSettings(minutes=0, steps=steps, evals=0, **row)  # type: ignore[arg-type]
+    tuning = Tuning(settings)
+    tuning.attach()
+    batches = order.batches([len(tuning.scorer.prompt_ids(e.text)) for e in tuning.task.train], settings.batch_size, settings.seed)
+    examples = [tuning.task.train[i] for _ in range(steps) for i in next(batches)]
+    memory.reset_peak()
+    option_scores(tuning.scorer, examples, tuning.rows)
+    evaluating = memory.peak_bytes()
+    memory.reset_peak()
+    tuning.train()
+    training = memory.peak_bytes()
+    return row | {
+        "rows": tuning.rows,
+        "weight_bytes": tuning.weight_bytes,
+        "evaluation_bytes": evaluating,
+        "training_bytes": training,
+        "over_weights": (training - evaluating) / tuning.weight_bytes,
+    }
+
+
+if __name__ == "__main__":
+    main()
