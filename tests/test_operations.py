@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -313,3 +314,19 @@ def test_ids_outside_a_table_are_an_error(lookup: Callable[..., torch.Tensor], f
         score_batch(
             really.slots_of(model), Directions(kind, 5, 3), make_plan(2), lambda b: lookup(model.tall, b["ids"]).sum((1, 2)), batch
         )
+
+
+@families
+@pytest.mark.parametrize("where", ["around the step", "in the objective"])
+def test_autocast_is_refused_with_the_mend(where: str, family: str) -> None:
+    kind, make_plan = really.FAMILIES[family]
+    model = Parts()
+    nothing, autocast = contextlib.nullcontext(), torch.autocast("cpu", torch.bfloat16)
+    around, inside = (autocast, nothing) if where == "around the step" else (nothing, autocast)
+
+    def objective(b: dict[str, torch.Tensor]) -> torch.Tensor:
+        with inside:
+            return (b["x"] @ model.matrix).sum((1, 2))
+
+    with around, pytest.raises(UnresolvedOperation, match="matrix is used under autocast; leave it"):
+        score_batch(really.slots_of(model), Directions(kind, 5, 3), make_plan(2), objective, batch_of(2))

@@ -132,12 +132,13 @@ def test_batches_of_any_structure_expand() -> None:
         "pair": Pair(rows, [ids, (rows, None)]),
         "scalar": torch.tensor(2.0),
         "words": ["x", "y", "z"],
+        "size": (224, 224),
         "name": "prompt",
         "number": 0.5,
     }
     assert batches.examples(batch) == 3
     assert len(list(batches.tensors(batch))) == 5
-    twice = batches.expand(batch, 2)
+    twice = batches.expand(batch, 3, 2)
     assert twice["record"] == dataclasses.replace(batch["record"], ids=twice["record"].ids, tags=["a", "b", "c"] * 2)
     assert torch.equal(twice["record"].ids, ids.repeat(2, 1))
     assert isinstance(twice["pair"], Pair)
@@ -145,7 +146,9 @@ def test_batches_of_any_structure_expand() -> None:
     assert torch.equal(twice["pair"].right[0], ids.repeat(2, 1))
     assert twice["pair"].right[1][1] is None
     assert (twice["words"], twice["name"], twice["number"], float(twice["scalar"])) == (["x", "y", "z"] * 2, "prompt", 0.5, 2.0)
+    assert twice["size"] == (224, 224)
     second = batches.take(batch, 3, 1, 2)
+    assert second["size"] == (224, 224)
     assert torch.equal(second["record"].ids, ids[1:2])
     assert torch.equal(second["pair"].left, rows[2:4])
     assert (second["words"], second["record"].tags, second["name"]) == (["y"], ["b"], "prompt")

@@ -41,16 +41,17 @@ def examples(batch: Any) -> int:
     return count
 
 
-def expand(batch: Any, copies: int) -> Any:
-    """The batch repeated `copies` times, block after block.
+def expand(batch: Any, total: int, copies: int) -> Any:
+    """The batch of `total` examples repeated `copies` times, block after block.
 
-    Tensors are repeated along their leading dimension, lists without tensors by their elements; scalars are shared.
+    Tensors are repeated along their leading dimension; so are lists and tuples that hold as many values as there are examples,
+    or a multiple. Scalars, and sequences of another length, are settings: shared.
     """
 
     def repeat(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return torch.cat([value] * copies) if value.ndim else value.clone()
-        return value * copies
+        return value if len(value) % total else value * copies
 
     return _rebuild(batch, repeat)
 
@@ -61,8 +62,8 @@ def take(batch: Any, total: int, first: int, stop: int) -> Any:
     def some(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and not value.ndim:
             return value
-        each = len(value) // total
-        return value[first * each : stop * each]
+        each, odd = divmod(len(value), total)
+        return value if odd else value[first * each : stop * each]
 
     return _rebuild(batch, some)
 

@@ -223,6 +223,8 @@ class PerturbedForward(TorchFunctionMode):
             if self.whole or not batched:
                 return func(*args, **kwargs)
             return rows.follow(self, name, func, args, kwargs)
+        if torch.is_autocast_enabled(ours.device.type):
+            raise UnresolvedOperation(f"{self.name(ours)} is used under autocast; leave it, and load the model in bfloat16 instead")
         if name in _READS:
             raise UnresolvedOperation(
                 f"{self.name(ours)} is read by {name}(), so the model's course would depend on the perturbation; freeze it"

