@@ -12,6 +12,8 @@ import sys
 
 from record import save
 
+from zerograd.train import environment
+
 ROWS = [
     {"task": "sentiment-movies"},
     {"task": "sentiment-products"},
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", help="a row as JSON, run in this process")
     parsed = parser.parse_args()
+    environment.prepare()
     if parsed.one:
         print(json.dumps(measure(json.loads(parsed.one), parsed.steps)))
         return

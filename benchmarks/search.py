@@ -14,16 +14,17 @@ import time
 
 from record import save
 
+from zerograd.train import environment
+
 GRID = [
+    {"layers": 5, "lr": 0.2, "eps": 0.03, "steps": 2000},
     {"layers": 5, "lr": 0.05, "eps": 0.03, "steps": 1500},
-    {"layers": 10, "lr": 0.1, "steps": 700},
+    {"layers": 10, "lr": 0.1, "steps": 1000},
     {"layers": 10, "lr": 0.05, "steps": 700},
     {"layers": 10, "lr": 0.025, "steps": 700},
     {"layers": 10, "lr": 0.07, "directions": 4, "sides": 1, "steps": 350},
     {"layers": 15, "lr": 0.06, "steps": 500},
     {"layers": 15, "lr": 0.04, "steps": 500},
-    {"layers": 15, "lr": 0.03, "steps": 500},
-    {"layers": 15, "lr": 0.04, "eps": 0.03, "steps": 500},
     {"layers": 20, "lr": 0.03, "eps": 0.015, "steps": 400},
     {"layers": 20, "lr": 0.05, "eps": 0.015, "steps": 400},
 ]
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--grid", help="rows as JSON in place of the default grid")
     parser.add_argument("--name", default="search")
     parsed = parser.parse_args()
+    environment.prepare()
     if parsed.one:
         print(json.dumps(train(json.loads(parsed.one), parsed.seed)))
         return

@@ -72,6 +72,6 @@ def losses(
     for variant in plan.variants:
         twin = twins.of(model, slots, directions, variant.direction, variant.sign)
         with torch.no_grad():
-            mine = objective(twin, batches.take(batch, count, 0, count))
+            mine = objective(twin, batches.part(batch, count, 0, count)[0])
         result[variant.examples] = mine[variant.examples % count]
     return result

@@ -79,6 +79,41 @@ def test_a_run_over_groups_of_unnamed_parameters_is_saved_tensor_by_tensor(stora
     assert same(*runs)
 
 
+def test_groups_of_modules_with_the_same_names_are_saved_apart():
+    torch.manual_seed(0)
+    parts = [nn.Linear(3, 3), nn.Linear(3, 3)]
+    opt = zg.optim.MeZO([{"params": part} for part in parts], storage="split")
+    assert [slot.name for slot in opt.slots] == ["weight", "bias", "group 1.weight", "group 1.bias"]
+    for i, slot in enumerate(opt.slots):
+        slot.remainder.fill_(i)
+    before, saved = stored(opt), copy.deepcopy(opt.state_dict())
+    for slot in opt.slots:
+        slot.remainder.zero_()
+    opt.load_state_dict(saved)
+    assert same(stored(opt), before)
+
+
+def test_a_state_of_other_groups_is_refused_and_changes_nothing():
+    opt = zg.optim.MeZO(Net(), storage="split")
+    saved = copy.deepcopy(opt.state_dict())
+    for entry in saved["zerograd"]["slots"].values():
+        entry["remainder"] += 1
+    saved["param_groups"].append(saved["param_groups"][0])
+    before = stored(opt)
+    with pytest.raises(ValueError, match="group"):
+        opt.load_state_dict(saved)
+    with pytest.raises(KeyError, match="not of a zerograd optimiser"):
+        opt.load_state_dict(torch.optim.SGD(Net().parameters(), lr=0.1).state_dict())
+    assert same(stored(opt), before)
+
+
+def test_a_parameter_in_two_groups_is_refused_before_it_is_stored_anew():
+    net = Net()
+    with pytest.raises(ValueError, match=r"head\.weight is in two parameter groups"):
+        zg.optim.MeZO([{"params": net}, {"params": [("head.weight", net.head.weight)]}], storage="split")
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
 def test_loading_a_state_that_lacks_a_tensor_names_it_and_changes_nothing():
     opt = zg.optim.MeZO(Net(), storage="split")
     saved = copy.deepcopy(opt.state_dict())
@@ -273,6 +308,24 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
     assert math.isclose(loss, whole_loss, rel_tol=1e-6)
     assert math.isclose(info.difference, whole.difference, rel_tol=1e-3)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights_in_parts, whole_weights, strict=True))
+
+
+@every_method
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])
+def test_settings_in_a_batch_reach_the_objective_as_they_are(method, micro_batch):
+    """Whatever their length: class weights, a size, names of options; alone, in micro-batches and in the checks."""
+    net = Net()
+    given = {"ids": batch(), "size": (2, 2, 2), "options": ["bad", "good", "so-so"], "weights": torch.ones(11, 1)[:3]}
+
+    def objective(examples):
+        assert examples["size"] == (2, 2, 2)
+        assert examples["options"] == ["bad", "good", "so-so"]
+        assert examples["weights"].shape == (3, 1)
+        return net.losses(examples["ids"]) * examples["weights"].mean()
+
+    opt = method(net, lr=0.1, eps=1e-2)
+    opt.step(objective, given, examples=4, micro_batch=micro_batch)
+    assert opt.info.loss > 0
 
 
 def test_a_part_of_a_plan_keeps_the_directions_of_its_examples():

@@ -14,7 +14,7 @@ import zerograd as zg
 from zerograd.optim.base import NotPure
 from zerograd.perturb.forward import UnresolvedOperation
 
-PerExample = zg.optim.PerExample
+MeZO, PerExample = zg.optim.MeZO, zg.optim.PerExample
 
 
 # Settings.
@@ -191,6 +191,16 @@ def test_per_example_directions_refuse_a_closure(method):
 def test_standardised_coefficients_refuse_a_batch_of_one(method):
     net = Net()
     refused(method(net), ValueError, "batch of at least 2", net.losses, batch(1))
+
+
+@pytest.mark.parametrize("name", ["examples", "micro_batch"])
+def test_counts_of_examples_are_refused_when_they_cannot_be(name):
+    net = Net()
+    opt = MeZO(net)
+    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+        opt.step(net.losses, batch(), **{name: 0})
+    with pytest.raises(ValueError, match=f"{name} is 2, but a closure has no examples"):
+        opt.step(lambda: net.losses(batch()).mean(), **{name: 2})
 
 
 def test_plain_per_example_coefficients_take_a_batch_of_one():

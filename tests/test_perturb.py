@@ -131,14 +131,15 @@ def test_batches_of_any_structure_expand() -> None:
         "record": Record(ids, ["a", "b", "c"], 7),
         "pair": Pair(rows, [ids, (rows, None)]),
         "scalar": torch.tensor(2.0),
+        "class weights": torch.tensor([1.0, 2.0]),
         "words": ["x", "y", "z"],
         "size": (224, 224),
         "name": "prompt",
         "number": 0.5,
     }
-    assert batches.examples(batch) == 3
-    assert len(list(batches.tensors(batch))) == 5
-    twice = batches.expand(batch, 3, 2)
+    assert batches.examples({k: v for k, v in batch.items() if k != "class weights"}) == 3
+    assert len(list(batches.tensors(batch))) == 6
+    twice, held = batches.part(batch, 3, 0, 3, copies=2)
     assert twice["record"] == dataclasses.replace(batch["record"], ids=twice["record"].ids, tags=["a", "b", "c"] * 2)
     assert torch.equal(twice["record"].ids, ids.repeat(2, 1))
     assert isinstance(twice["pair"], Pair)
@@ -147,7 +148,8 @@ def test_batches_of_any_structure_expand() -> None:
     assert twice["pair"].right[1][1] is None
     assert (twice["words"], twice["name"], twice["number"], float(twice["scalar"])) == (["x", "y", "z"] * 2, "prompt", 0.5, 2.0)
     assert twice["size"] == (224, 224)
-    second = batches.take(batch, 3, 1, 2)
+    assert [len(t) for t in held] == [6, 12, 6, 12]
+    second, _ = batches.part(batch, 3, 1, 2)
     assert second["size"] == (224, 224)
     assert torch.equal(second["record"].ids, ids[1:2])
     assert torch.equal(second["pair"].left, rows[2:4])
@@ -284,10 +286,12 @@ def test_self_check_finds_a_use_that_is_partly_missed() -> None:
 
 
 @pytest.mark.parametrize("method", [zg.optim.MeZO, zg.optim.PerExample])
-def test_batch_statistics_are_refused(method: Any) -> None:
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_statistics_are_refused(method: Any, affine: bool) -> None:
     """Batch norm in training mode mixes the branches of a step."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(WIDTH, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).train()
+    norm = nn.BatchNorm1d(6, affine=affine, momentum=None, track_running_stats=affine)
+    model = nn.Sequential(nn.Linear(WIDTH, 6), norm, nn.Tanh(), nn.Linear(6, 3)).train()
     weights = copy.deepcopy(dict(model.named_parameters()))
     batch = {"x": torch.randn(4, WIDTH) * 3, "y": torch.tensor([0, 1, 2, 0])}
     optimiser = method(model)

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from zerograd.cli import main
 from zerograd.text import tasks
-from zerograd.train import order, statistics
+from zerograd.text.scoring import OptionScorer
+from zerograd.train import environment, order, statistics
 from zerograd.train.settings import TuneSettings
 from zerograd.train.tune import Tuning, schedule
 
@@ -94,8 +97,8 @@ def test_plain_transformers_loads_the_tuned_model_and_scores_as_reported(folder,
     assert all(moved)
 
 
-def _parameters(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).parameters()
+def _parameters(folder, dtype=torch.bfloat16):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).parameters()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(folder, tmp_path):
@@ -129,7 +132,7 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
     [
         (["--model", "nowhere"], "'nowhere' is not there"),
         (["--eps", "0"], "eps is 0.0; it must be above 0"),
-        (["--batch-size", "0"], "batch_size is 0; it must be at least 1"),
+        (["--batch-size", "0"], "batch_size is 0; it must be a number of at least 1"),
         (["--lr", "-1"], "lr is -1.0"),
         (["--lr", "nan"], "lr is nan"),
         (["--task", "sentiment-films"], "task is 'sentiment-films'; choose one of sentiment-movies"),
@@ -137,6 +140,8 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         (["--steps", "0"], "minutes and steps are both 0"),
         (["--batch-size", "1"], "batch_size is 1"),
         (["--scheme", "full", "--layers", "2"], "layers is 2, which only scheme upper uses"),
+        (["--method", "mezo", "--rank", "2"], "rank is 2, which only method per-example uses"),
+        (["--minutes", "inf"], "minutes is inf; it must be a number"),
         (["--layers", "200"], "layers is 200; this LlamaForCausalLM has"),
     ],
 )
@@ -163,12 +168,74 @@ def test_a_model_with_nothing_to_train_is_refused(folder, tmp_path, capsys, monk
     assert "nothing is trainable" in capsys.readouterr().err
 
 
-def test_out_that_is_a_file_is_refused_and_left_alone(folder, tmp_path, capsys):
+@pytest.mark.parametrize("within", ["", "below"])
+def test_out_that_is_a_file_or_below_one_is_refused_and_the_file_left_alone(folder, tmp_path, capsys, within):
     out = tmp_path / "run"
     out.write_text("mine")
-    assert main(command(folder, out, "--steps", "1")) == 2
-    assert "which is a file" in capsys.readouterr().err
+    assert main(command(folder, out / within, "--steps", "1")) == 2
+    assert f"{out} is a file; name a folder" in capsys.readouterr().err
     assert out.read_text() == "mine"
+
+
+def test_out_that_cannot_be_written_is_refused_before_anything_is_loaded(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("zerograd.text.models.load", None)
+    assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_ctrl_c_after_training_keeps_the_tuned_model(folder, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    scores = Tuning.scores
+
+    def interrupted(tuning, examples, phase):
+        if phase == "tuned, test":
+            raise KeyboardInterrupt
+        return scores(tuning, examples, phase)
+
+    monkeypatch.setattr(Tuning, "scores", interrupted)
+    assert main(command(folder, out, "--steps", "2")) == 130
+    assert f"the tuned model is {out}/model" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["model"]
+    before, after = _parameters(folder), _parameters(out / "model")
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_run_whose_losses_stay_not_finite_ends_keeps_the_weights_before_and_says_so(folder, tmp_path, monkeypatch):
+    losses, calls = OptionScorer.losses, []
+
+    def diverging(scorer, batch):
+        calls.append(1)
+        return losses(scorer, batch) * (torch.nan if len(calls) > 12 else 1)
+
+    out = tmp_path / "run"
+    tuning = Tuning(TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1))
+    monkeypatch.setattr(tuning.optimizer, "self_check", False)
+    tuning.attach()
+    monkeypatch.setattr(OptionScorer, "losses", diverging)
+    result = tuning.run()
+    assert result["skipped_steps"] == 10
+    assert "10 steps in a row" in result["stopped"]
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows
+    assert all("loss" in row for row in rows[: result["steps"] - 10])
+
+
+@pytest.mark.parametrize("storage", ["float32", "split", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
+def test_every_storage_is_tuned_and_saved_in_the_precision_that_it_is_evaluated_in(folder, tmp_path, storage):
+    out = tmp_path / "run"
+    assert main(command(folder, out, "--steps", "2", "--storage", storage)) == 0
+    assert {p.dtype for p in _parameters(out / "model", dtype="auto")} == {
+        torch.float32 if storage == "float32" else torch.bfloat16
+    }
+
+
+def test_the_environment_is_prepared_before_torch_is_imported():
+    code = "import os, sys, zerograd.cli as c; c.environment.prepare(); print('torch' in sys.modules, os.environ)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("False")
+    assert all(f"'{name}': '" in said for name in environment.SETTINGS)
 
 
 def test_schedules_start_at_one_and_fall_to_zero_or_stay():

@@ -3,7 +3,18 @@
 opt = zerograd.optim.MeZO(model); loss = opt.step(objective, batch)
 """
 
-from zerograd import noise, optim
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zerograd import noise, optim
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "noise", "optim"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a part when it is first asked for, so that the command line can prepare the environment before torch."""
+    if name in ("noise", "optim"):
+        return import_module(f"zerograd.{name}")
+    raise AttributeError(f"module 'zerograd' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""From coefficients to parameters: the only place that writes weights.
+"""From coefficients to parameters: the only place that changes weights.
 
     w <- (1 - lr * weight_decay) w - sum_i multiplier_i * scale * z_i
 

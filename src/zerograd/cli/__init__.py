@@ -10,11 +10,15 @@ import sys
 from collections.abc import Sequence
 
 from zerograd import __version__
+from zerograd.train import environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
+    environment.prepare()
     from zerograd.cli import tune
+    from zerograd.perturb.check import SelfCheckFailed
+    from zerograd.perturb.forward import UnresolvedOperation
 
     parser = argparse.ArgumentParser(prog="zerograd", description="Zeroth-order optimisation with evaluations alone.")
     parser.add_argument("--version", action="version", version=f"zerograd {__version__}")
@@ -23,10 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         code: int = chosen.run(chosen)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"zerograd {chosen.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"zerograd {chosen.verb}: interrupted before there was anything to keep", file=sys.stderr)
-        return 130
+    except ModuleNotFoundError as error:
+        return _say(chosen.verb, f"{error.name} is not installed; pip install 'zerograd[text]'", 2)
+    except (ValueError, OSError, UnresolvedOperation, SelfCheckFailed) as error:
+        return _say(chosen.verb, str(error), 2)
+    except KeyboardInterrupt as error:
+        return _say(chosen.verb, str(error) or "interrupted before there was anything to keep", 130)
+    return code
+
+
+def _say(verb: str, what: str, code: int) -> int:
+    print(f"zerograd {verb}: {' '.join(what.split())}", file=sys.stderr)
     return code

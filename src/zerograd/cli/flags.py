@@ -12,7 +12,7 @@ Settings = TypeVar("Settings")
 def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
     """One flag a field, `--batch-size` for batch_size, with its default and its choices in --help."""
     for field in dataclasses.fields(settings):
-        kind = type(field.default)
+        kind = field.metadata["kind"]
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             dest=field.name,
@@ -31,4 +31,5 @@ def read(settings: type[Settings], parsed: argparse.Namespace) -> Settings:
 def _help(field: dataclasses.Field[Any]) -> str:
     choices = field.metadata["choices"]
     text = field.metadata["help"] + (f"; one of {', '.join(choices)}" if choices else "")
-    return f"{text} (default: {field.default})".replace("%", "%%")
+    default = "" if field.default is None else f" (default: {field.default})"
+    return f"{text}{default}".replace("%", "%%")

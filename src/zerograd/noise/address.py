@@ -4,7 +4,7 @@
     stage two   counter (column block, row, k2, k3),       key (k0, k1)  ->  128 bits
 
 Philox is a bijection of its counter for each key, so within one seed two different addresses never share
-a stage-two (counter, key). The layout is frozen: journals are recorded with it (`LAYOUT`).
+a stage-two (counter, key). The layout is frozen: a number that was ever drawn stays what it was (`LAYOUT`).
 """
 
 from __future__ import annotations

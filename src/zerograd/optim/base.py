@@ -58,6 +58,7 @@ class Info:
 class ZerothOrder(torch.optim.Optimizer, ABC):
     """Base of the methods; see `MeZO` and `PerExample` for what a user holds.
 
+    steps: taken so far, skipped ones too. forwards: how often the model was evaluated on the batch, once a branch.
     Subclasses set `family` and `per_example`, and say what `plan`, `differences` and `multipliers` are.
     """
 
@@ -134,13 +135,16 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         step(closure): torch's protocol; the closure takes nothing, is pure, and returns a scalar loss.
         step(objective, batch): objective(batch) returns one loss an example, shape (examples,), or (sums, weights) of
         that shape whose quotient of totals is the loss. The branches ride the batch.
-        examples: how many the batch has, when a tensor of fewer rows than examples is in it.
+        examples: how many the batch has, when a tensor that does not hold examples is in it.
         micro_batch: how many of them are evaluated at a time, at least 1; all by default.
         Returns the mean loss of the branches, a float.
-        Raises NotPure, NotFinite, or UnresolvedOperation; weights are then as they were.
+        Raises NotPure, NotFinite, SelfCheckFailed or UnresolvedOperation; weights are then as they were.
         """
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f"micro_batch is {micro_batch}; it must be at least 1")
+        for name, count in (("micro_batch", micro_batch), ("examples", examples)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1")
+            if count is not None and batch is None:
+                raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
         directions, group_of = self._directions()
         if batch is None:
             scores = self._closure_scores(closure, directions)
@@ -168,7 +172,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         """Do now what steps should not pay for: the checks of the first one, and a rehearsal that loads every kernel.
 
         The rehearsal evaluates the first step's plan and adds none of its directions.
-        Raises NotPure or SelfCheckFailed. Weights stay as they are.
+        Raises NotPure, SelfCheckFailed or UnresolvedOperation. Weights stay as they are.
         """
         directions, _ = self._directions()
         scores = self._batch_scores(objective, batch, directions, examples or batches.examples(batch), micro_batch)
@@ -195,10 +199,16 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave. Raises KeyError when a tensor is missing."""
+        """Take back what `state_dict` gave, or nothing of it.
+
+        Raises KeyError when a tensor is missing, ValueError when one was stored otherwise or the groups are others.
+        """
+        if "zerograd" not in state_dict:
+            raise KeyError("the saved state is not of a zerograd optimiser: it has no entry 'zerograd'")
         ours = state_dict["zerograd"]
-        weights.load_state(self.slots, ours["slots"])
+        weights.require_loadable(self.slots, ours["slots"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zerograd"})
+        weights.load_state(self.slots, ours["slots"])
         self.seed, self.steps = ours["seed"], ours["steps"]
         self.skipped, self.forwards = ours["skipped"], ours["forwards"]
 
@@ -231,7 +241,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self._check_batch(objective, batch, directions, count, micro_batch)
         plan = self.plan(count)
         self.forwards += plan.copies
-        return score_batch(self.slots, directions, plan, objective, batch, micro_batch)
+        return score_batch(self.slots, directions, plan, objective, batch, micro_batch=micro_batch)
 
     def _directions(self) -> tuple[Directions, dict[int, dict[str, Any]]]:
         """The directions of the next step, and the group of each parameter by its identity."""
@@ -243,13 +253,12 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     def _check_batch(self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | None) -> None:
         if not self._checked:
             few = min(2, count)
-            little = batches.take(batch, count, 0, few)
             self._check(
-                lambda: score_batch(self.slots, directions, plans.clean(count), objective, batch, micro_batch),
+                lambda: score_batch(self.slots, directions, plans.clean(count), objective, batch, micro_batch=micro_batch),
                 directions,
                 plans.trial(few),
-                lambda slots: score_batch(slots, directions, plans.trial(few), objective, little),
-                lambda: score_batch([], directions, plans.clean(few), objective, little),
+                lambda slots: score_batch(slots, directions, plans.trial(few), objective, batch, total=count),
+                lambda: score_batch([], directions, plans.clean(few), objective, batch, total=count),
             )
 
     def _check(
@@ -297,11 +306,19 @@ def _groups(params: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:
         raise ValueError("no parameters were given; pass a module, or its named_parameters()")
     if not isinstance(items[0], dict):
         items = [{"params": params if isinstance(params, nn.Module) else items}]
-    groups = []
+    groups: list[dict[str, Any]] = []
     count = 0
-    for item in items:
+    group_of: dict[int, int] = {}
+    names: set[str] = set()
+    for i, item in enumerate(items):
         named = list(weights.named_parameters(item["params"], count))
         count += len(named)
+        twice = [name for name, p, _ in named if group_of.setdefault(id(p), i) != i]
+        if twice:
+            raise ValueError(f"{twice[0]} is in two parameter groups; leave it in one of them")
+        if any(name in names for name, _, _ in named):  # modules given group by group may use the same names
+            named = [(f"group {i}.{name}", p, owner) for name, p, owner in named]
+        names |= {name for name, _, _ in named}
         unique = {id(p): p for _, p, _ in named}
         groups.append({**item, "params": list(unique.values()), "named": named})
     return groups
@@ -312,4 +329,4 @@ def _require_in_range(group: dict[str, Any]) -> None:
         raise ValueError(f"eps is {group['eps']}; it must be above 0")
     for name in ("lr", "weight_decay"):
         if not (math.isfinite(group[name]) and group[name] >= 0):
-            raise ValueError(f"{name} is {group[name]}; it must be at least 0")
+            raise ValueError(f"{name} is {group[name]}; it must be a number of at least 0")

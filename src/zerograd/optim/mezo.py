@@ -42,8 +42,8 @@ class MeZO(ZerothOrder):
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
-        lr: float = 1e-6,
-        eps: float = 1e-3,
+        lr: float = 1e-3,
+        eps: float = 1e-2,
         *,
         weight_decay: float = 0.0,
         relative: bool = True,

@@ -1,9 +1,10 @@
-"""Batches of any structure: repeating one for the branches of a plan, and taking examples out of it."""
+"""Batches of any structure: taking examples out of one, and repeating them for the branches of a plan."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -41,44 +42,45 @@ def examples(batch: Any) -> int:
     return count
 
 
-def expand(batch: Any, total: int, copies: int) -> Any:
-    """The batch of `total` examples repeated `copies` times, block after block.
+def part(batch: Any, total: int, first: int, stop: int, copies: int = 1) -> tuple[Any, list[torch.Tensor]]:
+    """The examples from `first` to before `stop`, of `total`, repeated `copies` times, block after block.
 
-    Tensors are repeated along their leading dimension; so are lists and tuples that hold as many values as there are examples,
-    or a multiple. Scalars, and sequences of another length, are settings: shared.
+    Tensors, lists and tuples are cut and repeated along their leading dimension when it is `total` or a multiple of it.
+    Others are settings, the same for all examples. Returns the batch, and the tensors in it that hold examples.
     """
+    held: list[torch.Tensor] = []
 
-    def repeat(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return torch.cat([value] * copies) if value.ndim else value.clone()
-        return value if len(value) % total else value * copies
-
-    return _rebuild(batch, repeat)
-
-
-def take(batch: Any, total: int, first: int, stop: int) -> Any:
-    """The examples from `first` to before `stop`, of `total`."""
-
-    def some(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and not value.ndim:
-            return value
+    def of(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and (not value.ndim or len(value) % total):
+            return value.clone()
         each, odd = divmod(len(value), total)
-        return value if odd else value[first * each : stop * each]
+        if odd:
+            return value
+        some = value[first * each : stop * each]
+        if not isinstance(value, torch.Tensor):
+            return some * copies
+        held.append(torch.cat([some] * copies))
+        return held[-1]
 
-    return _rebuild(batch, some)
+    return _rebuild(batch, of), held
 
 
 def _rebuild(batch: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
-        return {key: _rebuild(value, change) for key, value in batch.items()}
+        changed = {key: _rebuild(value, change) for key, value in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return changed
+        same = copy.copy(batch)
+        same.update(changed)
+        return same
     if isinstance(batch, (list, tuple)):
         if any(True for _ in tensors(batch)):
             parts = [_rebuild(value, change) for value in batch]
             return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
         return change(batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = {f.name: _rebuild(getattr(batch, f.name), change) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **changed)
+        fields = {f.name: _rebuild(getattr(batch, f.name), change) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **fields)
     return batch

@@ -219,6 +219,9 @@ class PerturbedForward(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
             name = getattr(func, "__self__", func).__name__  # a property, such as T
+        mixes = name == "batch_norm" and (kwargs.get("training") or True in args[5:6])
+        if mixes and not self.whole and (batched or ours is not None):
+            raise UnresolvedOperation("batch_norm in training mode mixes examples; call model.eval()")
         if ours is None:
             if self.whole or not batched:
                 return func(*args, **kwargs)
@@ -229,8 +232,6 @@ class PerturbedForward(TorchFunctionMode):
             raise UnresolvedOperation(
                 f"{self.name(ours)} is read by {name}(), so the model's course would depend on the perturbation; freeze it"
             )
-        if name == "batch_norm" and not self.whole and (kwargs.get("training") or True in args[5:6]):
-            raise UnresolvedOperation("batch_norm in training mode mixes examples; call model.eval()")
         if not self.whole and "out" in kwargs:
             raise UnresolvedOperation(f"{self.name(ours)} is used by {name} with out=; use what it returns, or pass a closure")
         if not self.whole and batched and name in _WHOLE:

@@ -30,6 +30,8 @@ _SWAPS = {"transpose", "swapaxes", "swapdims", "permute"}
 _ALONG = {
     *("sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "softmax", "log_softmax", "softmin", "cumsum"),
     *("cumprod", "sort", "argsort", "topk", "prod", "norm", "std", "var", "any", "all", "median", "normalize", "count_nonzero"),
+    *("linalg_norm", "linalg_vector_norm", "vector_norm", "var_mean", "std_mean", "aminmax", "nanmedian", "mode", "logcumsumexp"),
+    *("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "diff", "cumulative_trapezoid", "trapezoid", "roll", "flip"),
     *("nansum", "nanmean", "msort", "cummax", "cummin", "logcumsumexp", "kthvalue", "quantile", "unique", "nonzero", "bincount"),
 }
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "linear", "addmm", "baddbmm"}

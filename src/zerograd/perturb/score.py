@@ -18,11 +18,19 @@ Closure = Callable[[], Any]
 
 
 def score_batch(
-    slots: Sequence[Slot], directions: Directions, plan: Plan, objective: Objective, batch: Any, micro_batch: int | None = None
+    slots: Sequence[Slot],
+    directions: Directions,
+    plan: Plan,
+    objective: Objective,
+    batch: Any,
+    *,
+    micro_batch: int | None = None,
+    total: int | None = None,
 ) -> torch.Tensor:
     """The loss of every expanded example: float32 (copies * examples,).
 
     One forward serves the whole plan, or as many as it takes to evaluate `micro_batch` examples of the batch at a time.
+    total: how many examples the batch has, when the plan is for its first ones only.
 
     An objective that returns (sums, weights) is one whose loss is total sum over total weight: each example's loss is then
     its share, so that their mean is that quotient.
@@ -30,25 +38,29 @@ def score_batch(
     be split by example.
     """
     count = plan.examples
-    if micro_batch is None or micro_batch >= count:
-        given = _evaluate(slots, directions, plan, objective, batch)
-    else:
-        parts = []
-        for first in range(0, count, micro_batch):
-            stop = min(first + micro_batch, count)
-            parts.append(_evaluate(slots, directions, plan.part(first, stop), objective, batches.take(batch, count, first, stop)))
-        given = [torch.cat(some, 1) for some in zip(*parts, strict=True)]
+    parts = []
+    for first in range(0, count, micro_batch or count):
+        stop = min(first + (micro_batch or count), count)
+        expanded, held = batches.part(batch, total or count, first, stop, plan.copies)
+        parts.append(_evaluate(slots, directions, plan.part(first, stop), objective, expanded, held))
+    given = [torch.cat(some, 1) for some in zip(*parts, strict=True)]
     if len(given) == 1:
         return given[0].flatten()
     sums, weights = given
     return (sums / weights.mean(1, keepdim=True)).flatten()
 
 
-def _evaluate(slots: Sequence[Slot], directions: Directions, plan: Plan, objective: Objective, batch: Any) -> list[torch.Tensor]:
-    """What the objective returns for the expanded batch: one or two float32 tensors (copies, examples)."""
-    expanded = batches.expand(batch, plan.examples, plan.copies)
+def _evaluate(
+    slots: Sequence[Slot],
+    directions: Directions,
+    plan: Plan,
+    objective: Objective,
+    expanded: Any,
+    held: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    """What the objective returns for the expanded batch, whose tensors `held` hold its examples: float32 (copies, examples)."""
     forward = PerturbedForward(slots, directions, plan)
-    for tensor in batches.tensors(expanded):
+    for tensor in held:
         forward.mark(tensor)
     with forward:
         losses = objective(expanded)

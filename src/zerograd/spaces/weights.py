@@ -11,7 +11,7 @@ Storage precision is explicit:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,12 +121,8 @@ def state(slots: Iterable[Slot]) -> dict[str, Any]:
     return {s.name: {"scale": s.scale, "remainder": s.remainder} for s in slots}
 
 
-def load_state(slots: Iterable[Slot], saved: Mapping[str, Any]) -> None:
-    """Take back what `state` gave, or nothing of it.
-
-    Raises KeyError naming a tensor that is missing, ValueError naming one that was stored otherwise.
-    """
-    slots = list(slots)
+def require_loadable(slots: Sequence[Slot], saved: Mapping[str, Any]) -> None:
+    """Raises KeyError naming a tensor that `saved` lacks, ValueError naming one that was stored otherwise."""
     missing = [slot.name for slot in slots if slot.name not in saved]
     if missing:
         raise KeyError(f"the saved state has no tensor {missing[0]!r}")
@@ -135,6 +131,10 @@ def load_state(slots: Iterable[Slot], saved: Mapping[str, Any]) -> None:
         if (theirs is None) != (slot.remainder is None) or (theirs is not None and theirs.shape != slot.parameter.shape):
             had, has = ("with a remainder" if value is not None else "without one" for value in (theirs, slot.remainder))
             raise ValueError(f"{slot.name} was saved {had} and is here {has}; build the optimiser with the storage of that run")
+
+
+def load_state(slots: Iterable[Slot], saved: Mapping[str, Any]) -> None:
+    """Take back what `state` gave and `require_loadable` has found to fit."""
     for slot in slots:
         slot.scale = saved[slot.name]["scale"]
         if slot.remainder is not None:

@@ -26,7 +26,7 @@ def option_scores(
     first = 0
     while first < len(by_length):
         listen(first / len(by_length))
-        longest = len(prompts[by_length[min(first + rows, len(by_length)) - 1]])
+        longest = len(prompts[by_length[min(first + rows, len(by_length)) - 1]]) + scorer.added
         chosen = by_length[first : first + min(rows, scorer.at_a_time(longest))]
         first += len(chosen)
         batch = scorer.batch([examples[i] for i in chosen])

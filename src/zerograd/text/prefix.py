@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zerograd.apply import uninterrupted
+
 
 class Prefix:
     """A decoder cut below its first trained layer.
@@ -44,11 +46,12 @@ class Prefix:
 
     def above(self, hidden: torch.Tensor) -> torch.Tensor:
         """The decoder's last hidden states from those that enter layer `depth`: (rows, tokens, width)."""
-        self.decoder.layers = self._upper
         try:
+            self.decoder.layers = self._upper
             last: torch.Tensor = self.decoder(inputs_embeds=hidden, use_cache=False).last_hidden_state
         finally:
-            self.decoder.layers = self._layers
+            with uninterrupted():  # a decoder left cut would be evaluated and saved so
+                self.decoder.layers = self._layers
         return last
 
 

@@ -18,8 +18,8 @@ VOCABULARY_CHUNK = 8192
 """Columns of the head that are scored at a time when the softmax needs all of them."""
 
 FORWARD_TOKENS = 4096
-"""Tokens of a forward pass, padding and branches included: a longer batch is evaluated in parts, so that long examples do not
-set the memory of the run. Larger passes are no faster on a CPU."""
+"""Tokens of a forward pass, padding and branches included: a longer batch is evaluated in parts, of one example at least, so
+that long examples do not set the memory of the run."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class OptionScorer:
         self.max_tokens = max_tokens
         self.option_ids: list[list[int]] = [tokenizer(o, add_special_tokens=False)["input_ids"] for o in task.options]
         self.single = all(len(ids) == 1 for ids in self.option_ids)
+        self.added = 0 if self.single else max(map(len, self.option_ids))  # tokens that a row has beside its prompt
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         self.prefix: Prefix | None = None
         self.cache: HiddenCache | None = None

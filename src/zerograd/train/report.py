@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from zerograd.train.files import write_text
 
 Row = Mapping[str, Any]
 
@@ -48,12 +49,7 @@ def write(path: Path, result: Row, history: Sequence[Row], predictions: Sequence
 <meta name="color-scheme" content="light dark"><title>{escape(f"{result['task']}, {result['model']}")}</title>
 <style>{_CSS}</style></head><body><main>{"".join(parts)}</main></body></html>
 """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, page)
 
 
 def mcnemar(gained: int, lost: int) -> float:

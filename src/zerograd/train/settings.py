@@ -14,9 +14,13 @@ from zerograd.text.tasks import TASKS
 
 SCHEDULES = ("constant", "linear", "cosine")
 
+RATES = {"mezo": 0.005, "per-example": 0.04}
+"""The learning rates that suit each method, in its own units."""
 
-def _setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+
+def _setting(default: Any, help: str, choices: tuple[str, ...] = (), kind: type | None = None) -> Any:
+    """A field. kind: of its values, where None stands for a default that depends on others."""
+    return field(default=default, metadata={"help": help, "choices": choices, "kind": kind or type(default)})
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class TuneSettings:
     minutes: float = _setting(5.0, "stop after this much training time; 0 for no limit")
     steps: int = _setting(0, "stop after this many steps; 0 for no limit")
     batch_size: int = _setting(32, "examples a step")
-    lr: float = _setting(0.04, "learning rate: the relative change of a weight a step, before averaging over directions")
+    lr: float = _setting(None, "learning rate; by default " + ", ".join(f"{v} for {k}" for k, v in RATES.items()), kind=float)
     eps: float = _setting(2e-2, "smoothing radius, relative to each tensor's rms")
     schedule: str = _setting("linear", "how the learning rate falls over the run", SCHEDULES)
     weight_decay: float = _setting(0.0, "decoupled weight decay")
@@ -50,6 +54,8 @@ class TuneSettings:
             choices, value = self.__dataclass_fields__[name].metadata["choices"], getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        if self.lr is None:
+            object.__setattr__(self, "lr", RATES[self.method])
         for name in ("batch_size", "directions", "sides", "rank"):
             _at_least(name, getattr(self, name), 1)
         for name in ("layers", "minutes", "steps", "lr", "weight_decay", "seed", "evals", "threads"):
@@ -58,6 +64,9 @@ class TuneSettings:
             raise ValueError(f"eps is {self.eps}; it must be above 0")
         if not self.minutes and not self.steps:
             raise ValueError("minutes and steps are both 0: the run would have no end; give one of them")
+        for name in ("directions", "sides", "rank"):
+            if self.method != "per-example" and getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"{name} is {getattr(self, name)}, which only method per-example uses; this is {self.method}")
         if self.layers and self.scheme != "upper":
             raise ValueError(f"layers is {self.layers}, which only scheme upper uses; this is scheme {self.scheme}")
         if self.method == "per-example" and self.batch_size < 2:
@@ -66,4 +75,4 @@ class TuneSettings:
 
 def _at_least(name: str, value: float, least: float) -> None:
     if not (math.isfinite(value) and value >= least):
-        raise ValueError(f"{name} is {value}; it must be at least {least}")
+        raise ValueError(f"{name} is {value}; it must be a number of at least {least}")

@@ -18,14 +18,15 @@ import torch
 
 import zerograd
 from zerograd.optim import METHODS
-from zerograd.optim.base import ZerothOrder
+from zerograd.optim.base import NotFinite, ZerothOrder
 from zerograd.text import evaluation, models, schemes, tasks
 from zerograd.text.cache import HiddenCache
 from zerograd.text.evaluation import Scores
 from zerograd.text.prefix import prefix_of
 from zerograd.text.scoring import Batch, OptionScorer
 from zerograd.text.tasks import Example
-from zerograd.train import memory, order, report, statistics
+from zerograd.train import environment, memory, order, report, statistics
+from zerograd.train.files import write_text
 from zerograd.train.settings import TuneSettings
 
 
@@ -53,17 +54,17 @@ class Tuning:
         self.settings = settings
         self.listen = listen
         self.started = time.perf_counter()
-        memory.bound_kernel_caches()
+        environment.prepare()
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
         self.folder = Path(settings.out or f"runs/{settings.task}-{settings.method}-{settings.seed}")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"out is {self.folder}, which is a file; name a folder")
+        self.parent = _writable(self.folder)
         self.task = tasks.load(settings.task)
         for split in ("train", "dev", "test"):
             if not getattr(self.task, split):
                 raise ValueError(f"task {settings.task} has no {split} rows; give it some")
         listen(Progress("loading the model", 0.0))
-        self.model, tokenizer = models.load(settings.model)
+        dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
+        self.model, tokenizer = models.load(settings.model, dtype)
         schemes.select(self.model, settings.scheme, settings.layers)
         self.scorer = OptionScorer(self.model, tokenizer, self.task)
         few = self.scorer.batch(self.task.train[:2])
@@ -97,7 +98,11 @@ class Tuning:
         memory.reset_peak()
         seconds = self.train()
         training_peak = memory.peak_bytes()
-        after = self.scores(self.task.test, "tuned, test")
+        self._save_model()
+        try:
+            after = self.scores(self.task.test, "tuned, test")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted after training; the tuned model is {self.folder}/model, not evaluated") from None
         result = self._result(before, fit, after) | {
             "seconds": seconds,
             "seconds_per_step": seconds / max(1, self.optimizer.steps),
@@ -150,6 +155,8 @@ class Tuning:
                 self.listen(Progress("training", min(done, 1.0), self.optimizer.steps, loss, dev, speed, pace, left))
         except KeyboardInterrupt:
             self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of the weights then"
+        except NotFinite as error:
+            self.stopped = f"ended at step {self.optimizer.steps}: {error}"
         return elapsed
 
     def scores(self, examples: Sequence[Example], phase: str) -> list[list[float]]:
@@ -176,11 +183,10 @@ class Tuning:
         if self.scorer.prefix is None:
             return None
         sample = self.scorer.prefix.below(few.ids)
-        folder = next(parent for parent in self.folder.resolve().parents if parent.exists())
         needed = sum(self._lengths()) * len(few.ids) // len(few.labels) * sample.shape[-1] * sample.itemsize
-        if needed > shutil.disk_usage(folder).free // 4 or not os.access(folder, os.W_OK):
+        if needed > shutil.disk_usage(self.parent).free // 4:
             return None
-        return HiddenCache(folder, sample.shape[-1], sample.dtype)
+        return HiddenCache(self.parent, sample.shape[-1], sample.dtype)
 
     def _result(self, before: Scores, fit: Scores, after: Scores) -> dict[str, Any]:
         test, train = self.task.test, self.task.train
@@ -218,18 +224,26 @@ class Tuning:
         }
 
     def _write(self, result: dict[str, Any], before: Scores, after: Scores) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         settings = dataclasses.asdict(self.settings)
         versions = {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()}
         predictions = list(self._predictions(before, after))
-        _write_text(self.folder / "settings.json", json.dumps(settings, indent=1))
-        _write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
-        _write_text(self.folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions))
-        self.model.save_pretrained(self.folder / "model")
-        self.scorer.tokenizer.save_pretrained(self.folder / "model")
+        write_text(self.folder / "settings.json", json.dumps(settings, indent=1))
+        finite = [{k: v for k, v in row.items() if math.isfinite(v)} for row in self.history]
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in finite))
+        write_text(self.folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions))
         shown = result | {"settings": settings, "versions": versions}
         report.write(self.folder / "report.html", shown, self.history, predictions)
-        _write_text(self.folder / "result.json", json.dumps(result, indent=1))
+        write_text(self.folder / "result.json", json.dumps(result, indent=1))
+
+    def _save_model(self) -> None:
+        """Write the tuned model and its tokenizer where plain transformers loads them; an older one is there until then."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        model, partial = self.folder / "model", self.folder / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        self.model.save_pretrained(partial)
+        self.scorer.tokenizer.save_pretrained(partial)
+        shutil.rmtree(model, ignore_errors=True)
+        partial.rename(model)
 
     def _predictions(self, before: Scores, after: Scores) -> Iterator[dict[str, Any]]:
         best, margin = evaluation.best, evaluation.margin
@@ -255,8 +269,11 @@ def schedule(name: str, done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else 1.0
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+def _writable(folder: Path) -> Path:
+    """The nearest folder that is there, of a folder to be made. Raises ValueError when it could not be made in it."""
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"out is {folder}, and {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"out is {folder}, and {there} cannot be written; name a folder that can")
+    return there
