@@ -150,7 +150,7 @@ class Tuning:
                         next_evaluation = next(evaluations, math.inf)
                 self.history.append(record)
                 pace = elapsed / self.optimizer.steps
-                left = elapsed / done - elapsed if done > 0 else math.nan
+                left = max(0.0, elapsed / done - elapsed) if done > 0 else math.nan
                 speed = self.optimizer.steps * len(chosen) / elapsed
                 self.listen(Progress("training", min(done, 1.0), self.optimizer.steps, loss, dev, speed, pace, left))
         except KeyboardInterrupt:
