@@ -81,7 +81,7 @@ def train(parsed: argparse.Namespace, lr: float) -> tuple[dict[str, Any], Any]:
         steps += 1
         elapsed += time.perf_counter() - start
         if steps % 50 == 0:
-            print(f"lr {lr} step {steps} loss {float(loss):.3f} {elapsed:.0f} s", flush=True)
+            print(f"lr {lr} step {steps} loss {loss.item():.3f} {elapsed:.0f} s", flush=True)
     peak = memory.peak_bytes()
     dev = option_scores(scorer, task.dev)
     row: dict[str, Any] = {
