@@ -109,6 +109,10 @@ def _two_groups(m: Any, b: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 EXACT: dict[str, Case] = {
+    "largest features": lambda m, b: (b["x"] @ m.matrix).topk(2).values @ m.matrix[:2],
+    "sorted features": lambda m, b: (b["x"] @ m.matrix).sort().values @ m.matrix,
+    "norm of the features": lambda m, b: torch.linalg.vector_norm(b["x"] @ m.matrix, 2, -1, keepdim=True) * m.vector,
+    "differences of features": lambda m, b: (b["x"] @ m.matrix).diff() * m.vector[1:],
     "add alpha": lambda m, b: torch.add(b["x"], m.vector, alpha=2.0),
     "sub alpha": lambda m, b: b["x"].sub(m.vector, alpha=2.0),
     "rsub": lambda m, b: torch.rsub(b["x"], m.vector, alpha=3),
@@ -177,6 +181,13 @@ RIGHT_OR_REFUSED: dict[str, Case] = {
     "rolled batch": lambda m, b: (b["x"].roll(1, 0) @ m.matrix).roll(-1, 0),
     "tokens first": lambda m, b: (b["x"].transpose(0, 1) @ m.matrix).transpose(0, 1),
     "features first": lambda m, b: b["x"][:, 0] + (b["x"][:, 0].T @ m.matrix[:1].expand(len(b["x"]), -1)).tanh().sum(),
+    "norm over the batch": lambda m, b: (
+        b["x"] + torch.linalg.vector_norm(b["x"], 2, 0, keepdim=True).expand(b["x"].shape) @ m.matrix
+    ),
+    "differences over the batch": lambda m, b: b["x"] + b["x"].diff(1, 0, prepend=b["x"][:1]) @ m.matrix,
+    "spectrum over the batch": lambda m, b: b["x"] + torch.fft.fft(b["x"], dim=0).real @ m.matrix,
+    "largest of the batch": lambda m, b: b["x"].topk(len(b["x"]), 0).values @ m.matrix,
+    "quantile over the batch": lambda m, b: b["x"] + torch.quantile(b["x"], torch.tensor(0.5), 0).expand(b["x"].shape) @ m.matrix,
     "mean over the batch": lambda m, b: b["x"] + b["x"].mean(0) @ m.matrix,
     "each row of the batch": lambda m, b: torch.stack([torch.tanh(row @ m.matrix) for row in b["x"]]),
     "pairs of rows": lambda m, b: (lambda i: (b["x"][torch.stack([i, (i + 1) % len(i)], 1)] @ m.matrix)[:, 0])(

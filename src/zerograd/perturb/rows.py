@@ -30,10 +30,20 @@ _SWAPS = {"transpose", "swapaxes", "swapdims", "permute"}
 _ALONG = {
     *("sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp", "softmax", "log_softmax", "softmin", "cumsum"),
     *("cumprod", "sort", "argsort", "topk", "prod", "norm", "std", "var", "any", "all", "median", "normalize", "count_nonzero"),
-    *("linalg_norm", "linalg_vector_norm", "vector_norm", "var_mean", "std_mean", "aminmax", "nanmedian", "mode", "logcumsumexp"),
-    *("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "diff", "cumulative_trapezoid", "trapezoid", "roll", "flip"),
+    *("linalg_norm", "linalg_vector_norm", "var_mean", "std_mean", "aminmax", "nanmedian", "mode", "nanquantile"),
+    *("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "diff", "cumulative_trapezoid", "trapezoid"),
     *("nansum", "nanmean", "msort", "cummax", "cummin", "logcumsumexp", "kthvalue", "quantile", "unique", "nonzero", "bincount"),
 }
+_DIMENSION_SECOND = {
+    *("norm", "normalize", "linalg_norm", "linalg_vector_norm", "quantile", "nanquantile", "topk", "kthvalue", "diff"),
+    *("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft"),
+}
+"""Of those, the ones that take something else (an order, a count) before the dimension."""
+_DIMENSION_LAST = {
+    *("topk", "kthvalue", "sort", "argsort", "mode", "diff", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft"),
+    *("cumulative_trapezoid", "trapezoid"),
+}
+"""The ones that work along the last dimension by default; the others along all, or the first."""
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "linear", "addmm", "baddbmm"}
 _CONSTANTS = {
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty"),
@@ -211,7 +221,7 @@ def _combined(forward: PerturbedForward, name: str, args: Sequence[Any], kwargs:
     operands = [(t, settled(forward, m)) for t in tensors(args, kwargs) if (m := forward.batched(t)) is not None and t.ndim]
     if not out.ndim or not operands or any(mark.lost for _, mark in operands):
         return lost
-    if name in _ALONG and not _along_others(args, kwargs):
+    if name in _ALONG and not _along_others(name, args, kwargs):
         return lost
     if name == "einsum" and not _einsum_leads(forward, args):
         return lost
@@ -228,14 +238,17 @@ def _combined(forward: PerturbedForward, name: str, args: Sequence[Any], kwargs:
     return Batched(forward) if out.shape[0] and out.shape[0] % len(forward.plan) == 0 else lost
 
 
-def _along_others(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def _along_others(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Whether an operation along dimensions leaves the leading one alone; elementwise max and min do."""
     source = next(tensors(args, kwargs))
-    if len(args) > 1 and isinstance(args[1], torch.Tensor):
+    if name in ("max", "min") and len(args) > 1 and isinstance(args[1], torch.Tensor):
         return True
-    dim = kwargs.get("dim", kwargs.get("axis", next((a for a in args[1:] if isinstance(a, (int, tuple, list))), None)))
+    at = 2 if name in _DIMENSION_SECOND else 1
+    dim = kwargs.get("dim", kwargs.get("axis", args[at] if len(args) > at else None))
+    if dim is None and name in _DIMENSION_LAST:
+        dim = -1
     dims = dim if isinstance(dim, (tuple, list)) else (dim,)
-    return None not in dims and all(d % source.ndim != 0 for d in dims)
+    return all(type(d) is int and d % source.ndim != 0 for d in dims)
 
 
 def _einsum_leads(forward: PerturbedForward, args: Sequence[Any]) -> bool:
