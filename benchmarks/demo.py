@@ -6,12 +6,9 @@ python benchmarks/demo.py --seeds 3 --minutes 5
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 
-from record import save
+from record import fresh, save
 
 
 def main() -> None:
@@ -26,9 +23,7 @@ def main() -> None:
         for seed in range(parsed.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 flags = ["--task", task, "--seed", str(seed), "--minutes", str(parsed.minutes), "--out", folder + "/run", "--json"]
-                command = [sys.executable, "-m", "zerograd", "tune", *flags, *more]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout.strip().splitlines()[-1])
+                row = fresh("-m", "zerograd", "tune", *flags, *more)
             rows.append({k: v for k, v in row.items() if k != "run"})
             gain = 100 * (row["accuracy_after"] - row["accuracy_before"])
             over = 100 * (row["accuracy_after"] - row["accuracy_calibrated"])

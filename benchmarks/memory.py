@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 
-from record import save
+from record import fresh, save
 
 from zerograd.train import environment
 
@@ -34,9 +32,7 @@ def main() -> None:
         return
     rows = []
     for row in ROWS * parsed.repeats:
-        command = [sys.executable, __file__, "--one", json.dumps(row), "--steps", str(parsed.steps)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        rows.append(fresh(__file__, "--one", json.dumps(row), "--steps", str(parsed.steps)))
         print(json.dumps(rows[-1]), flush=True)
         save("memory", {"steps": parsed.steps, "rows": rows})
 

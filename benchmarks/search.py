@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 
-from record import save
+from record import fresh, save
 
 from zerograd.train import environment
 
@@ -43,9 +41,7 @@ def main() -> None:
         return
     rows = []
     for row in json.loads(parsed.grid) if parsed.grid else GRID:
-        command = [sys.executable, __file__, "--one", json.dumps(row), "--seed", str(parsed.seed)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        rows.append(fresh(__file__, "--one", json.dumps(row), "--seed", str(parsed.seed)))
         print(json.dumps(rows[-1]), flush=True)
         save(parsed.name, {"seed": parsed.seed, "threads": 1, "rows": rows})
 
