@@ -15,14 +15,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def provenance() -> dict[str, Any]:
-    """Machine, versions, commit and dirty flag of this measurement."""
+    """Machine, versions, commit and dirty flag of this measurement; results do not make a tree dirty."""
     names = ("torch", "numpy", "numba", "transformers", "peft")
     model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
     return {
         "machine": {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()},
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in names},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")),
     }
 
 
