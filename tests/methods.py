@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import zerograd as zg
+from zerograd import apply
+from zerograd.perturb.directions import Directions
 
 COMMON: dict[str, Callable[..., Any]] = {
     "mezo": zg.optim.MeZO,
     "mezo-gaussian": functools.partial(zg.optim.MeZO, distribution="gaussian"),
+    "fzoo": zg.optim.FZOO,
     "rank1": zg.optim.PerExample,
     "rank2-gaussian": functools.partial(zg.optim.PerExample, rank=2, distribution="gaussian"),
     "rank1-plain": functools.partial(zg.optim.PerExample, standardised=False),
@@ -33,7 +36,8 @@ def _some(names: list[str]) -> pytest.MarkDecorator:
 
 
 mezo_only = _some([name for name in COMMON if name.startswith("mezo")])
-per_example_only = _some([name for name in COMMON if not name.startswith("mezo")])
+shared_only = _some([name for name in COMMON if not name.startswith("rank")])
+per_example_only = _some([name for name in COMMON if name.startswith("rank")])
 plain_only = _some([name for name in COMMON if name.startswith("mezo") or name.endswith("plain")])
 """Those whose mean step is the gradient's."""
 
@@ -86,15 +90,16 @@ def exact(opt: Any) -> list[torch.Tensor]:
     return [slot.exact().detach().clone() for slot in opt.slots]
 
 
-def digest_of_training() -> tuple[str, str]:
-    """(the back end that drew the noise, a digest of weights trained for a few steps by every method in every storage)."""
+def digest_of_updates() -> tuple[str, str]:
+    """(the back end that drew the noise, a digest of weights after the same multipliers by every method in every storage)."""
     digest = hashlib.sha256()
     for method in COMMON.values():
         for storage in STORAGES:
             net = Net()
             opt = method(net, lr=0.1, storage=storage)
             for step in range(2):
-                opt.step(net.losses, batch(seed=step))
+                for slot in opt.slots:
+                    apply.update(slot, Directions(opt.family, 0, step), [0, 5], [0.3, -0.1], 0.99)
             for pattern in stored(opt):
                 digest.update(pattern.numpy().tobytes())
     return zg.noise.backend(torch.empty(1, 1)).__name__, digest.hexdigest()

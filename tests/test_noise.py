@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from zerograd import noise
 from zerograd.noise import DENSE, LEFT, ORDER, RIGHT, ROUNDING, Address, address, compiled, gaussian, reference, stream
+from zerograd.noise.vectors import sixteen_calls
 
 LIMIT = 4.5  # standard errors that a mean of many draws may be off; the addresses are fixed, so no test is flaky
 SEED = 0x0123456789ABCDEF
@@ -53,9 +55,19 @@ def philox_torch(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, .
 
 
 def philox_numba(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
-    out = np.empty(4, np.uint64)
-    compiled._philox(*(np.uint64(v) for v in (*counter, *key)), out, 0, 1)
-    return tuple(int(w) for w in out)
+    out = np.empty(64, np.uint32)
+    calls(*counter[:2], np.array([*key, *counter[2:]], np.uint64), out)
+    return tuple(int(w) for w in out[:4])
+
+
+@njit
+def calls(first, row, key, out):
+    sixteen_calls(first, row, key, out, False)
+
+
+@njit
+def calls_by_word(first, row, key, out):
+    sixteen_calls(first, row, key, out, True)
 
 
 IMPLEMENTATIONS = {"python": address.philox, "torch": philox_torch, "numba": philox_numba}
@@ -70,6 +82,15 @@ def test_philox_gives_the_known_answers_of_random123(philox, counter, key, answe
 @given(st.tuples(words, words, words, words), st.tuples(words, words))
 def test_the_three_philox_implementations_agree(counter, key):
     assert address.philox(counter, key) == philox_torch(counter, key) == philox_numba(counter, key)
+
+
+@given(st.integers(0, 2**32 - 16), words, st.lists(words, min_size=4, max_size=4))
+def test_sixteen_calls_are_those_of_consecutive_counters_in_either_order(first, row, key):
+    expected = np.array([address.philox((first + q, row, *key[2:]), tuple(key[:2])) for q in range(16)], np.uint32)
+    for run, order in ((calls, expected), (calls_by_word, expected.T)):
+        out = np.empty(64, np.uint32)
+        run(first, row, np.array(key, np.uint64), out)
+        assert np.array_equal(out, order.reshape(-1))
 
 
 # Our own known answers: a change of any of these breaks recorded runs and must raise noise.LAYOUT.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from methods import digest_of_training
+from methods import digest_of_updates
 
 from zerograd import noise
 from zerograd.noise import DENSE, LEFT, ROUNDING, Address, compiled, reference, split, to_float
@@ -271,25 +271,25 @@ if sys.argv[1] == "absent":
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import methods
-    result = methods.digest_of_training()
+    result = methods.digest_of_updates()
 print(*result, sum("Numba" in str(w.message) for w in caught))
 """
 
 
-def trained(how: str, **environment: str) -> list[str]:
-    """What `digest_of_training` gives in a fresh interpreter, and how many warnings spoke of Numba."""
+def updated_by(how: str, **environment: str) -> list[str]:
+    """What `digest_of_updates` gives in a fresh interpreter, and how many warnings spoke of Numba."""
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "ZEROGRAD_NOISE": "", **environment}
     done = subprocess.run([sys.executable, "-c", RUN, how], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
-def test_without_numba_training_gives_the_same_weights_and_warns_exactly_once():
-    name, digest = digest_of_training()
+def test_without_numba_updates_give_the_same_weights_and_warns_exactly_once():
+    name, digest = digest_of_updates()
     assert name == "zerograd.noise.compiled"
-    assert trained("absent") == ["zerograd.noise.reference", digest, "1"]
+    assert updated_by("absent") == ["zerograd.noise.reference", digest, "1"]
 
 
 def test_the_environment_chooses_torch_with_the_same_weights_and_no_warning():
-    _, digest = digest_of_training()
-    assert trained("present", ZEROGRAD_NOISE="torch") == ["zerograd.noise.reference", digest, "0"]
+    _, digest = digest_of_updates()
+    assert updated_by("present", ZEROGRAD_NOISE="torch") == ["zerograd.noise.reference", digest, "0"]

@@ -17,6 +17,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from zerograd.perturb.directions import Directions
 from zerograd.perturb.forward import UnresolvedOperation
+from zerograd.perturb.plan import branch
 from zerograd.perturb.score import score_batch, score_closure
 
 WIDTH = 8
@@ -275,7 +276,9 @@ def test_closures_take_any_operation(name: str, family: str) -> None:
     twin = TWINS[family].of(model, slots, directions, 0, -1.0)
     with torch.no_grad():
         real = case(twin, batch).logsumexp((0, 1)).sum()
-    mine, refusal = outcome(lambda: score_closure(slots, directions, -1.0, lambda: case(model, batch).logsumexp((0, 1)).sum()))
+    mine, refusal = outcome(
+        lambda: score_closure(slots, directions, branch(0, -1.0), lambda: case(model, batch).logsumexp((0, 1)).sum())
+    )
     if mine is None:
         assert name in ("item", "truth", "weight through numpy", "largest norm"), refusal
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from methods import Net, batch, every_method, every_storage, exact, mezo_only, per_example_only, same, stored
+from methods import Net, batch, every_method, every_storage, exact, mezo_only, per_example_only, same, shared_only, stored
 from torch import nn
 
 import zerograd as zg
@@ -255,9 +255,27 @@ def test_a_parameter_group_that_is_added_later_is_refused():
 # Evaluation.
 
 
-@mezo_only
+def test_fzoo_subtracts_the_mean_of_its_directions_weighted_by_standardised_losses():
+    net = Net()
+    opt = zg.optim.FZOO(net, lr=0.1, eps=1e-2, directions=5, seed=9)
+    directions = Directions(opt.family, 9, 0)
+    for slot in opt.slots:
+        slot.eps = 1e-2
+    plan = plans.population(4, 5)
+    assert len(plan) == 24
+    assert plan.variants[-1].sign == 0
+    losses = score_batch(opt.slots, directions, plan, net.losses, batch()).view(6, 4).mean(1)
+    torch.testing.assert_close(losses[5], net.losses(batch()).mean())
+    a = (losses[:5] - losses[5]) / (losses[:5] - losses[5]).std()
+    before, after = moved(opt, net)
+    for i, slot in enumerate(opt.slots):
+        mean = sum(a[n] * directions.z(slot, n) for n in range(5)) / 5
+        torch.testing.assert_close(after[i], before[i] - 0.1 * slot.scale * mean, rtol=1e-4, atol=1e-6)
+
+
+@shared_only
 @pytest.mark.parametrize("relative", [True, False])
-def test_a_closure_and_a_batch_give_mezo_the_same_step(method, relative):
+def test_a_closure_and_a_batch_give_the_same_step(method, relative):
     net, other = Net(), Net()
     opt, twin = (method(n, lr=0.1, eps=1e-2, relative=relative) for n in (net, other))
     for seed in range(3):
@@ -285,6 +303,11 @@ def test_sums_and_weights_give_the_step_of_their_quotient():
     assert math.isclose(opt.info.difference, twin.info.difference, rel_tol=1e-3)
 
 
+def opt_copies(method: Any) -> int:
+    """How often a method's plan repeats the batch."""
+    return method(Net()).plan(1).copies
+
+
 @every_method
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
@@ -303,8 +326,9 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
 
     whole_loss, whole, whole_weights, _ = trained(None)
     loss, info, weights_in_parts, rows = trained(3)
-    assert max(rows) <= 6
-    assert set(rows[-2:]) == {6, 2}
+    copies = opt_copies(method)
+    assert max(rows) <= 3 * copies
+    assert set(rows[-2:]) == {3 * copies, copies}
     assert math.isclose(loss, whole_loss, rel_tol=1e-6)
     assert math.isclose(info.difference, whole.difference, rel_tol=1e-3)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights_in_parts, whole_weights, strict=True))
@@ -394,11 +418,8 @@ def test_tied_weights_are_one_slot_perturbed_in_both_uses_and_updated_once(metho
         return seen[-1]
 
     opt.step(objective, batch(2))
-    plus, minus = seen[0].float().view(2, -1)
     directions = Directions(opt.family, 0, 1)
-    multipliers = opt.multipliers(
-        (plus - minus) / 2 if opt.per_example else (plus.mean() - minus.mean()).view(1) / 2, opt.param_groups[0]
-    )
+    multipliers = opt.multipliers(opt.differences(seen[0].float()), opt.param_groups[0])
     change = sum(m * directions.z(opt.slots[0], i) for i, m in enumerate(multipliers.tolist())) * opt.slots[0].scale
     tolerance = 2.0**-7 if storage == "bfloat16" else 1e-5
     torch.testing.assert_close(exact(opt)[0], before - change, rtol=tolerance, atol=1e-5)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from methods import COMMON, Net, batch, every_method, mezo_only, per_example_only, same, stored
+from methods import COMMON, Net, batch, every_method, per_example_only, same, shared_only, stored
 from torch import nn
 
 import zerograd as zg
@@ -169,13 +169,13 @@ def test_an_objective_that_is_not_pure_is_refused_at_the_first_step(method):
     refused(method(net), NotPure, "not pure", lambda tokens: dropout(net.losses(tokens)), batch())
 
 
-@mezo_only
+@shared_only
 def test_a_closure_that_draws_new_data_is_refused_at_the_first_step(method):
     net, seeds = Net(), iter(range(100))
     refused(method(net), NotPure, "not pure", lambda: net.losses(batch(seed=next(seeds))).mean())
 
 
-@mezo_only
+@shared_only
 def test_a_closure_that_returns_a_vector_is_refused(method):
     net = Net()
     refused(method(net), ValueError, r"closure returned shape \(4,\)", lambda: net.losses(batch()))
@@ -191,6 +191,11 @@ def test_per_example_directions_refuse_a_closure(method):
 def test_standardised_coefficients_refuse_a_batch_of_one(method):
     net = Net()
     refused(method(net), ValueError, "batch of at least 2", net.losses, batch(1))
+
+
+def test_a_population_of_one_is_refused():
+    with pytest.raises(ValueError, match="directions is 1; it must be at least 2"):
+        zg.optim.FZOO(Net(), directions=1)
 
 
 @pytest.mark.parametrize("name", ["examples", "micro_batch"])

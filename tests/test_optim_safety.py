@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 import torch
-from methods import COMMON, Net, batch, every_method, every_storage, mezo_only, same, stored
+from methods import COMMON, Net, batch, every_method, every_storage, same, shared_only, stored
 
 from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite, NotPure
 from zerograd.perturb.check import SelfCheckFailed
@@ -76,7 +76,7 @@ def test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_the
         assert same(stored(opt), stored(twin))
 
 
-@mezo_only
+@shared_only
 @every_storage
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_in_a_closure_leaves_weights_as_they_were(method, storage, error):

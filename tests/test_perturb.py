@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,14 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zerograd as zg
+from zerograd import workers
 from zerograd.optim.base import NotPure
 from zerograd.perturb import batch as batches
 from zerograd.perturb import plan as plans
-from zerograd.perturb import rules
+from zerograd.perturb import products
 from zerograd.perturb.check import SelfCheckFailed, self_check
 from zerograd.perturb.directions import Directions, Family
 from zerograd.perturb.forward import MARK, UnresolvedOperation
-from zerograd.perturb.plan import Plan
+from zerograd.perturb.plan import Plan, branch
 from zerograd.perturb.score import score_batch, score_closure
 
 every_family = pytest.mark.parametrize("family", really.FAMILIES)
@@ -99,7 +101,13 @@ def test_variants_cover_each_example_once(pairs: list[tuple[int, float]]) -> Non
         assert (variant.span is None) == (examples != list(range(examples[0], examples[0] + len(examples))))
         assert variant.span in (None, (examples[0], examples[-1] + 1))
     assert list(plan.directions) == sorted({d for d, _ in pairs})
-    assert [plan.directions[i] for i in plan.index.tolist()] == [d for d, _ in pairs]
+    assert [(plan.variants[i].direction, plan.variants[i].sign) for i in plan.variant_of.tolist()] == pairs
+    index, signs = plan.steps
+    assert [(plan.directions[i], s) for i, s in zip(index.tolist(), signs.tolist(), strict=True)] == [
+        (v.direction, v.sign) for v in plan.variants
+    ]
+    blocks = [len(list(group)) for _, group in itertools.groupby(pairs)]
+    assert plan.in_blocks == (len(blocks) == len(plan.variants) and len(set(blocks)) == 1)
 
 
 def test_plans_of_the_methods() -> None:
@@ -218,7 +226,7 @@ def test_plans_in_a_row_do_not_mix(family: str) -> None:
         score(model, keeps, batch, 3, other)
     with pytest.raises(UnresolvedOperation):
         score(model, lambda m, b: m.out(m.table(b["ids"]).transpose(0, 1)), some_ids(3, 7), 3)
-    score_closure(really.slots_of(model), Directions(Family(), 5, 3), 1, lambda: keeps(model, batch).mean())
+    score_closure(really.slots_of(model), Directions(Family(), 5, 3), branch(0, 1), lambda: keeps(model, batch).mean())
     assert torch.equal(score(model, keeps, batch, 3, family), first)
 
 
@@ -241,7 +249,7 @@ def test_losses_that_are_not_one_an_example_are_refused() -> None:
         with pytest.raises(ValueError, match="one loss an example"):
             score(small(), wrong, some_ids(3), 3)
     with pytest.raises(ValueError, match="scalar"):
-        score_closure([], Directions(Family(), 5, 3), 1, lambda: torch.zeros(2))
+        score_closure([], Directions(Family(), 5, 3), branch(0, 1), lambda: torch.zeros(2))
 
 
 class Behind(nn.Module):
@@ -320,7 +328,8 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("tied", [True, False])
 def test_nothing_as_large_as_the_largest_weight_is_made(family: str, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a head of a few columns, no operation makes an eighth of the embedding; dense noise comes in chunks."""
-    monkeypatch.setattr(rules, "CHUNK", 1 << 12)
+    monkeypatch.setattr(products, "BUFFER", 1 << 12)
+    monkeypatch.setattr(workers, "each", lambda work, items: [work(item) for item in items])  # where the mode sees it
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 8192}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=tied)).eval()

@@ -1,7 +1,7 @@
 """Noise is an address: z = noise(seed, step, direction, tensor, row, column), the same bits everywhere.
 
-`fill`, `perturb`, `update` and `update_low_rank` run on Numba where it is installed and on the torch reference
-elsewhere; which one ran never shows in the numbers.
+`fill`, `perturb`, `update` and `update_low_rank` run on Numba where it is installed, on Triton for CUDA tensors, and on the torch
+reference elsewhere; which one ran never shows in the numbers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "ROUNDING",
     "Address",
     "backend",
+    "is_fast",
     "split",
     "stream",
     "to_float",
@@ -41,6 +42,15 @@ def backend(weight: torch.Tensor) -> ModuleType:
 
     ZEROGRAD_NOISE=torch in the environment chooses the reference.
     """
+    if weight.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from zerograd.noise import gpu
+
+        return gpu if gpu.supports(weight) else reference
+    return _fast if is_fast(weight) and _fast is not None else reference
+
+
+def is_fast(*tensors: torch.Tensor) -> bool:
+    """Whether Numba's kernels serve all of these tensors."""
     global _fast, _decided
     if not _decided:
         _decided = True
@@ -52,6 +62,4 @@ def backend(weight: torch.Tensor) -> ModuleType:
             _fast = compiled
         else:
             warnings.warn("Numba is not installed: noise is drawn by torch, with the same numbers, slower", stacklevel=2)
-    if _fast is not None and _fast.supports(weight):
-        return _fast
-    return reference
+    return _fast is not None and all(_fast.supports(tensor) for tensor in tensors)

@@ -1,267 +1,225 @@
 """The Numba back end: noise is drawn and used in one pass, a block of columns at a time, no temporary of a tensor's size.
 
-The functions have the signatures of `noise.reference` and give the same bits. Kernels release the GIL; each runs on
-`torch.get_num_threads()` threads over disjoint rows, so the result does not depend on their number.
+The functions have the signatures of `noise.reference` and give the same bits. Kernels release the GIL; `workers` runs each over
+disjoint rows, so the result does not depend on the number of threads. A kernel sees a matrix as its storage and a stride.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
+from zerograd import workers
 from zerograd.noise.address import Address, check, stream
 from zerograd.noise.gaussian import quantiles
+from zerograd.noise.vectors import bits, from_bits, signs, sixteen_calls, subtract_products
 
-_KINDS = {"rademacher": 0, "gaussian": 1}
-_TABLE = quantiles().numpy()
+KINDS = {"rademacher": 0, "gaussian": 1}
+TABLE = quantiles().numpy()
+SCRATCH = 2048 + 256
+"""Values that a row's piece of 2,048 columns may take in scratch, with the rest of its first and last block."""
+
 _FLOAT32, _BFLOAT16 = 0, 1
-_FORMATS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16}
-_pools: dict[int, ThreadPoolExecutor] = {}
+FORMATS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16}
+
+jit = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
 
 
-@intrinsic
-def _bits(typing_context: Any, value: Any) -> Any:
-    """The bit pattern of a float32 as a uint32."""
+@jit
+def draw(kind, key, row, first, count, table, words, out):  # type: ignore[no-untyped-def]
+    """z of a row's columns first .. first + count: a slice of `out`.
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
-
-
-@intrinsic
-def _float(typing_context: Any, value: Any) -> Any:
-    """The float32 with the bit pattern of a uint32."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-_jit = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
-
-
-@_jit
-def _philox(c0, c1, c2, c3, k0, k1, out, at, stride):  # type: ignore[no-untyped-def]
-    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for _ in range(10):
-        p0 = np.uint64(0xD2511F53) * c0
-        p1 = np.uint64(0xCD9E8D57) * c2
-        c0, c2 = (p1 >> shift) ^ c1 ^ k0, (p0 >> shift) ^ c3 ^ k1
-        c1, c3 = p1 & mask, p0 & mask
-        k0 = (k0 + np.uint64(0x9E3779B9)) & mask
-        k1 = (k1 + np.uint64(0xBB67AE85)) & mask
-    out[at] = c0
-    out[at + stride] = c1
-    out[at + 2 * stride] = c2
-    out[at + 3 * stride] = c3
-
-
-@_jit
-def _sixteen(first, row, key, out):  # type: ignore[no-untyped-def]
-    """Sixteen consecutive stage-two calls; word w of call q lands at out[16 w + q]."""
-    for q in range(16):
-        _philox(np.uint64(first + q), row, key[2], key[3], key[0], key[1], out, q, 16)
-
-
-@_jit
-def _draw(kind, key, row, first, count, table, words, out):  # type: ignore[no-untyped-def]
-    """z at (row, first .. first + count) into out[0 .. count]; out has room for one block more on either side."""
-    row = np.uint64(row)
+    count: at most 2,048. words: uint32 (64,). out: float32 (SCRATCH,).
+    """
     if kind == 0:
         block = first // 128
         skip = first - block * 128
-        done = -skip
-        while done < count:
-            _philox(np.uint64(block), row, key[2], key[3], key[0], key[1], words, 0, 1)
-            for w in range(4):
-                word = np.uint32(words[w])
-                base = done + 32 * w
-                if base >= 0 and base + 32 <= count:
-                    for j in range(32):
-                        sign = (word >> np.uint32(j)) << np.uint32(31)
-                        out[base + j] = _float(np.uint32(sign | np.uint32(0x3F800000)))
-                else:
-                    for j in range(32):
-                        if 0 <= base + j < count:
-                            sign = (word >> np.uint32(j)) << np.uint32(31)
-                            out[base + j] = _float(np.uint32(sign | np.uint32(0x3F800000)))
-            block += 1
-            done += 128
+        needed = (skip + count + 31) // 32
+        for w in range(0, needed, 64):
+            sixteen_calls(block + w // 4, row, key, words, False)
+            for i in range(min(64, needed - w)):
+                signs(words[i], out, 32 * (w + i))
     else:
         group = first // 64
-        done = group * 64 - first
-        while done < count:
-            _sixteen(group * 16, row, key, words)
-            if done >= 0 and done + 64 <= count:
-                for j in range(64):
-                    w = words[j]
-                    out[done + j] = table[(w & 255) + ((w >> 8) & 255) + ((w >> 16) & 255) + (w >> 24)]
-            else:
-                for j in range(64):
-                    if 0 <= done + j < count:
-                        w = words[j]
-                        out[done + j] = table[(w & 255) + ((w >> 8) & 255) + ((w >> 16) & 255) + (w >> 24)]
-            group += 1
-            done += 64
+        skip = first - group * 64
+        for done in range(0, skip + count, 64):
+            sixteen_calls(16 * group + done // 4, row, key, words, True)
+            for i in range(64):
+                w = words[i]
+                out[done + i] = table[(w & 255) + ((w >> 8) & 255) + ((w >> 16) & 255) + (w >> 24)]
+    return out[skip : skip + count]
 
 
-@_jit
-def _load(weight, remainder, form, i, j, count, out):  # type: ignore[no-untyped-def]
-    """Stored weights (i, j .. j + count) as float32. weight: uint32 (float32 bits) or uint16 (bfloat16 bits)."""
-    high = weight[i, j : j + count]
+@jit
+def select(seed, step, direction, tensor, domain, key, words):  # type: ignore[no-untyped-def]
+    """Stage one: the words of an address into key: uint64 (4,). words: uint32 (64,)."""
+    key[0], key[1], key[2], key[3] = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32), tensor, domain
+    sixteen_calls(step, direction, key, words, False)
+    for w in range(4):
+        key[w] = words[w]
+
+
+@jit
+def load(weight, remainder, form, at, count, scratch):  # type: ignore[no-untyped-def]
+    """`count` stored values from `at` on, as float32: in scratch, or where they are when they are float32.
+
+    weight: uint32 (float32 bits) or uint16 (bfloat16 bits).
+    """
+    high = weight[at : at + count]
     if form == 0:
+        return high.view(np.float32)
+    out = scratch[:count]
+    if remainder.shape[0] == 0:
         for k in range(count):
-            out[k] = _float(np.uint32(high[k]))
-    elif remainder.shape[0] == 0:
-        for k in range(count):
-            out[k] = _float(np.uint32(high[k]) << np.uint32(16))
+            out[k] = from_bits(np.uint32(high[k]) << np.uint32(16))
     else:
-        low = remainder[i, j : j + count]
+        low = remainder[at : at + count]
         for k in range(count):
-            out[k] = _float(np.uint32((np.uint32(high[k]) << np.uint32(16)) + np.uint32(np.int32(low[k]))))
+            out[k] = from_bits(np.uint32((np.uint32(high[k]) << np.uint32(16)) + np.uint32(np.int32(low[k]))))
+    return out
 
 
-@_jit
-def _round(value, out, form, i, j, count):  # type: ignore[no-untyped-def]
-    """float32 values to out[i, j .. j + count], nearest even when out is bfloat16."""
-    to = out[i, j : j + count]
+@jit
+def nearest(value):  # type: ignore[no-untyped-def]
+    """The bits of the nearest bfloat16, ties to even; a NaN stays one."""
+    b = bits(value)
+    up = np.uint32(b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1)))
+    nan = (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.uint16(0x7FC0) if nan else np.uint16(up >> np.uint32(16))
+
+
+@jit
+def _store(value, weight, remainder, form, rounding, words, row, column, at, count):  # type: ignore[no-untyped-def]
+    """float32 values into the storage: split in halves, or rounded stochastically; what is float32 is there already.
+
+    column: a multiple of 128.
+    """
+    high = weight[at : at + count]
     if form == 0:
+        return
+    if remainder.shape[0] != 0:
+        low = remainder[at : at + count]
         for k in range(count):
-            to[k] = _bits(value[k])
-    else:
-        for k in range(count):
-            b = _bits(value[k])
-            b = np.uint32(b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1)))
-            to[k] = np.uint16(b >> np.uint32(16))
-
-
-@_jit
-def _store(value, weight, remainder, form, rounding, words, row, i, j, count):  # type: ignore[no-untyped-def]
-    """float32 values into the storage: exact, split in halves, or rounded stochastically. j is a multiple of 8."""
-    high = weight[i, j : j + count]
-    if form == 0:
-        for k in range(count):
-            high[k] = _bits(value[k])
-    elif remainder.shape[0] != 0:
-        low = remainder[i, j : j + count]
-        for k in range(count):
-            b = _bits(value[k])
+            b = bits(value[k])
             top = np.uint32(b + np.uint32(0x8000)) >> np.uint32(16)
             high[k] = np.uint16(top)
             low[k] = np.int16(np.uint32(b - np.uint32(top << np.uint32(16))))
     else:
-        for k in range(0, count, 8):
-            block = np.uint64((j + k) // 8)
-            _philox(block, np.uint64(row), rounding[2], rounding[3], rounding[0], rounding[1], words, 0, 1)
-            for n in range(min(8, count - k)):
-                noise = np.uint32((words[n // 2] >> np.uint64(16 * (n % 2))) & np.uint64(0xFFFF))
-                high[k + n] = np.uint16(np.uint32(_bits(value[k + n]) + noise) >> np.uint32(16))
+        sixteenths = words.view(np.uint16)
+        for k in range(0, count, 128):
+            sixteen_calls((column + k) // 8, row, rounding, words, False)
+            for n in range(min(128, count - k)):
+                high[k + n] = np.uint16(np.uint32(bits(value[k + n]) + np.uint32(sixteenths[n])) >> np.uint32(16))
 
 
-@_jit
-def _subtract_eight(exact, s, right):  # type: ignore[no-untyped-def]
-    """Eight products in order, with the running value in a register. right: eight blocks of 128 columns."""
-    s0, s1, s2, s3, s4, s5, s6, s7 = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]
-    for k in range(128):
-        value = exact[k] - s0 * right[k]
-        value = value - s1 * right[128 + k]
-        value = value - s2 * right[256 + k]
-        value = value - s3 * right[384 + k]
-        value = value - s4 * right[512 + k]
-        value = value - s5 * right[640 + k]
-        value = value - s6 * right[768 + k]
-        exact[k] = value - s7 * right[896 + k]
-
-
-@_jit
+@jit
 def _fill_rows(out, kind, address, directions, rows, first, table, start, stop):  # type: ignore[no-untyped-def]
-    words, key = np.empty(64, np.uint64), np.empty(4, np.uint64)
-    seed_low, seed_high, step, tensor, domain = address
+    words, key, scratch = np.empty(64, np.uint32), np.empty(4, np.uint64), np.empty(SCRATCH, np.float32)
+    seed, step, tensor, domain = address
     for i in range(start, stop):
         d, m = i // rows.shape[0], i % rows.shape[0]
-        _philox(step, np.uint64(directions[d]), tensor, domain, seed_low, seed_high, key, 0, 1)
-        _draw(kind, key, rows[m], first, out.shape[2], table, words, out[d, m])
+        select(seed, step, directions[d], tensor, domain, key, words)
+        to = out[d, m]
+        for j in range(0, to.shape[0], 2048):
+            count = min(2048, to.shape[0] - j)
+            to[j : j + count] = draw(kind, key, rows[m], first + j, count, table, words, scratch)
 
 
-@_jit
-def _perturb_rows(out, out_form, coefficients, weight, remainder, form, kind, key, rows, first, table, start, stop):  # type: ignore[no-untyped-def]
-    words = np.empty(64, np.uint64)
-    z, exact, value = np.empty(2048, np.float32), np.empty(2048, np.float32), np.empty(2048, np.float32)
+@jit
+def _perturb_rows(  # type: ignore[no-untyped-def]
+    outs,
+    top,
+    out_stride,
+    out_form,
+    coefficients,
+    weight,
+    remainder,
+    stride,
+    columns,
+    form,
+    kind,
+    key,
+    rows,
+    first,
+    table,
+    start,
+    stop,
+):
+    words, drawn, scratch = np.empty(64, np.uint32), np.empty(SCRATCH, np.float32), np.empty(2048, np.float32)
     for i in range(start, stop):
-        for j in range(0, weight.shape[1], 2048):
-            count = min(2048, weight.shape[1] - j)
-            _draw(kind, key, rows[i], first + j, count, table, words, z)
-            _load(weight, remainder, form, i, j, count, exact)
+        for j in range(0, columns, 2048):
+            count = min(2048, columns - j)
+            z = draw(kind, key, rows[i], first + j, count, table, words, drawn)
+            exact = load(weight, remainder, form, i * stride + j, count, scratch)
             for c in range(coefficients.shape[0]):
-                coefficient = coefficients[c]
-                for k in range(count):
-                    value[k] = exact[k] + z[k] * coefficient
-                _round(value, out[c], out_form, i, j, count)
+                coefficient, to = coefficients[c], outs[c][(i - top) * out_stride + j : (i - top) * out_stride + j + count]
+                if out_form == 0:
+                    value = to.view(np.float32)
+                    for k in range(count):
+                        value[k] = exact[k] + z[k] * coefficient
+                else:
+                    for k in range(count):
+                        to[k] = nearest(exact[k] + z[k] * coefficient)
 
 
-@_jit
-def _update_rows(weight, remainder, form, kind, keys, multipliers, decay, rounding, table, start, stop):  # type: ignore[no-untyped-def]
-    words = np.empty(64, np.uint64)
-    z, exact = np.empty(2048, np.float32), np.empty(2048, np.float32)
+@jit
+def _update_rows(  # type: ignore[no-untyped-def]
+    weight, remainder, stride, columns, form, kind, keys, multipliers, decay, rounding, table, start, stop
+):
+    words, drawn, scratch = np.empty(64, np.uint32), np.empty(SCRATCH, np.float32), np.empty(2048, np.float32)
     for i in range(start, stop):
-        for j in range(0, weight.shape[1], 2048):
-            count = min(2048, weight.shape[1] - j)
-            _load(weight, remainder, form, i, j, count, exact)
+        for j in range(0, columns, 2048):
+            count = min(2048, columns - j)
+            at = i * stride + j
+            exact = load(weight, remainder, form, at, count, scratch)
             if decay != 1:
                 for k in range(count):
                     exact[k] = exact[k] * decay
             for d in range(keys.shape[0]):
                 multiplier = multipliers[d]
                 if multiplier != 0:
-                    _draw(kind, keys[d], i, j, count, table, words, z)
+                    z = draw(kind, keys[d], i, j, count, table, words, drawn)
                     for k in range(count):
                         exact[k] = exact[k] - z[k] * multiplier
-            _store(exact, weight, remainder, form, rounding, words, i, i, j, count)
+            _store(exact, weight, remainder, form, rounding, words, i, j, at, count)
 
 
-@_jit
-def _update_low_rank_rows(weight, remainder, form, left, right, decay, rounding, first_row, start, stop):  # type: ignore[no-untyped-def]
-    words = np.empty(64, np.uint64)
-    exact = np.zeros(128, np.float32)
-    packed = np.zeros(right.shape[0] * 128, np.float32)  # one block of columns of every right factor
-    grouped = left.shape[1] - left.shape[1] % 8
-    for j in range(0, weight.shape[1], 128):
-        count = min(128, weight.shape[1] - j)
-        for q in range(right.shape[0]):
-            for k in range(count):
-                packed[q * 128 + k] = right[q, j + k]
-        for i in range(start, stop):
-            _load(weight, remainder, form, i, j, count, exact)
-            if decay != 1:
-                for k in range(count):
-                    exact[k] = exact[k] * decay
-            for q in range(0, grouped, 8):
-                _subtract_eight(exact, left[i, q : q + 8], packed[q * 128 : (q + 8) * 128])
-            for q in range(grouped, left.shape[1]):
-                scale, one = left[i, q], packed[q * 128 : (q + 1) * 128]
-                for k in range(128):
-                    exact[k] = exact[k] - scale * one[k]
-            _store(exact, weight, remainder, form, rounding, words, first_row + i, i, j, count)
+@jit
+def _update_low_rank_rows(  # type: ignore[no-untyped-def]
+    weight, remainder, stride, columns, form, left, right, decay, rounding, first_row, start, stop
+):
+    words, scratch, rest = np.empty(64, np.uint32), np.empty(128, np.float32), np.zeros(64, np.float32)
+    products = right.reshape(-1)
+    for tile in range(start, stop, 16):
+        for j in range(0, columns, 128):
+            count = min(128, columns - j)
+            for i in range(tile, min(tile + 16, stop)):
+                at = i * stride + j
+                exact = load(weight, remainder, form, at, count, scratch)
+                if decay != 1:
+                    for k in range(count):
+                        exact[k] = exact[k] * decay
+                whole = count // 64 * 64
+                for m in range(0, whole, 64):
+                    subtract_products(exact, m, left[i], products, j + m, right.shape[1])
+                if whole < count:
+                    rest[: count - whole] = exact[whole:]
+                    subtract_products(rest, 0, left[i], products, j + whole, right.shape[1])
+                    exact[whole:] = rest[: count - whole]
+                _store(exact, weight, remainder, form, rounding, words, first_row + i, j, at, count)
 
 
 def fill(out: torch.Tensor, family: str, address: Address, directions: Sequence[int], rows: torch.Tensor, first: int) -> None:
     """See `reference.fill`."""
     for direction in (min(directions), max(directions)):
         check(address._replace(direction=direction))
-    seed, step, _, tensor, domain = map(int, address)
-    where = tuple(np.uint64(part) for part in (seed & 0xFFFFFFFF, seed >> 32, step, tensor, domain))
-    arguments = (out.numpy(), _KINDS[family], where, np.array(directions, np.int64), rows.numpy(), first, _TABLE)
-    _over_rows(_fill_rows, arguments, out.shape[0] * out.shape[1], out.numel())
+    arguments = (out.numpy(), KINDS[family], place(address), np.array(directions, np.int64), rows.numpy(), first, TABLE)
+    over_rows(_fill_rows, arguments, out.shape[0] * out.shape[1], out.numel())
 
 
 def perturb(
@@ -275,12 +233,25 @@ def perturb(
     first: int,
 ) -> None:
     """See `reference.perturb`."""
-    out = tuple(_storage(o) for o in outs)
-    c = np.array(coefficients, np.float32)
-    form, out_form = _FORMATS[weight.dtype], _FORMATS[outs[0].dtype]
-    arguments = (out, out_form, c, _storage(weight), _remainder(remainder), form)
-    noise = (_KINDS[family], _key(address), rows.numpy(), first, _TABLE)
-    _over_rows(_perturb_rows, (*arguments, *noise), weight.shape[0], weight.numel())
+    made = tuple(storage(out) for out in outs)
+    into = (made, 0, outs[0].stride(0), FORMATS[outs[0].dtype], np.array(coefficients, np.float32))
+    noise = (KINDS[family], _key(address), rows.numpy(), first, TABLE)
+    over_rows(_perturb_rows, (*into, *_stored(weight, remainder), *noise), weight.shape[0], weight.numel())
+
+
+def perturber(
+    weight: torch.Tensor, remainder: torch.Tensor | None, family: str, address: Address, first_row: int, first: int
+) -> Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None]:
+    """See `reference.perturber`."""
+    stored, rest = _stored(weight, remainder), (KINDS[family], _key(address))
+    rows = np.arange(first_row, first_row + weight.shape[0])
+
+    def perturb_rows(outs: Sequence[torch.Tensor], coefficients: Sequence[float], start: int, stop: int) -> None:
+        made = tuple(storage(out) for out in outs)
+        into = (made, start, outs[0].stride(0), FORMATS[outs[0].dtype], np.array(coefficients, np.float32))
+        _perturb_rows(*into, *stored, *rest, rows, first, TABLE, start, stop)
+
+    return perturb_rows
 
 
 def update(
@@ -294,9 +265,8 @@ def update(
 ) -> None:
     """See `reference.update`."""
     keys = np.array([stream(a) for a in addresses], np.uint64).reshape(-1, 4)
-    storage = (_storage(weight), _remainder(remainder), _FORMATS[weight.dtype])
-    rest = (_KINDS[family], keys, np.array(multipliers, np.float32), np.float32(decay), _key(rounding), _TABLE)
-    _over_rows(_update_rows, (*storage, *rest), weight.shape[0], weight.numel() * len(keys))
+    rest = (KINDS[family], keys, np.array(multipliers, np.float32), np.float32(decay), _key(rounding), TABLE)
+    over_rows(_update_rows, (*_stored(weight, remainder), *rest), weight.shape[0], weight.numel() * len(keys))
 
 
 def update_low_rank(
@@ -310,38 +280,48 @@ def update_low_rank(
 ) -> None:
     """See `reference.update_low_rank`."""
     used = left.ne(0).any(1)
-    factors = (left[used].T.contiguous().numpy(), right[used].contiguous().numpy())
-    storage = (_storage(weight), _remainder(remainder), _FORMATS[weight.dtype])
+    padded = torch.nn.functional.pad(right[used], (0, -right.shape[1] % 64))
+    factors = (left[used].T.contiguous().numpy(), padded.contiguous().numpy())
     rest = (np.float32(decay), _key(rounding), first_row)
-    _over_rows(_update_low_rank_rows, (*storage, *factors, *rest), weight.shape[0], weight.numel() * len(left))
+    over_rows(_update_low_rank_rows, (*_stored(weight, remainder), *factors, *rest), weight.shape[0], weight.numel() * len(left))
 
 
-def supports(weight: torch.Tensor) -> bool:
+def supports(tensor: torch.Tensor) -> bool:
     """Whether the kernels take this tensor: on the CPU, float32 or bfloat16."""
-    return weight.device.type == "cpu" and weight.dtype in _FORMATS
+    return tensor.device.type == "cpu" and tensor.dtype in FORMATS
 
 
-def _over_rows(kernel: Callable[..., None], arguments: tuple[Any, ...], rows: int, work: int) -> None:
-    threads = min(torch.get_num_threads(), rows, max(1, work // 65536))
-    if threads == 1:
-        kernel(*arguments, 0, rows)
-        return
-    pool = _pools.get(threads) or _pools.setdefault(threads, ThreadPoolExecutor(threads, "zerograd-noise"))
-    edges = [rows * t // threads for t in range(threads + 1)]
-    parts = [pool.submit(kernel, *arguments, a, b) for a, b in itertools.pairwise(edges)]
-    for part in parts:
-        part.result()
+def over_rows(kernel: Callable[..., None], arguments: tuple[Any, ...], rows: int, work: int) -> None:
+    """kernel(*arguments, start, stop) over all rows, on as many workers as the work is worth."""
+    parts = min(torch.get_num_threads(), rows, max(1, work // 65536))
+    edges = [rows * t // parts for t in range(parts + 1)]
+    workers.each(lambda edge: kernel(*arguments, *edge), list(itertools.pairwise(edges)))
+
+
+def place(address: Address) -> tuple[np.uint64, int, int, int]:
+    """What `select` takes of an address beside its direction: (seed, step, tensor, domain)."""
+    seed, step, _, tensor, domain = map(int, address)
+    return np.uint64(seed), step, tensor, domain
+
+
+def storage(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The bits of a matrix from its first value to its last, rows `stride(0)` apart: uint32 or uint16, one dimension."""
+    flat = _flat(tensor)
+    if tensor.dtype == torch.float32:
+        return flat.view(torch.int32).numpy().view(np.uint32)
+    return flat.view(torch.int16).numpy().view(np.uint16)
+
+
+def _stored(weight: torch.Tensor, remainder: torch.Tensor | None) -> tuple[Any, ...]:
+    """(weight, remainder, stride, columns, format) as kernels take them."""
+    low = np.empty(0, np.int16) if remainder is None else _flat(remainder).numpy()
+    return storage(weight), low, weight.stride(0), weight.shape[1], FORMATS[weight.dtype]
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    length = (tensor.shape[0] - 1) * tensor.stride(0) + tensor.shape[1] if tensor.numel() else 0
+    return tensor.as_strided((length,), (1,))
 
 
 def _key(address: Address | None) -> np.ndarray[Any, Any]:
     return np.array((0, 0, 0, 0) if address is None else stream(address), np.uint64)
-
-
-def _storage(weight: torch.Tensor) -> np.ndarray[Any, Any]:
-    if weight.dtype == torch.float32:
-        return weight.view(torch.int32).numpy().view(np.uint32)
-    return weight.view(torch.int16).numpy().view(np.uint16)
-
-
-def _remainder(remainder: torch.Tensor | None) -> np.ndarray[Any, Any]:
-    return np.empty((0, 0), np.int16) if remainder is None else remainder.numpy()

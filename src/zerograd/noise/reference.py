@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -81,6 +81,22 @@ def perturb(
         exact = to_float(weight[i], None if remainder is None else remainder[i])
         for out, coefficient in zip(outs, coefficients, strict=True):
             out[i] = (exact + z * coefficient).to(out.dtype)
+
+
+def perturber(
+    weight: torch.Tensor, remainder: torch.Tensor | None, family: str, address: Address, first_row: int, first: int
+) -> Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None]:
+    """A function (outs, coefficients, start, stop) that perturbs rows start .. stop of a weight as `perturb` does, here and now.
+
+    first_row, first: the row and the column of the weight's first value in the address.
+    """
+
+    def perturb_rows(outs: Sequence[torch.Tensor], coefficients: Sequence[float], start: int, stop: int) -> None:
+        low = None if remainder is None else remainder[start:stop]
+        at = torch.arange(first_row + start, first_row + stop)
+        perturb(outs, coefficients, weight[start:stop], low, family, address, at, first)
+
+    return perturb_rows
 
 
 def update(

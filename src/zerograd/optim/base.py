@@ -23,6 +23,7 @@ from zerograd.perturb import batch as batches
 from zerograd.perturb import plan as plans
 from zerograd.perturb.check import self_check
 from zerograd.perturb.directions import Directions, Family
+from zerograd.perturb.fit import Fit
 from zerograd.perturb.plan import Plan
 from zerograd.perturb.score import Closure, Objective, score_batch, score_closure
 from zerograd.spaces import weights
@@ -58,7 +59,8 @@ class Info:
 class ZerothOrder(torch.optim.Optimizer, ABC):
     """Base of the methods; see `MeZO` and `PerExample` for what a user holds.
 
-    steps: taken so far, skipped ones too. forwards: how often the model was evaluated on the batch, once a branch.
+    steps: taken so far, skipped ones too. forwards: how often the model was evaluated on the batch, once a branch. fit: what a
+    pass may hold of memory, `fit.memory` in bytes.
     Subclasses set `family` and `per_example`, and say what `plan`, `differences` and `multipliers` are.
     """
 
@@ -71,6 +73,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     forwards: int
     info: Info | None
     self_check: bool | str
+    fit: Fit
     _skips_in_row: int
     _checked: bool
 
@@ -108,6 +111,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self._skips_in_row = 0
         self.self_check = self_check
         self._checked = False
+        self.fit = Fit()
         if any(slot.stochastic for slot in self.slots):
             warnings.warn(
                 f"bfloat16 storage rounds at random: unbiased, but a walk of up to {100 * ROUNDING_WALK:.2f} % of a weight a step, "
@@ -128,7 +132,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         """What each direction is multiplied by in a group's update: float32 (directions,)."""
 
     def step(  # type: ignore[override]
-        self, closure: Any, batch: Any = None, *, examples: int | None = None, micro_batch: int | None = None
+        self, closure: Any, batch: Any = None, *, examples: int | None = None, micro_batch: int | str | None = None
     ) -> Any:
         """One step.
 
@@ -136,12 +140,17 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         step(objective, batch): objective(batch) returns one loss an example, shape (examples,), or (sums, weights) of
         that shape whose quotient of totals is the loss. The branches ride the batch.
         examples: how many the batch has, when a tensor that does not hold examples is in it.
-        micro_batch: how many of them are evaluated at a time, at least 1; all by default.
+        micro_batch: how many of them are evaluated at a time, at least 1; all by default; "auto" takes as many as fit in
+        `fit.memory`, by measurement. Whenever memory runs out half as many are tried.
         Returns the mean loss of the branches, a float.
         Raises NotPure, NotFinite, SelfCheckFailed or UnresolvedOperation; weights are then as they were.
         """
         for name, count in (("micro_batch", micro_batch), ("examples", examples)):
-            if count is not None and count < 1:
+            if isinstance(count, str) and (name, count) != ("micro_batch", "auto"):
+                raise ValueError(
+                    f"{name} is {count!r}; it must be a number of at least 1" + ", or 'auto'" * (name == "micro_batch")
+                )
+            if isinstance(count, int) and count < 1:
                 raise ValueError(f"{name} is {count}; it must be at least 1")
             if count is not None and batch is None:
                 raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
@@ -168,7 +177,9 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self.info = Info(loss, float(differences.mean()), spread, False)
         return loss
 
-    def attach(self, objective: Objective, batch: Any, *, examples: int | None = None, micro_batch: int | None = None) -> None:
+    def attach(
+        self, objective: Objective, batch: Any, *, examples: int | None = None, micro_batch: int | str | None = None
+    ) -> None:
         """Do now what steps should not pay for: the checks of the first one, and a rehearsal that loads every kernel.
 
         The rehearsal evaluates the first step's plan and adds none of its directions.
@@ -226,22 +237,23 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             raise ValueError("per-example directions need step(objective, batch): a closure's scalar hides the examples")
         if not self._checked:
             self._check(
-                lambda: score_closure(self.slots, directions, 0, closure),
+                lambda: score_closure(self.slots, directions, plans.branch(0, 0), closure),
                 directions,
                 plans.branch(0, 1),
-                lambda slots: score_closure(slots, directions, 1, closure),
-                lambda: score_closure([], directions, 0, closure),
+                lambda slots: score_closure(slots, directions, plans.branch(0, 1), closure),
+                lambda: score_closure([], directions, plans.branch(0, 0), closure),
             )
-        self.forwards += 2
-        return torch.cat([score_closure(self.slots, directions, sign, closure) for sign in (1, -1)])
+        plan = self.plan(1)
+        self.forwards += plan.copies
+        return score_closure(self.slots, directions, plan, closure)
 
     def _batch_scores(
-        self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | None
+        self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | str | None
     ) -> torch.Tensor:
         self._check_batch(objective, batch, directions, count, micro_batch)
         plan = self.plan(count)
         self.forwards += plan.copies
-        return score_batch(self.slots, directions, plan, objective, batch, micro_batch=micro_batch)
+        return score_batch(self.slots, directions, plan, objective, batch, micro_batch=micro_batch, fit=self.fit)
 
     def _directions(self) -> tuple[Directions, dict[int, dict[str, Any]]]:
         """The directions of the next step, and the group of each parameter by its identity."""
@@ -250,11 +262,14 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             slot.eps = group_of[id(slot.parameter)]["eps"]
         return Directions(self.family, self.seed, self.steps), group_of
 
-    def _check_batch(self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | None) -> None:
+    def _check_batch(
+        self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | str | None
+    ) -> None:
         if not self._checked:
             few = min(2, count)
+            size = micro_batch if isinstance(micro_batch, int) else None
             self._check(
-                lambda: score_batch(self.slots, directions, plans.clean(count), objective, batch, micro_batch=micro_batch),
+                lambda: score_batch(self.slots, directions, plans.clean(count), objective, batch, micro_batch=size, fit=self.fit),
                 directions,
                 plans.trial(few),
                 lambda slots: score_batch(slots, directions, plans.trial(few), objective, batch, total=count),

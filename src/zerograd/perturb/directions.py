@@ -50,10 +50,10 @@ class Directions:
     def address(self, slot: Slot, direction: int = 0, domain: int = DENSE) -> Address:
         return Address(self.seed, self.step, direction, slot.id, domain)
 
-    def dense(self, slot: Slot, ids: Sequence[int], rows: torch.Tensor, columns: int, first: int = 0) -> torch.Tensor:
+    def dense(self, slot: Slot, ids: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
         """z of a dense slot at some of its flat rows: float32 (ids, rows, columns)."""
-        out = torch.empty(len(ids), len(rows), columns)
-        noise.backend(out).fill(out, self.family.distribution, self.address(slot), ids, rows, first)
+        out = torch.empty(len(ids), len(rows), slot.view[2])
+        noise.backend(out).fill(out, self.family.distribution, self.address(slot), ids, rows, 0)
         return out
 
     def factors(self, slot: Slot, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +76,7 @@ class Directions:
         """The whole of z, float32 of the parameter's shape: for tests and small tensors."""
         stack, rows, columns = slot.view
         if not self.family.has_factors(slot):
-            return self.dense(slot, [direction], torch.arange(stack * rows), columns).view(slot.parameter.shape)
+            return self.dense(slot, [direction], torch.arange(stack * rows)).view(slot.parameter.shape)
         a, b = self.factors(slot, [direction])
         a, b = a.view(stack, -1, rows), b.view(stack, -1, columns)
         return (a.transpose(1, 2) @ b / math.sqrt(self.family.rank)).view(slot.parameter.shape)
@@ -90,21 +90,33 @@ class Directions:
         dtype: of the result; the parameter's own by default. Returns one (rows, columns) tensor a sign.
         """
         rows = rows or slice(0, slot.view[0] * slot.view[1])
-        weight = slot.flat[rows]
-        remainder = None if slot.remainder is None else slot.flat_remainder[rows]  # type: ignore[index]
-        outs = [torch.empty(weight.shape, dtype=dtype or weight.dtype) for _ in signs]
-        scaled = [sign * self.amplitude(slot) for sign in signs]
+        weight, low = slot.flat[rows], None if slot.flat_remainder is None else slot.flat_remainder[rows]
         if not self.family.has_factors(slot):
-            at = torch.arange(rows.start, rows.stop)
-            kernels = noise.backend(weight)
-            address = self.address(slot, direction)
-            kernels.perturb(outs, scaled, weight, remainder, self.family.distribution, address, at, 0)
+            outs = [torch.empty(weight.shape, dtype=dtype or weight.dtype) for _ in signs]
+            scaled, at = [sign * self.amplitude(slot) for sign in signs], torch.arange(rows.start, rows.stop)
+            address, kernels = self.address(slot, direction), noise.backend(weight)
+            kernels.perturb(outs, scaled, weight, low, self.family.distribution, address, at, 0)
             return outs
-        exact = noise.to_float(weight, remainder)
-        product = self._product(slot, direction, rows)
-        for out, factor in zip(outs, scaled, strict=True):
-            out.copy_(exact + product * factor)
-        return outs
+        exact = noise.to_float(weight, low)
+        product = self._product(slot, direction, rows) * self.amplitude(slot)
+        return [(exact + product * sign).to(dtype or slot.parameter.dtype) for sign in signs]
+
+    def picked(self, slot: Slot, direction: int, sign: float, ids: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The perturbed rows of a single matrix that ids name: (*ids.shape, columns), by default in the parameter's dtype."""
+        flat = ids.reshape(-1)
+        weight = slot.flat[flat]
+        if sign == 0:
+            return weight.view(*ids.shape, -1).to(dtype or weight.dtype)
+        remainder = None if slot.flat_remainder is None else slot.flat_remainder[flat]
+        made = torch.empty_like(weight, dtype=dtype or weight.dtype)
+        amplitude = sign * self.amplitude(slot)
+        if self.family.has_factors(slot):
+            a, b = self.factors(slot, [direction])
+            made.copy_(noise.to_float(weight, remainder) + (a[0][:, flat].T * amplitude) @ b[0])
+        else:
+            address, kernels = self.address(slot, direction), noise.backend(weight)
+            kernels.perturb([made], [amplitude], weight, remainder, self.family.distribution, address, flat, 0)
+        return made.view(*ids.shape, -1)
 
     def _product(self, slot: Slot, direction: int, rows: slice) -> torch.Tensor:
         """sum_j a_j b_j^T at some flat rows: float32 (rows, columns)."""

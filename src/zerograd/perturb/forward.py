@@ -17,7 +17,7 @@ cannot be resolved to rows is refused, naming the parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from zerograd.perturb import rows
 from zerograd.perturb.directions import Directions
 from zerograd.perturb.plan import Plan, Variant
+from zerograd.perturb.products import Part
 from zerograd.perturb.rows import MARK, Batched
 from zerograd.spaces.weights import Slot
 
@@ -50,14 +51,6 @@ _WHOLE = {"_grouped_mm", "grouped_mm", "_scaled_grouped_mm", "multi_head_attenti
 
 class UnresolvedOperation(RuntimeError):
     """An operation mixes a perturbed parameter with the batch in a way that cannot be split by example."""
-
-
-class Part(NamedTuple):
-    """A matrix within a slot: matrix `e` of its stack, or the rows `ids` of a single matrix."""
-
-    slot: Slot
-    e: int = 0
-    ids: torch.Tensor | None = None
 
 
 class Derived:

@@ -65,9 +65,23 @@ class Plan:
         return tuple(sorted(set(self.direction.tolist())))
 
     @cached_property
-    def index(self) -> torch.Tensor:
-        """Where each example's direction stands in `directions`: int64 (examples,)."""
-        return torch.searchsorted(torch.tensor(self.directions), self.direction)
+    def variant_of(self) -> torch.Tensor:
+        """Where each example's variant stands in `variants`: int64 (examples,)."""
+        index = torch.empty(len(self), dtype=torch.int64)
+        for i, variant in enumerate(self.variants):
+            index[variant.examples] = i
+        return index
+
+    @cached_property
+    def in_blocks(self) -> bool:
+        """Whether the variants' examples lie one block after the other, equally many each."""
+        return len({len(v.examples) for v in self.variants}) == 1 and all(v.span for v in self.variants)
+
+    @cached_property
+    def steps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each variant: where its direction stands in `directions`, int64 (variants,), and its sign, float32 (variants,)."""
+        found = torch.tensor([v.direction for v in self.variants])
+        return torch.searchsorted(torch.tensor(self.directions), found), torch.tensor([v.sign for v in self.variants])
 
 
 def shared_pair(examples: int) -> Plan:
@@ -84,6 +98,14 @@ def example_pairs(examples: int, directions: int = 1) -> Plan:
 def example_populations(examples: int, directions: int) -> Plan:
     """Per-example directions, one-sided: block i has direction i * examples + b for example b."""
     return Plan(torch.arange(examples * directions), torch.ones(examples * directions), directions)
+
+
+def population(examples: int, directions: int) -> Plan:
+    """FZOO's plan: block i has direction i, one side, for all examples; a clean block comes last."""
+    direction = torch.arange(directions + 1).remainder(directions).repeat_interleave(examples)
+    sign = torch.ones(directions + 1)
+    sign[-1] = 0
+    return Plan(direction, sign.repeat_interleave(examples), directions + 1)
 
 
 def trial(examples: int) -> Plan:

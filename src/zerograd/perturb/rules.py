@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 
 from zerograd import noise
-from zerograd.perturb.forward import Derived, Part, PerturbedForward, UnresolvedOperation
+from zerograd.perturb import products
+from zerograd.perturb.forward import Derived, PerturbedForward, UnresolvedOperation
 from zerograd.perturb.plan import Variant
+from zerograd.perturb.products import Part
 from zerograd.perturb.rows import MARK
 from zerograd.spaces.weights import Slot
 
-CHUNK = 1 << 20
-"""Values of a weight that are perturbed at a time: a chunk and its signs stay within a few megabytes."""
-
 SMALL = 1 << 16
 """Values of a tensor up to which it is held once per example, so that an elementwise operation needs one call."""
+
+_TIMES = ("mul", "multiply", "__mul__", "__rmul__")
+_PLUS = ("add", "__add__", "__radd__")
 
 Args = Sequence[Any]
 Rule = Callable[[PerturbedForward, Callable[..., Any], Args, dict[str, Any]], Any]
@@ -75,14 +77,11 @@ def getitem(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwa
     scalar = isinstance(index, int) or (isinstance(index, torch.Tensor) and index.ndim == 0 and not index.dtype.is_floating_point)
     if scalar and slot.view[0] > 1 and slot.parameter.ndim == 3:
         e = int(index) % slot.view[0]
-
-        def value(variant: Variant) -> torch.Tensor:
-            rows = slice(e * slot.view[1], (e + 1) * slot.view[1])
-            return forward.directions.perturbed(slot, variant.direction, [variant.sign], rows)[0]
-
-        result = func(weight, e)
-        setattr(result, MARK, Derived(forward, slot.name, value, Part(slot, e)))
-        return result
+        return _rows_of(forward, func(weight, e), products.of_stack(slot, e))
+    if isinstance(index, slice) and slot.parameter.ndim == 2:
+        first, stop, step = index.indices(slot.view[1])
+        if step == 1 and first < stop:
+            return _rows_of(forward, func(weight, index), Part(slot, first, stop))
     if scalar:
         return NotImplemented if forward.whole else forward.derive(func, (weight, int(index)), {}, weight)
     if isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32) and slot.parameter.ndim == 2:
@@ -95,7 +94,9 @@ def getitem(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwa
 def cast(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """A matrix in another dtype is still that matrix: products choose their own dtype."""
     slot, derived = forward.slot(args[0]), forward.derived(args[0])
-    part = Part(slot) if slot is not None and slot.parameter.ndim == 2 else derived.part if derived is not None else None
+    part = None if derived is None else derived.part
+    if slot is not None and slot.parameter.ndim == 2:
+        part = products.of_slot(slot)
     like = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.Tensor)]
     if like and not forward.whole and forward.name(like[0]) is None:
         return cast(forward, torch.Tensor.to, (args[0], like[0].dtype), {})
@@ -136,6 +137,11 @@ def elementwise(forward: PerturbedForward, func: Callable[..., Any], args: Args,
     if mark is None or len(shape) >= other.ndim or small.numel() > max(SMALL, other.numel() // len(forward.plan)):
         return NotImplemented
     repeat = forward.repeat(other, str(forward.name(small)))
+    vector = small.ndim == 1 and len(small) == other.shape[-1] and other.is_floating_point() and not kwargs
+    if vector and func.__name__ in (*_TIMES, *_PLUS):
+        out = torch.empty(other.shape, dtype=torch.result_type(small, other))
+        values, times = _vectors(forward, small, repeat), func.__name__ in _TIMES
+        return forward.mark(_scaled(other, values if times else None, None if times else values, out), mark.rows)
     values = _rows(forward, small, shape, repeat, other.ndim)
     inplace = ours[0] == 1 and (func.__name__.startswith("__i") or func.__name__.rstrip("_") + "_" == func.__name__)
     if not inplace and other.is_floating_point():
@@ -173,7 +179,7 @@ def _arguments(names: Sequence[str], args: Args, kwargs: dict[str, Any]) -> list
 
 def _affine(forward: PerturbedForward, x: Any, weight: Any, bias: Any, *, transposed: bool) -> Any:
     slot, derived = forward.slot(weight), forward.derived(weight)
-    part = Part(slot) if slot is not None and slot.view[0] == 1 else derived.part if derived is not None else None
+    part = products.of_slot(slot) if slot is not None and slot.view[0] == 1 else derived.part if derived is not None else None
     if forward.name(x) is not None or (part is None and (forward.name(weight) is not None or forward.slot(bias) is None)):
         return NotImplemented
     if part is not None and part.slot.parameter.ndim - (part.slot.view[0] > 1) != 2:
@@ -182,91 +188,24 @@ def _affine(forward: PerturbedForward, x: Any, weight: Any, bias: Any, *, transp
     if not forward.whole and mark is None:
         return NotImplemented
     repeat = 1 if forward.whole else forward.repeat(x, str(forward.name(weight) or forward.name(bias)))
+    width = weight.shape[1 if transposed else 0]
+    shifts = _vectors(forward, bias, repeat) if bias is not None and bias.shape == (width,) else None
     if part is None:
-        y = _plain(x, weight, transposed)
+        y = products.plain(x, weight, transposed)
     elif forward.directions.family.has_factors(part.slot):
-        y = _low_rank(forward, x, part, repeat, transposed)
+        y = products.low_rank(forward, x, part, repeat, transposed)
+    elif shifts is not None and x.dtype == torch.float32 and len(shifts) in (1, len(forward.plan.variants)):
+        y, bias = products.dense(forward, x, part, repeat, transposed, shifts), None
     else:
-        y = _dense(forward, x, part, repeat, transposed)
+        y = products.dense(forward, x, part, repeat, transposed)
     if bias is not None:
-        if forward.name(bias) is None:
+        if shifts is not None:
+            y = _scaled(y, None, shifts, y)
+        elif forward.name(bias) is None:
             y += bias
         else:
             y += _values(forward, bias)[0] if forward.whole else _rows(forward, bias, bias.shape, repeat, y.ndim)
     return y if mark is None else forward.mark(y, mark.rows)
-
-
-def _dense(forward: PerturbedForward, x: torch.Tensor, part: Part, repeat: int | torch.Tensor, transposed: bool) -> torch.Tensor:
-    """A product with dense perturbations: chunks of rows of the weight, one draw of noise for all signs of a direction."""
-    slot, e, ids = part
-    rows, columns = slot.view[1] if ids is None else len(ids), slot.view[2]
-    step = rows if rows * columns <= CHUNK or ids is not None else max(1, CHUNK // columns)
-    accumulate = transposed and step < rows
-    out = columns if transposed else rows
-    y = torch.empty((*x.shape[:-1], out), dtype=torch.float32 if accumulate else x.dtype)
-    if accumulate:
-        y.zero_()
-    by_direction: dict[int, list[Variant]] = {}
-    for variant in forward.plan.variants:
-        by_direction.setdefault(variant.direction, []).append(variant)
-    for first in range(0, rows, step):
-        stop = min(first + step, rows)
-        for direction, variants in by_direction.items():
-            if ids is None:
-                within = slice(e * slot.view[1] + first, e * slot.view[1] + stop)
-                chunks = forward.directions.perturbed(slot, direction, [v.sign for v in variants], within, x.dtype)
-            else:
-                chunks = [_picked(forward, ids, slot, variant, x.dtype) for variant in variants]
-            for variant, chunk in zip(variants, chunks, strict=True):
-                at = slice(None) if forward.whole else forward.at(variant, repeat)
-                mine = x[at]
-                flat = mine.reshape(-1, x.shape[-1])
-                if accumulate:
-                    y[at] += (flat[:, first:stop] @ chunk).view(*mine.shape[:-1], -1)
-                else:
-                    made = flat @ chunk if transposed else F.linear(flat, chunk)
-                    to = slice(None) if transposed else slice(first, stop)
-                    y[at, ..., to] = made.view(*mine.shape[:-1], made.shape[1])
-    return y.to(x.dtype)
-
-
-def _low_rank(forward: PerturbedForward, x: torch.Tensor, part: Part, repeat: int | torch.Tensor, transposed: bool) -> torch.Tensor:
-    """A product with factored perturbations: the plain product, plus (x b) a^T row by row."""
-    slot, e, ids = part
-    plan, rank = forward.plan, forward.directions.family.rank
-    y = _plain(x, slot.flat[e * slot.view[1] : (e + 1) * slot.view[1]] if ids is None else slot.flat[ids], transposed)
-    a, b = forward.directions.factors(slot, plan.directions)
-    within = slice(e * rank, (e + 1) * rank)
-    a, b = a[:, within].to(x.dtype), b[:, within].to(x.dtype)  # (directions, rank, rows), (directions, rank, columns)
-    if ids is not None:
-        a = a[..., ids]
-    into, onto = (a, b) if transposed else (b, a)
-    signs = plan.sign * forward.directions.amplitude(slot)
-    if forward.whole:
-        return y.add_((x @ into[0].T * signs[0]) @ onto[0])
-    index = plan.index
-    if isinstance(repeat, torch.Tensor):
-        index, signs = index[repeat], signs[repeat]
-    if not len(index):
-        return y
-    u = torch.bmm(x.reshape(len(index), -1, x.shape[-1]), into[index].transpose(1, 2))  # (groups, tokens, rank)
-    u *= signs.to(x.dtype)[:, None, None]
-    y.view(len(index), -1, y.shape[-1]).baddbmm_(u, onto[index])
-    return y
-
-
-def _plain(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
-    """A product with the unperturbed weight, in the dtype of x; a weight of another dtype is cast a chunk at a time."""
-    flat = x.reshape(-1, x.shape[-1])  # torch folds a strided activation only for weights that require grad
-    if weight.dtype == x.dtype or transposed:
-        weight = weight.to(x.dtype)
-        y = flat @ weight if transposed else F.linear(flat, weight)
-        return y.view(*x.shape[:-1], y.shape[1])
-    y = torch.empty((len(flat), weight.shape[0]), dtype=x.dtype)
-    step = max(1, CHUNK // weight.shape[1])
-    for first in range(0, weight.shape[0], step):
-        y[:, first : first + step] = F.linear(flat, weight[first : first + step].to(x.dtype))
-    return y.view(*x.shape[:-1], y.shape[1])
 
 
 def _lookup(forward: PerturbedForward, ids: torch.Tensor, slot: Slot) -> torch.Tensor:
@@ -276,7 +215,7 @@ def _lookup(forward: PerturbedForward, ids: torch.Tensor, slot: Slot) -> torch.T
     mark = forward.batched(ids)
     if mark is None:  # ids that no example brought, positions for instance
         result = slot.parameter.detach()[ids]
-        part = Part(slot, ids=ids) if ids.ndim == 1 else None
+        part = Part(slot, 0, slot.view[1], ids) if ids.ndim == 1 else None
         setattr(result, MARK, Derived(forward, slot.name, lambda variant: _picked(forward, ids, slot, variant), part))
         return result
     repeat = forward.repeat(ids, slot.name)
@@ -287,26 +226,19 @@ def _lookup(forward: PerturbedForward, ids: torch.Tensor, slot: Slot) -> torch.T
     return forward.mark(out, mark.rows)
 
 
-def _picked(
-    forward: PerturbedForward, ids: torch.Tensor, slot: Slot, variant: Variant, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """The rows of a matrix that ids name, perturbed: (*ids.shape, columns), by default in the parameter's dtype."""
-    directions = forward.directions
-    flat = ids.reshape(-1)
-    weight = slot.flat[flat]
-    if variant.sign == 0:
-        return weight.view(*ids.shape, -1).to(dtype or weight.dtype)
-    remainder = None if slot.flat_remainder is None else slot.flat_remainder[flat]
-    made = torch.empty_like(weight, dtype=dtype or weight.dtype)
-    amplitude = variant.sign * directions.amplitude(slot)
-    if directions.family.has_factors(slot):
-        a, b = directions.factors(slot, [variant.direction])
-        made.copy_(noise.to_float(weight, remainder) + (a[0][:, flat].T * amplitude) @ b[0])
-    else:
-        address = directions.address(slot, variant.direction)
-        kernels = noise.backend(weight)
-        kernels.perturb([made], [amplitude], weight, remainder, directions.family.distribution, address, flat, 0)
-    return made.view(*ids.shape, -1)
+def _picked(forward: PerturbedForward, ids: torch.Tensor, slot: Slot, variant: Variant) -> torch.Tensor:
+    return forward.directions.picked(slot, variant.direction, variant.sign, ids)
+
+
+def _rows_of(forward: PerturbedForward, result: torch.Tensor, part: Part) -> torch.Tensor:
+    """Mark a tensor as consecutive rows of a slot."""
+
+    def value(variant: Variant) -> torch.Tensor:
+        within = slice(part.first, part.stop)
+        return forward.directions.perturbed(part.slot, variant.direction, [variant.sign], within)[0]
+
+    setattr(result, MARK, Derived(forward, part.slot.name, value, part))
+    return result
 
 
 def _scale_and_shift(forward: PerturbedForward, x: torch.Tensor, y: torch.Tensor, weight: Any, bias: Any) -> Any:
@@ -316,37 +248,58 @@ def _scale_and_shift(forward: PerturbedForward, x: torch.Tensor, y: torch.Tensor
         or (not forward.whole and forward.batched(x) is None)
     ):
         return NotImplemented
-    repeat = 0 if forward.whole else forward.repeat(x, str(forward.name(weight) or forward.name(bias)))
-    for value, combine in ((weight, torch.Tensor.mul_), (bias, torch.Tensor.add_)):
-        if value is not None:
-            ours = forward.name(value) is not None
-            if ours and forward.whole:
-                combine(y, _values(forward, value)[0])
-            else:
-                combine(y, _rows(forward, value, value.shape, repeat, y.ndim) if ours else value.float())
-    y = y.to(x.dtype)
+    repeat = 1 if forward.whole else forward.repeat(x, str(forward.name(weight) or forward.name(bias)))
+    vectors = [None if value is None else _vectors(forward, value, repeat) for value in (weight, bias)]
+    y = _scaled(y, vectors[0], vectors[1], torch.empty(y.shape, dtype=x.dtype))
     if forward.whole:
         return y
     mark = forward.batched(x)
     return forward.mark(y, mark.rows if mark else None)
 
 
+def _scaled(x: torch.Tensor, factors: torch.Tensor | None, shifts: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+    """out <- x * factors + shifts group by group of tokens, in float32, rounded once to out's dtype. Returns out.
+
+    factors, shifts: float32 (groups, n) as `_vectors` gives them, or None. x, out: (..., n).
+    """
+    if not x.numel():
+        return out
+    given = [v for v in (factors, shifts) if v is not None]
+    groups = max(map(len, given))
+    factors, shifts = (v if v is None or len(v) == groups else v.expand(groups, -1) for v in (factors, shifts))
+    if noise.is_fast(x, out) and x.is_contiguous() and out.is_contiguous():
+        from zerograd.perturb import compiled
+
+        return compiled.scale_rows(x, factors, shifts, out)
+    y = x.reshape(groups, -1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+    y = y if factors is None else y * factors[:, None]
+    y = y if shifts is None else y + shifts[:, None]
+    return out.copy_(y.view(out.shape))
+
+
+def _vectors(forward: PerturbedForward, value: torch.Tensor, repeat: int | torch.Tensor) -> torch.Tensor:
+    """What a vector is for consecutive groups of tokens, as many each: float32 (groups, n)."""
+    if forward.name(value) is None:
+        return value.detach().float()[None]
+    values = _values(forward, value).float()
+    if isinstance(repeat, torch.Tensor):
+        return values[forward.plan.variant_of[repeat]]
+    return values if forward.whole or forward.plan.in_blocks else values[forward.plan.variant_of]
+
+
 def _rows(forward: PerturbedForward, value: torch.Tensor, shape: torch.Size, repeat: int | torch.Tensor, ndim: int) -> torch.Tensor:
     """A small tensor's value for each row, shaped to broadcast against ndim dimensions: (rows, 1, ..., *shape)."""
-    values = forward.per_row(_values(forward, value), repeat)
+    values = forward.per_row(_values(forward, value)[forward.plan.variant_of], repeat)
     return values.view(len(values), *[1] * (ndim - 1 - len(shape)), *shape)
 
 
 def _values(forward: PerturbedForward, value: torch.Tensor) -> torch.Tensor:
-    """A small tensor's value for each expanded example: (examples, *shape), float32 where it is a vector of ours."""
+    """A small tensor's value for each variant: (variants, *shape), float32 where it is a vector of ours."""
     plan, directions = forward.plan, forward.directions
     slot = forward.slot(value)
     if slot is not None and slot.view[0] * slot.view[1] == 1:
-        z = directions.dense(slot, plan.directions, torch.zeros(1, dtype=torch.int64), slot.view[2])[:, 0]
-        values = slot.exact().view(1, -1) + z[plan.index] * (plan.sign * directions.amplitude(slot))[:, None]
-        return values.view(len(plan), *value.shape)
-    made = [forward.value(value, variant) for variant in plan.variants]
-    stacked: torch.Tensor = made[0].new_empty((len(plan), *value.shape))
-    for one, variant in zip(made, plan.variants, strict=True):
-        stacked[variant.examples] = one
-    return stacked
+        index, signs = plan.steps
+        z = directions.dense(slot, plan.directions, torch.zeros(1, dtype=torch.int64))[:, 0]
+        values = slot.exact().view(1, -1) + z[index] * (signs * directions.amplitude(slot))[:, None]
+        return values.view(len(signs), *value.shape)
+    return torch.stack([forward.value(value, variant) for variant in plan.variants])

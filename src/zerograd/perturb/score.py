@@ -9,6 +9,7 @@ import torch
 
 from zerograd.perturb import batch as batches
 from zerograd.perturb.directions import Directions
+from zerograd.perturb.fit import Fit, Live, is_out_of_memory
 from zerograd.perturb.forward import PerturbedForward
 from zerograd.perturb.plan import Plan, branch
 from zerograd.spaces.weights import Slot
@@ -24,25 +25,47 @@ def score_batch(
     objective: Objective,
     batch: Any,
     *,
-    micro_batch: int | None = None,
+    micro_batch: int | str | None = None,
     total: int | None = None,
+    fit: Fit | None = None,
 ) -> torch.Tensor:
     """The loss of every expanded example: float32 (copies * examples,).
 
-    One forward serves the whole plan, or as many as it takes to evaluate `micro_batch` examples of the batch at a time.
-    total: how many examples the batch has, when the plan is for its first ones only.
+    One forward serves the whole plan, or as many as it takes to evaluate `micro_batch` examples of the batch at a time;
+    "auto" takes as many as fit in memory. When memory runs out, half as many are tried, down to one.
+    total: how many examples the batch has, when the plan is for its first ones only. fit: what is known of memory so far.
 
     An objective that returns (sums, weights) is one whose loss is total sum over total weight: each example's loss is then
     its share, so that their mean is that quotient.
     Raises ValueError when the objective does not return one loss an example, UnresolvedOperation when the model cannot
     be split by example.
     """
-    count = plan.examples
-    parts = []
-    for first in range(0, count, micro_batch or count):
-        stop = min(first + (micro_batch or count), count)
+    count, fit = plan.examples, fit or Fit()
+
+    def evaluated(first: int, stop: int) -> list[torch.Tensor]:
         expanded, held = batches.part(batch, total or count, first, stop, plan.copies)
-        parts.append(_evaluate(slots, directions, plan.part(first, stop), objective, expanded, held))
+        return _evaluate(slots, directions, plan.part(first, stop), objective, expanded, held)
+
+    def held_by(some: int) -> int:
+        with Live() as live:
+            evaluated(0, some)
+        return int(live.peak)
+
+    elements = max(1, sum(t.numel() for t in batches.part(batch, total or count, 0, 1, plan.copies)[1]))
+    size = count if micro_batch is None or isinstance(micro_batch, str) else micro_batch
+    size = fit.examples(count, elements, held_by) if micro_batch == "auto" else fit.limit(size, elements)
+    parts, first = [], 0
+    while first < count:
+        stop = min(first + size, count)
+        try:
+            parts.append(evaluated(first, stop))
+        except Exception as error:
+            if stop - first == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            first = stop
+            continue
+        size = fit.halve(stop - first, elements)
     given = [torch.cat(some, 1) for some in zip(*parts, strict=True)]
     if len(given) == 1:
         return given[0].flatten()
@@ -72,10 +95,16 @@ def _evaluate(
     return [forward.resolved(part).float().view(plan.copies, -1) for part in given]
 
 
-def score_closure(slots: Sequence[Slot], directions: Directions, sign: float, closure: Closure) -> torch.Tensor:
-    """The loss of one branch: float32 (1,). Raises ValueError when the closure does not return a scalar."""
-    with PerturbedForward(slots, directions, branch(0, sign), whole=True):
-        loss = torch.as_tensor(closure()).detach()
-    if loss.numel() != 1:
-        raise ValueError(f"the closure returned shape {tuple(loss.shape)}; return one scalar, or call step(objective, batch)")
-    return loss.float().view(1)
+def score_closure(slots: Sequence[Slot], directions: Directions, plan: Plan, closure: Closure) -> torch.Tensor:
+    """The losses of a closure, branch by branch of a plan for one example: float32 (branches,).
+
+    Raises ValueError when the closure does not return a scalar.
+    """
+    losses = []
+    for direction, sign in zip(plan.direction.tolist(), plan.sign.tolist(), strict=True):
+        with PerturbedForward(slots, directions, branch(direction, sign), whole=True):
+            loss = torch.as_tensor(closure()).detach()
+        if loss.numel() != 1:
+            raise ValueError(f"the closure returned shape {tuple(loss.shape)}; return one scalar, or call step(objective, batch)")
+        losses.append(loss.float().view(1))
+    return torch.cat(losses)

@@ -11,11 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from zerograd.text.cache import HiddenCache
+from zerograd.text.head import log_likelihoods
 from zerograd.text.prefix import Prefix
 from zerograd.text.tasks import Example, Task
-
-VOCABULARY_CHUNK = 8192
-"""Columns of the head that are scored at a time when the softmax needs all of them."""
 
 FORWARD_TOKENS = 4096
 """Tokens of a forward pass, padding and branches included: a longer batch is evaluated in parts, of one example at least, so
@@ -105,18 +103,8 @@ class OptionScorer:
             bias = None if head.bias is None else head.bias[self._columns].float()
             return F.linear(at_last, head.weight[self._columns].float(), bias)
         row, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        predicting = hidden[row, position].float()  # (scored tokens, width)
-        own = torch.empty(len(row))
-        total = torch.full((len(row),), -torch.inf)
-        target = batch.targets[row, position]
-        for first in range(0, head.weight.shape[0], VOCABULARY_CHUNK):
-            columns = torch.arange(first, min(first + VOCABULARY_CHUNK, head.weight.shape[0]))
-            bias = None if head.bias is None else head.bias[columns].float()
-            logits = F.linear(predicting, head.weight[columns].float(), bias)  # (scored tokens, columns)
-            total = torch.logaddexp(total, logits.logsumexp(1))
-            here = (target >= first) & (target < first + len(columns))
-            own[here] = logits[here, target[here] - first]
-        sums = torch.zeros(len(batch.ids)).index_add(0, row, own - total)
+        likely = log_likelihoods(hidden[row, position].float(), head, batch.targets[row, position])
+        sums = torch.zeros(len(batch.ids)).index_add(0, row, likely)
         mean: torch.Tensor = sums / (batch.targets >= 0).sum(1)
         return mean.view(-1, len(self.option_ids))
 

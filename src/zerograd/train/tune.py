@@ -134,8 +134,7 @@ class Tuning:
                 for group in self.optimizer.param_groups:
                     group["lr"] = settings.lr * schedule(settings.schedule, done)
                 chosen = next(dataset)
-                batch = self.scorer.begin(self.scorer.batch([examples[i] for i in chosen]))
-                value = self.optimizer.step(self.scorer.losses, batch, micro_batch=self._micro_batch(batch))
+                value = self.step([examples[i] for i in chosen])
                 elapsed += time.perf_counter() - start
                 loss = value if math.isnan(loss) else 0.9 * loss + 0.1 * value
                 record = {"step": self.optimizer.steps, "seconds": elapsed, "loss": value, "lr": group["lr"]}
@@ -158,6 +157,11 @@ class Tuning:
         except NotFinite as error:
             self.stopped = f"ended at step {self.optimizer.steps}: {error}"
         return elapsed
+
+    def step(self, examples: Sequence[Example]) -> float:
+        """One step on some examples, the layers that training leaves alone included. Returns its mean loss."""
+        batch = self.scorer.begin(self.scorer.batch(examples))
+        return float(self.optimizer.step(self.scorer.losses, batch, micro_batch=self._micro_batch(batch)))
 
     def scores(self, examples: Sequence[Example], phase: str) -> list[list[float]]:
         """The option scores of some examples by the model as it is now, with progress under the name of the phase."""
