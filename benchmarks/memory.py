@@ -1,5 +1,8 @@
 """Peak memory of training over that of evaluating the same examples at the same rows, each row in a fresh process.
 
+Two measures: what is resident in the process, which its allocator's slack and fragmentation enter, and what torch's
+tensors hold for the longest rows, which is exact.
+
 python benchmarks/memory.py --steps 60
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 
 from record import fresh, save
 
@@ -48,6 +52,9 @@ def measure(row: dict[str, object], steps: int) -> dict[str, object]:
     tuning.attach()
     batches = order.batches([len(tuning.scorer.prompt_ids(e.text)) for e in tuning.task.train], settings.batch_size, settings.seed)
     examples = [tuning.task.train[i] for _ in range(steps) for i in next(batches)]
+    longest = sorted(tuning.task.train, key=lambda e: len(tuning.scorer.prompt_ids(e.text)))[-tuning.rows :]
+    held_evaluating = held(lambda: option_scores(tuning.scorer, longest, tuning.rows))
+    held_training = held(lambda: tuning.step(longest[-settings.batch_size :]))
     memory.reset_peak()
     option_scores(tuning.scorer, examples, tuning.rows)
     evaluating = memory.peak_bytes()
@@ -60,7 +67,19 @@ def measure(row: dict[str, object], steps: int) -> dict[str, object]:
         "evaluation_bytes": evaluating,
         "training_bytes": training,
         "over_weights": (training - evaluating) / tuning.weight_bytes,
+        "tensor_bytes_evaluating": held_evaluating,
+        "tensor_bytes_training": held_training,
+        "tensors_over_weights": (held_training - held_evaluating) / tuning.weight_bytes,
     }
+
+
+def held(run: Callable[[], object]) -> int:
+    """The most bytes that the tensors which `run` makes hold at one time."""
+    from zerograd.perturb.fit import Live
+
+    with Live() as live:
+        run()
+    return live.peak
 
 
 if __name__ == "__main__":

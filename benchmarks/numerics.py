@@ -1,0 +1,119 @@
+"""What updates do to weights, in numbers: drift at a learning rate of zero, cosine with float64, the walk of rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def drift(steps: int = 300) -> dict[str, dict[str, float]]:
+    """How far weights move, relative to their norm, in steps whose learning rate is zero, forced through the update."""
+    import torch
+
+    import zerograd as zg
+
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
+    moved: dict[str, dict[str, float]] = {}
+    for name, method in (("dense", zg.optim.MeZO), ("rank1", zg.optim.PerExample), ("population8", zg.optim.FZOO)):
+        for storage in ("float32", "split", "bfloat16"):
+            model = net()
+            opt = quietly(method, model, lr=0.0, storage=storage)
+            before = [slot.exact().clone() for slot in opt.slots]
+            for _ in range(steps):
+                opt.step(losses_of(model), x)
+            moved.setdefault(name, {})[storage] = distance(before, [slot.exact() for slot in opt.slots])
+    for dtype in ("float32", "bfloat16"):
+        model = net().to(getattr(torch, dtype))
+        before = [p.detach().float().clone() for p in model.parameters()]
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            seed = int(torch.randint(10**9, (), generator=generator))
+            for scale in (1e-3, -2e-3, 1e-3):
+                torch.manual_seed(seed)
+                for p in model.parameters():
+                    p.data = p.data + scale * torch.normal(0, 1, p.shape, dtype=p.dtype)
+        moved.setdefault("mezo_published", {})[dtype] = distance(before, [p.detach().float() for p in model.parameters()])
+    return moved
+
+
+def update_cosine(steps: int = 1000) -> dict[str, dict[str, float]]:
+    """The cosine between the change of a weight and the same updates summed in float64, by method and storage."""
+    import torch
+    from torch import nn
+
+    import zerograd as zg
+    from zerograd import apply
+    from zerograd.perturb.directions import Directions
+
+    found: dict[str, dict[str, float]] = {}
+    for name, method in (("dense", zg.optim.MeZO), ("rank1", zg.optim.PerExample)):
+        for storage in ("float32", "split", "bfloat16"):
+            torch.manual_seed(0)
+            model = nn.Linear(256, 256, bias=False)
+            opt = quietly(method, model, lr=0.0, storage=storage)
+            (slot,) = opt.slots
+            start = slot.exact().double()
+            wanted = start.clone()
+            multipliers = torch.randn(steps, generator=torch.Generator().manual_seed(3)) * 1e-5
+            for t, multiplier in enumerate(multipliers.tolist()):
+                directions = Directions(opt.family, 0, t)
+                apply.update(slot, directions, [0], [multiplier], 1.0)
+                wanted -= directions.z(slot, 0).double() * slot.scale * multiplier
+            change, asked = (slot.exact().double() - start).flatten(), (wanted - start).flatten()
+            found.setdefault(name, {})[storage] = float(change @ asked / (change.norm() * asked.norm()))
+    return found
+
+
+def rounding_walk(steps: int = 1000) -> dict[str, float]:
+    """bfloat16 alone: its distance from float64 after some updates, over that of unbiased rounding, and its mean in deviations.
+
+    The floor is sqrt(steps * mean u^2 / 6), u being the spacing of bfloat16 at a weight; unbiased rounding cannot be below it.
+    """
+    import torch
+    from torch import nn
+
+    import zerograd as zg
+    from zerograd import apply
+    from zerograd.perturb.directions import Directions
+
+    torch.manual_seed(0)
+    model = nn.Linear(1024, 1024, bias=False)
+    opt = quietly(zg.optim.MeZO, model, lr=0.0, storage="bfloat16")
+    (slot,) = opt.slots
+    wanted = slot.exact().double()
+    variance = torch.zeros_like(wanted)
+    for t in range(steps):
+        directions = Directions(opt.family, 0, t)
+        variance += torch.ldexp(torch.ones(()), torch.frexp(slot.exact())[1] - 8).double().square() / 6
+        apply.update(slot, directions, [0], [1e-5], 1.0)
+        wanted -= directions.z(slot, 0).double() * slot.scale * 1e-5
+    error = slot.exact().double() - wanted
+    rms, floor = float(error.square().mean().sqrt()), float(variance.mean().sqrt())
+    return {"over_floor": rms / floor, "mean_in_deviations": float(error.mean()) / rms * math.sqrt(error.numel())}
+
+
+def quietly(method: Any, model: Any, **options: Any) -> Any:
+    """An optimiser, without the warning that bfloat16 alone walks."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return method(model, **options)
+
+
+def distance(before: list[Any], after: list[Any]) -> float:
+    change = sum(float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True))
+    return math.sqrt(change / sum(float(b.double().square().sum()) for b in before))
+
+
+def net() -> Any:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 1))
+
+
+def losses_of(model: Any) -> Callable[[Any], Any]:
+    return lambda x: model(x.to(model[0].weight.dtype)).float().square().mean(1)
