@@ -131,7 +131,7 @@ def test_a_low_rank_step_draws_factors_alone_and_writes_each_weight_once(counted
     assert counted["perturbed"] == 0
     assert counted["products"] == 7 * 2 + 2  # the layers' products and the head's two chunks
     factors = sum(sum(p.shape) for p in model.parameters() if p.ndim == 2)
-    looked_up = 2 * B * sum(model.model.embed_tokens.weight.shape)
+    looked_up = B * sum(model.model.embed_tokens.weight.shape)
     assert counted["filled"] == B * (factors + vectors) + looked_up
     assert counted["written"] == matrices + vectors + table
     assert counted["drawn"] == B * vectors

@@ -193,11 +193,12 @@ def _update_rows(  # type: ignore[no-untyped-def]
 def _update_low_rank_rows(  # type: ignore[no-untyped-def]
     weight, remainder, stride, columns, form, left, right, decay, rounding, first_row, start, stop
 ):
-    words, scratch, rest = np.empty(64, np.uint32), np.empty(128, np.float32), np.zeros(64, np.float32)
+    words, scratch, rest = np.empty(64, np.uint32), np.empty(2048, np.float32), np.zeros(64, np.float32)
     products = right.reshape(-1)
+    block = min(2048, max(128, 6144 // max(1, right.shape[0]) // 128 * 128))  # its columns of all right factors fit a core's L1
     for tile in range(start, stop, 16):
-        for j in range(0, columns, 128):
-            count = min(128, columns - j)
+        for j in range(0, columns, block):
+            count = min(block, columns - j)
             for i in range(tile, min(tile + 16, stop)):
                 at = i * stride + j
                 exact = load(weight, remainder, form, at, count, scratch)

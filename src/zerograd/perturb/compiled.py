@@ -32,13 +32,13 @@ def _vector(kind, key, row, first, count, table, words, z, out):  # type: ignore
 
 @jit
 def _add_products_rows(  # type: ignore[no-untyped-def]
-    y, y_form, y_width, x, x_form, x_width, each, directions, scales, kind, address, into, onto, rows, table, start, stop
+    y, y_form, y_width, x, x_form, x_width, each, directions, scales, shifts, kind, address, into, onto, rows, table, start, stop
 ):
     words, key, z = np.empty(64, np.uint32), np.empty(4, np.uint64), np.empty(SCRATCH, np.float32)
     b, a = np.empty((rows.shape[0], x_width), np.float32), np.empty((rows.shape[0], y_width), np.float32)
     x_scratch, y_scratch, none = np.empty(x_width, np.float32), np.empty(y_width, np.float32), np.empty(0, np.int16)
     seed, step, tensor = address
-    drawn = -1
+    tokens, drawn = each * directions.shape[0], -1
     for t in range(start, stop):
         group = t // each
         if directions[group] != drawn:
@@ -54,6 +54,10 @@ def _add_products_rows(  # type: ignore[no-untyped-def]
             scale, one = _dot(token, b[j], x_width) * scales[group], a[j]
             for k in range(y_width):
                 sums[k] = sums[k] + scale * one[k]
+        if shifts.shape[0] > 0:
+            one = shifts[t // (tokens // shifts.shape[0])]
+            for k in range(y_width):
+                sums[k] = sums[k] + one[k]
         if y_form != 0:
             to = y[t * y_width : (t + 1) * y_width]
             for k in range(y_width):
@@ -87,15 +91,18 @@ def add_products(
     into: tuple[int, int],
     onto: tuple[int, int],
     rows: slice,
+    shifts: torch.Tensor | None = None,
 ) -> None:
-    """y[t] += scales[g] * sum_j (x[t] . b_j) a_j for the tokens t of each group g, with a_j and b_j of its direction.
+    """y[t] += scales[g] * sum_j (x[t] . b_j) a_j + shifts[h] for the tokens t of each group g, with a_j and b_j of its direction.
 
     y: (tokens, n) and x: (tokens, m), contiguous. directions: int64 and scales: float32, (groups,), of as many consecutive tokens
     each. into, onto: the domain of b and of a, and the column where they begin. rows: the factors' rows in the address.
+    shifts: float32 (other groups, n).
     """
     seed, step, tensor, _ = place(address)
     arguments = (storage(y), FORMATS[y.dtype], y.shape[1], storage(x), FORMATS[x.dtype], x.shape[1], len(y) // len(directions))
-    groups = (directions.numpy(), scales.numpy(), KINDS[family], (seed, step, tensor), into, onto)
+    added = np.empty((0, 0), np.float32) if shifts is None else shifts.contiguous().numpy()
+    groups = (directions.numpy(), scales.numpy(), added, KINDS[family], (seed, step, tensor), into, onto)
     over_rows(_add_products_rows, (*arguments, *groups, np.arange(rows.start, rows.stop), TABLE), len(y), y.numel() + x.numel())
 
 

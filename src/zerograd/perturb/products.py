@@ -70,15 +70,25 @@ def plain(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tens
     return y.view(*x.shape[:-1], y.shape[1])
 
 
-def low_rank(forward: PerturbedForward, x: torch.Tensor, part: Part, repeat: int | torch.Tensor, transposed: bool) -> torch.Tensor:
-    """A product with factored perturbations: the plain product, plus (x b) a^T example by example."""
+def low_rank(
+    forward: PerturbedForward,
+    x: torch.Tensor,
+    part: Part,
+    repeat: int | torch.Tensor,
+    transposed: bool,
+    shifts: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, bool]:
+    """A product with factored perturbations: the plain product, plus (x b) a^T example by example.
+
+    shifts: float32 (groups, n), what is to be added to the product. Returns also whether it has been.
+    """
     y = plain(x, part.weight(), transposed)
     directions, plan, slot = forward.directions, forward.plan, part.slot
     direction, signs = plan.direction, plan.sign * directions.amplitude(slot)
     if isinstance(repeat, torch.Tensor):
         direction, signs = direction[repeat], signs[repeat]
     if not len(direction) or not x.numel():
-        return y
+        return y, False
     e, rank = part.first // slot.view[1], directions.family.rank
     within = slice(e * rank, (e + 1) * rank)
     rows = (LEFT, part.first - e * slot.view[1])
@@ -88,8 +98,8 @@ def low_rank(forward: PerturbedForward, x: torch.Tensor, part: Part, repeat: int
 
         flat, address = x.reshape(-1, x.shape[-1]).contiguous(), directions.address(slot)
         noise_of = (directions.family.distribution, address, into, onto, within)
-        compiled.add_products(y.view(-1, y.shape[-1]), flat, direction, signs, *noise_of)
-        return y
+        compiled.add_products(y.view(-1, y.shape[-1]), flat, direction, signs, *noise_of, shifts)
+        return y, True
     a, b = directions.factors(slot, plan.directions)
     a = a[..., part.first - e * slot.view[1] : part.stop - e * slot.view[1]] if part.ids is None else a[..., part.ids]
     a, b = a[:, within].to(x.dtype), b[:, within].to(x.dtype)  # (directions, rank, rows), (directions, rank, columns)
@@ -98,7 +108,7 @@ def low_rank(forward: PerturbedForward, x: torch.Tensor, part: Part, repeat: int
     u = torch.bmm(x.reshape(len(index), -1, x.shape[-1]), b[index].transpose(1, 2))  # (groups, tokens, rank)
     u *= signs.to(x.dtype)[:, None, None]
     y.view(len(index), -1, y.shape[-1]).baddbmm_(u, a[index])
-    return y
+    return y, False
 
 
 def dense(

@@ -193,7 +193,8 @@ def _affine(forward: PerturbedForward, x: Any, weight: Any, bias: Any, *, transp
     if part is None:
         y = products.plain(x, weight, transposed)
     elif forward.directions.family.has_factors(part.slot):
-        y = products.low_rank(forward, x, part, repeat, transposed)
+        y, shifted = products.low_rank(forward, x, part, repeat, transposed, shifts)
+        bias = None if shifted and shifts is not None else bias
     elif shifts is not None and x.dtype == torch.float32 and len(shifts) in (1, len(forward.plan.variants)):
         y, bias = products.dense(forward, x, part, repeat, transposed, shifts), None
     else:
@@ -219,11 +220,26 @@ def _lookup(forward: PerturbedForward, ids: torch.Tensor, slot: Slot) -> torch.T
         setattr(result, MARK, Derived(forward, slot.name, lambda variant: _picked(forward, ids, slot, variant), part))
         return result
     repeat = forward.repeat(ids, slot.name)
+    if forward.directions.family.has_factors(slot) and ids.numel():
+        return forward.mark(_looked_up(forward, ids, slot, repeat), mark.rows)
     out = torch.empty((*ids.shape, slot.view[2]), dtype=slot.parameter.dtype)
     for variant in plan.variants:
         at = forward.at(variant, repeat)
         out[at] = _picked(forward, ids[at], slot, variant)
     return forward.mark(out, mark.rows)
+
+
+def _looked_up(forward: PerturbedForward, ids: torch.Tensor, slot: Slot, repeat: int | torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix under low-rank directions, each example's own, in one go: (*ids.shape, columns)."""
+    plan, directions, flat = forward.plan, forward.directions, ids.reshape(-1)
+    a, b = directions.factors(slot, plan.directions)
+    variant = plan.variant_of if isinstance(repeat, int) else plan.variant_of[repeat]  # of groups of consecutive tokens
+    index, signs = plan.steps
+    direction, each = index[variant], ids.reshape(len(variant), -1)
+    u = a.transpose(1, 2)[direction[:, None], each] * (signs[variant] * directions.amplitude(slot))[:, None, None]
+    exact = noise.to_float(slot.flat[flat], None if slot.flat_remainder is None else slot.flat_remainder[flat])
+    made = exact.view(*each.shape, -1).baddbmm_(u, b[direction])
+    return made.view(*ids.shape, -1).to(slot.parameter.dtype)
 
 
 def _picked(forward: PerturbedForward, ids: torch.Tensor, slot: Slot, variant: Variant) -> torch.Tensor:
