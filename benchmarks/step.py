@@ -63,7 +63,8 @@ def main() -> None:
     if parsed.one:
         print(json.dumps(memory_of(*parsed.one)))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "rows": rows}
     for shape in parsed.shape:
         for dtype in parsed.dtype:
             wanted = [m for m in parsed.method if m not in LONG or shape != "125m-16x256"]
@@ -71,11 +72,11 @@ def main() -> None:
                 if not parsed.no_memory and row["method"] in ("dense", "rank1"):
                     row |= fresh(__file__, "--one", shape, dtype, row["method"], "--threads", str(torch.get_num_threads()))
                 rows.append(row)
+                path = save(parsed.name, result)
                 print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
-    result: dict[str, Any] = {"threads": torch.get_num_threads(), "rows": rows}
     if not parsed.no_numerics:
         result |= {"drift": drift(), "update_cosine": update_cosine(), "rounding_walk": rounding_walk()}
-    path = save(parsed.name, result)
+        path = save(parsed.name, result)
     print(json.dumps(provenance() | result) if parsed.json else path)
 
 

@@ -102,7 +102,7 @@ def test_variants_cover_each_example_once(pairs: list[tuple[int, float]]) -> Non
         assert variant.span in (None, (examples[0], examples[-1] + 1))
     assert list(plan.directions) == sorted({d for d, _ in pairs})
     assert [(plan.variants[i].direction, plan.variants[i].sign) for i in plan.variant_of.tolist()] == pairs
-    index, signs = plan.steps
+    index, signs = plan.variant_directions
     assert [(plan.directions[i], s) for i, s in zip(index.tolist(), signs.tolist(), strict=True)] == [
         (v.direction, v.sign) for v in plan.variants
     ]

@@ -18,7 +18,8 @@ import torch
 T = TypeVar("T")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
-os.register_at_fork(after_in_child=_pools.clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # a child has the parent's pools without their threads
 
 
 def each(work: Callable[[T], object], items: Iterable[T]) -> None:

@@ -2,6 +2,10 @@
 
 The functions have the signatures of `noise.reference` and give the same bits. Kernels release the GIL; `workers` runs each over
 disjoint rows, so the result does not depend on the number of threads. A kernel sees a matrix as its storage and a stride.
+
+Compiled kernels are kept in __pycache__, or in the user's cache where that cannot be written, so that start-up is paid once. Numba
+looks at a kernel's own file alone: after a change of `noise/vectors.py`, or of a function that `perturb/compiled.py` takes from
+here, delete them.
 """
 
 from __future__ import annotations

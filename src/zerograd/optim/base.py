@@ -292,13 +292,19 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
 
         A loss that is not finite proves neither; the check then waits for the next step.
         """
-        first, second = run(), run()
-        self.forwards += 2
-        if not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
-            return
-        gap = float((first - second).abs().max())
         exact = all(slot.parameter.dtype == torch.float32 for slot in self.slots)
-        if gap > (ROUNDING if exact else ROUNDING_16) * (1 + float(first.abs().max())):
+        losses, gap, allowed = run(), math.inf, 0.0
+        self.forwards += 1
+        for _ in range(2):  # a process's first run may differ from all others: libraries choose their kernels in it
+            before, losses = losses, run()
+            self.forwards += 1
+            if not bool(torch.isfinite(before).all() and torch.isfinite(losses).all()):
+                return
+            gap = float((before - losses).abs().max())
+            allowed = (ROUNDING if exact else ROUNDING_16) * (1 + float(losses.abs().max()))
+            if gap <= allowed:
+                break
+        if gap > allowed:
             raise NotPure(
                 f"the objective is not pure: two runs on the same weights and batch differ by {gap:.3g}; "
                 "switch dropout off with model.eval(), and draw data and samples outside it"

@@ -78,7 +78,7 @@ class Plan:
         return len({len(v.examples) for v in self.variants}) == 1 and all(v.span for v in self.variants)
 
     @cached_property
-    def steps(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def variant_directions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each variant: where its direction stands in `directions`, int64 (variants,), and its sign, float32 (variants,)."""
         found = torch.tensor([v.direction for v in self.variants])
         return torch.searchsorted(torch.tensor(self.directions), found), torch.tensor([v.sign for v in self.variants])

@@ -234,7 +234,7 @@ def _looked_up(forward: PerturbedForward, ids: torch.Tensor, slot: Slot, repeat:
     plan, directions, flat = forward.plan, forward.directions, ids.reshape(-1)
     a, b = directions.factors(slot, plan.directions)
     variant = plan.variant_of if isinstance(repeat, int) else plan.variant_of[repeat]  # of groups of consecutive tokens
-    index, signs = plan.steps
+    index, signs = plan.variant_directions
     direction, each = index[variant], ids.reshape(len(variant), -1)
     u = a.transpose(1, 2)[direction[:, None], each] * (signs[variant] * directions.amplitude(slot))[:, None, None]
     exact = noise.to_float(slot.flat[flat], None if slot.flat_remainder is None else slot.flat_remainder[flat])
@@ -314,7 +314,7 @@ def _values(forward: PerturbedForward, value: torch.Tensor) -> torch.Tensor:
     plan, directions = forward.plan, forward.directions
     slot = forward.slot(value)
     if slot is not None and slot.view[0] * slot.view[1] == 1:
-        index, signs = plan.steps
+        index, signs = plan.variant_directions
         z = directions.dense(slot, plan.directions, torch.zeros(1, dtype=torch.int64))[:, 0]
         values = slot.exact().view(1, -1) + z[index] * (signs * directions.amplitude(slot))[:, None]
         return values.view(len(signs), *value.shape)
