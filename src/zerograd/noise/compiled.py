@@ -21,6 +21,7 @@ from numba import njit
 from zerograd import workers
 from zerograd.noise.address import Address, check, stream
 from zerograd.noise.gaussian import quantiles
+from zerograd.noise.reference import PerturbRows
 from zerograd.noise.vectors import bits, from_bits, signs, sixteen_calls, subtract_products
 
 KINDS = {"rademacher": 0, "gaussian": 1}
@@ -246,8 +247,8 @@ def perturb(
 
 def perturber(
     weight: torch.Tensor, remainder: torch.Tensor | None, family: str, address: Address, first_row: int, first: int
-) -> Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None]:
-    """See `reference.perturber`."""
+) -> PerturbRows:
+    """See `reference.perturber_by`."""
     stored, rest = _stored(weight, remainder), (KINDS[family], _key(address))
     rows = np.arange(first_row, first_row + weight.shape[0])
 

@@ -6,7 +6,7 @@ interpreter (TRITON_INTERPRET=1) runs them without a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import triton.language as tl
 
 from zerograd.noise.address import Address, check, stream
 from zerograd.noise.gaussian import quantiles
+from zerograd.noise.reference import perturber_by
 
 ROWS, COLUMNS = 8, 256
 
@@ -216,17 +217,7 @@ def perturb(
         )
 
 
-def perturber(
-    weight: torch.Tensor, remainder: torch.Tensor | None, family: str, address: Address, first_row: int, first: int
-) -> Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None]:
-    """See `reference.perturber`."""
-
-    def perturb_rows(outs: Sequence[torch.Tensor], coefficients: Sequence[float], start: int, stop: int) -> None:
-        low = None if remainder is None else remainder[start:stop]
-        at = torch.arange(first_row + start, first_row + stop)
-        perturb(outs, coefficients, weight[start:stop], low, family, address, at, first)
-
-    return perturb_rows
+perturber = perturber_by(perturb)
 
 
 def update(

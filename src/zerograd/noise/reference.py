@@ -83,20 +83,30 @@ def perturb(
             out[i] = (exact + z * coefficient).to(out.dtype)
 
 
-def perturber(
-    weight: torch.Tensor, remainder: torch.Tensor | None, family: str, address: Address, first_row: int, first: int
-) -> Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None]:
-    """A function (outs, coefficients, start, stop) that perturbs rows start .. stop of a weight as `perturb` does, here and now.
+PerturbRows = Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None]
 
+
+def perturber_by(run: Callable[..., None]) -> Callable[..., PerturbRows]:
+    """The perturber of a back end whose `perturb` is given: perturber(weight, remainder, family, address, first_row, first).
+
+    It makes a function (outs, coefficients, start, stop) that perturbs rows start .. stop of a weight as `perturb` does.
     first_row, first: the row and the column of the weight's first value in the address.
     """
 
-    def perturb_rows(outs: Sequence[torch.Tensor], coefficients: Sequence[float], start: int, stop: int) -> None:
-        low = None if remainder is None else remainder[start:stop]
-        at = torch.arange(first_row + start, first_row + stop)
-        perturb(outs, coefficients, weight[start:stop], low, family, address, at, first)
+    def perturber(
+        weight: torch.Tensor, remainder: torch.Tensor | None, family: str, address: Address, first_row: int, first: int
+    ) -> PerturbRows:
+        def perturb_rows(outs: Sequence[torch.Tensor], coefficients: Sequence[float], start: int, stop: int) -> None:
+            low = None if remainder is None else remainder[start:stop]
+            at = torch.arange(first_row + start, first_row + stop)
+            run(outs, coefficients, weight[start:stop], low, family, address, at, first)
 
-    return perturb_rows
+        return perturb_rows
+
+    return perturber
+
+
+perturber = perturber_by(perturb)
 
 
 def update(

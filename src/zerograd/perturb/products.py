@@ -1,13 +1,13 @@
 """Products of the batch with a perturbed matrix.
 
-Low-rank directions add (x b) a^T to the plain product; dense ones walk the weight in chunks that stay in a core's cache, each
-perturbed once for all signs of a direction and multiplied there. Products are computed in the dtype of the activations.
+Low-rank directions add (x b) a^T to the plain product. Dense ones walk the weight in chunks, each perturbed once for all signs of a
+direction and multiplied by the worker that made it. Products are computed in the dtype of the activations.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from zerograd import noise, workers
 from zerograd.noise import LEFT, RIGHT
+from zerograd.noise.reference import PerturbRows
 from zerograd.perturb.directions import Directions
 from zerograd.perturb.plan import Variant
 from zerograd.spaces.weights import Slot
@@ -217,13 +218,13 @@ class Chunks:
             buffers.append(torch.empty(self.size, dtype=self.dtype))
         return buffers
 
-    def _perturber(self, direction: int, columns: slice) -> Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None]:
+    def _perturber(self, direction: int, columns: slice) -> PerturbRows:
         part, slot = self.part, self.part.slot
         weight = part.weight()[:, columns]
         low = None if slot.flat_remainder is None else slot.flat_remainder[part.first : part.stop, columns]
         address = self.directions.address(slot, direction)
         family, first = self.directions.family.distribution, columns.start or 0
-        made: Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None]
+        made: PerturbRows
         made = noise.backend(weight).perturber(weight, low, family, address, part.first, first)
         return made
 

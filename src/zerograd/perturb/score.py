@@ -51,7 +51,8 @@ def score_batch(
             evaluated(0, some)
         return int(live.peak)
 
-    elements = max(1, sum(t.numel() for t in batches.part(batch, total or count, 0, 1, plan.copies)[1]))
+    held = sum(t.numel() for t in batches.tensors(batch) if t.ndim and len(t) % (total or count) == 0)
+    elements = max(1, held * plan.copies // (total or count))  # of an example with its branches
     size = count if micro_batch is None or isinstance(micro_batch, str) else micro_batch
     size = fit.examples(count, elements, held_by) if micro_batch == "auto" else fit.limit(size, elements)
     parts, first = [], 0
