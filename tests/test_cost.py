@@ -82,6 +82,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     watch(compiled, "perturb", lambda outs, c, weight, *rest: {"perturbed": weight.numel(), "signs": len(outs) * weight.numel()})
     watch(compiled, "update", lambda weight, low, kind, at, *rest: {"written": weight.numel(), "drawn": weight.numel() * len(at)})
     watch(compiled, "update_low_rank", lambda weight, *rest: {"written": weight.numel()})
+    watch(products, "vectors", lambda w, low, kind, at, o, ds, signs, a: {"filled": w.numel() * len(set(ds[signs != 0].tolist()))})
     watch(products, "add_products", lambda y, x, *rest: {"products": 1})
     return count
 

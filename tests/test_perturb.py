@@ -102,10 +102,10 @@ def test_variants_cover_each_example_once(pairs: list[tuple[int, float]]) -> Non
         assert variant.span in (None, (examples[0], examples[-1] + 1))
     assert list(plan.directions) == sorted({d for d, _ in pairs})
     assert [(plan.variants[i].direction, plan.variants[i].sign) for i in plan.variant_of.tolist()] == pairs
-    index, signs = plan.variant_directions
-    assert [(plan.directions[i], s) for i, s in zip(index.tolist(), signs.tolist(), strict=True)] == [
-        (v.direction, v.sign) for v in plan.variants
-    ]
+    directions, signs = plan.variant_directions
+    assert list(zip(directions.tolist(), signs.tolist(), strict=True)) == [(v.direction, v.sign) for v in plan.variants]
+    assert [plan.directions[i] for i in plan.variant_places.tolist()] == directions.tolist()
+    assert directions[plan.variant_order].tolist() == sorted(directions.tolist())
     blocks = [len(list(group)) for _, group in itertools.groupby(pairs)]
     assert plan.in_blocks == (len(blocks) == len(plan.variants) and len(set(blocks)) == 1)
 

@@ -4,8 +4,8 @@ The functions have the signatures of `noise.reference` and give the same bits. K
 disjoint rows, so the result does not depend on the number of threads. A kernel sees a matrix as its storage and a stride.
 
 Compiled kernels are kept in __pycache__, or in the user's cache where that cannot be written, so that start-up is paid once. Numba
-looks at a kernel's own file alone: after a change of `noise/vectors.py`, or of a function that `perturb/compiled.py` takes from
-here, delete them.
+looks at a kernel's own file alone: after a change of `noise/vectors.py` or `perturb/vectors.py`, or of a function that
+`perturb/compiled.py` takes from here, delete them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zerograd import workers
 from zerograd.noise.address import Address, check, stream
 from zerograd.noise.gaussian import quantiles
 from zerograd.noise.reference import PerturbRows
-from zerograd.noise.vectors import bits, from_bits, signs, sixteen_calls, subtract_products
+from zerograd.noise.vectors import bits, from_bits, signs, sixteen_calls, subtract_products, sums_of_bytes
 
 KINDS = {"rademacher": 0, "gaussian": 1}
 TABLE = quantiles().numpy()
@@ -54,9 +54,7 @@ def draw(kind, key, row, first, count, table, words, out):  # type: ignore[no-un
         skip = first - group * 64
         for done in range(0, skip + count, 64):
             sixteen_calls(16 * group + done // 4, row, key, words, True)
-            for i in range(64):
-                w = words[i]
-                out[done + i] = table[(w & 255) + ((w >> 8) & 255) + ((w >> 16) & 255) + (w >> 24)]
+            sums_of_bytes(words, table, out, done)
     return out[skip : skip + count]
 
 
@@ -67,6 +65,14 @@ def select(seed, step, direction, tensor, domain, key, words):  # type: ignore[n
     sixteen_calls(step, direction, key, words, False)
     for w in range(4):
         key[w] = words[w]
+
+
+@jit
+def _select_all(addresses, keys):  # type: ignore[no-untyped-def]
+    words = np.empty(64, np.uint32)
+    for i in range(keys.shape[0]):
+        seed, step, direction, tensor, domain = addresses[i]
+        select(seed, np.int64(step), np.int64(direction), np.int64(tensor), np.int64(domain), keys[i], words)
 
 
 @jit
@@ -270,7 +276,10 @@ def update(
     rounding: Address | None,
 ) -> None:
     """See `reference.update`."""
-    keys = np.array([stream(a) for a in addresses], np.uint64).reshape(-1, 4)
+    for one in addresses:
+        check(one)
+    keys = np.empty((len(addresses), 4), np.uint64)
+    _select_all(np.array(addresses, np.uint64).reshape(-1, 5), keys)
     rest = (KINDS[family], keys, np.array(multipliers, np.float32), np.float32(decay), _key(rounding), TABLE)
     over_rows(_update_rows, (*_stored(weight, remainder), *rest), weight.shape[0], weight.numel() * len(keys))
 

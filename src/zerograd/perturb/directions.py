@@ -72,6 +72,13 @@ class Directions:
         """What multiplies z, or the product of factors, in a perturbation of sign one."""
         return slot.eps * slot.scale / (math.sqrt(self.family.rank) if self.family.has_factors(slot) else 1.0)
 
+    def at_rows(self, slot: Slot, ids: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
+        """What `amplitude` multiplies, at some rows of a vector or a single matrix: float32 (ids, rows, columns)."""
+        if not self.family.has_factors(slot):
+            return self.dense(slot, ids, rows)
+        a, b = self.factors(slot, ids)
+        return a[:, :, rows].transpose(1, 2) @ b
+
     def z(self, slot: Slot, direction: int) -> torch.Tensor:
         """The whole of z, float32 of the parameter's shape: for tests and small tensors."""
         stack, rows, columns = slot.view

@@ -46,6 +46,9 @@ _READS = {
     *("item", "tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "__index__", "__contains__", "equal", "allclose"),
     *("is_nonzero", "untyped_storage", "storage", "__dlpack__"),
 }
+CASTS = ("float", "to", "type_as", "bfloat16", "half", "contiguous", "detach")
+"""Operations that change no value: what they return may be the tensor itself."""
+
 _WHOLE = {"_grouped_mm", "grouped_mm", "_scaled_grouped_mm", "multi_head_attention_forward", "_native_multi_head_attention"}
 
 
@@ -251,7 +254,7 @@ class PerturbedForward(TorchFunctionMode):
         if writes and old is None:
             raise UnresolvedOperation(f"{name} is used by {operation} to write into a tensor; write the operation out of place")
         result = func(*args, **kwargs)
-        if old is not None and (writes or result is target):
+        if old is not None and (writes or (result is target and operation not in CASTS)):
 
             def rewritten(variant: Variant) -> torch.Tensor:
                 fresh = old.value(variant).clone()

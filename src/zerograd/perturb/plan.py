@@ -79,9 +79,18 @@ class Plan:
 
     @cached_property
     def variant_directions(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each variant: where its direction stands in `directions`, int64 (variants,), and its sign, float32 (variants,)."""
-        found = torch.tensor([v.direction for v in self.variants])
-        return torch.searchsorted(torch.tensor(self.directions), found), torch.tensor([v.sign for v in self.variants])
+        """Of each variant: its direction, int64 (variants,), and its sign, float32 (variants,)."""
+        return torch.tensor([v.direction for v in self.variants]), torch.tensor([v.sign for v in self.variants])
+
+    @cached_property
+    def variant_order(self) -> torch.Tensor:
+        """The variants direction by direction: int64 (variants,)."""
+        return torch.argsort(self.variant_directions[0], stable=True)
+
+    @cached_property
+    def variant_places(self) -> torch.Tensor:
+        """Where each variant's direction stands in `directions`: int64 (variants,)."""
+        return torch.searchsorted(torch.tensor(self.directions), self.variant_directions[0])
 
 
 def shared_pair(examples: int) -> Plan:

@@ -133,9 +133,7 @@ def dense(
         to = y[rows] if isinstance(rows, slice) else None
         shift = None if shifts is None else shifts[i if len(shifts) > 1 else 0]
         branches.setdefault(variant.direction, []).append(Branch(variant.sign, rows, flat[rows], to, shift))
-    threads, signs = torch.get_num_threads(), max(map(len, branches.values()))
-    step = min(BUFFER // (max(1, x.shape[-1]) * x.itemsize * signs * threads), -(-width // threads))
-    step = min(width, max(64, step // 64 * 64))
+    step = _step(width, x.shape[-1] * x.itemsize * max(map(len, branches.values())))
     chunks = Chunks(forward.directions, part, transposed, x.dtype, {d: [b.sign for b in bs] for d, bs in branches.items()}, step)
 
     def work(begin: int) -> None:
@@ -227,6 +225,14 @@ class Chunks:
         made: PerturbRows
         made = noise.backend(weight).perturber(weight, low, family, address, part.first, first)
         return made
+
+
+def _step(width: int, row_bytes: int) -> int:
+    """Rows of a chunk: equal shares for all workers, as few as their buffers allow, whole vectors of 16."""
+    threads = torch.get_num_threads()
+    most = max(1, BUFFER // (max(1, row_bytes) * threads))
+    rounds = max(1, -(-width // (most * threads)))
+    return max(1, min(width, -(-width // (rounds * threads * 16)) * 16))
 
 
 def _tokens(forward: PerturbedForward, variant: Variant, repeat: int | torch.Tensor, each: int) -> slice | torch.Tensor:

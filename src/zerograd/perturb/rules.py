@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from zerograd import noise
 from zerograd.perturb import products
-from zerograd.perturb.forward import Derived, PerturbedForward, UnresolvedOperation
+from zerograd.perturb.forward import CASTS, Derived, PerturbedForward, UnresolvedOperation
 from zerograd.perturb.plan import Variant
 from zerograd.perturb.products import Part
 from zerograd.perturb.rows import MARK
@@ -132,7 +132,12 @@ def elementwise(forward: PerturbedForward, func: Callable[..., Any], args: Args,
     if len(ours) != 1:
         return NotImplemented
     small, other = args[ours[0]], args[1 - ours[0]]
-    mark = forward.batched(other)
+    mark, derived = forward.batched(other), forward.derived(small)
+    part = None if derived is None else derived.part
+    if mark is not None and part is not None and part.ids is not None and small.shape == other.shape and not kwargs:
+        rows = _looked_up(forward, part.ids.view(small.shape[:-1]), part.slot, forward.repeat(other, part.slot.name))
+        made = func(*((rows, other) if ours[0] == 0 else (other, rows)))
+        return made if made is other else forward.mark(made, mark.rows)
     shape = small.shape[1:] if small.ndim == other.ndim and small.shape[:1] == (1,) else small.shape
     if mark is None or len(shape) >= other.ndim or small.numel() > max(SMALL, other.numel() // len(forward.plan)):
         return NotImplemented
@@ -157,7 +162,7 @@ RULES: dict[str, Rule] = {
     "addmm": addmm,
     "embedding": embedding,
     "__getitem__": getitem,
-    **dict.fromkeys(("float", "to", "type_as", "bfloat16", "half", "contiguous", "detach"), cast),
+    **dict.fromkeys(CASTS, cast),
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     **dict.fromkeys(("matmul", "__matmul__", "mm"), matmul),
@@ -182,7 +187,7 @@ def _affine(forward: PerturbedForward, x: Any, weight: Any, bias: Any, *, transp
     part = products.of_slot(slot) if slot is not None and slot.view[0] == 1 else derived.part if derived is not None else None
     if forward.name(x) is not None or (part is None and (forward.name(weight) is not None or forward.slot(bias) is None)):
         return NotImplemented
-    if part is not None and part.slot.parameter.ndim - (part.slot.view[0] > 1) != 2:
+    if part is not None and (weight.ndim != 2 or part.slot.parameter.ndim - (part.slot.view[0] > 1) != 2):
         return NotImplemented
     mark = forward.batched(x)
     if not forward.whole and mark is None:
@@ -216,26 +221,25 @@ def _lookup(forward: PerturbedForward, ids: torch.Tensor, slot: Slot) -> torch.T
     mark = forward.batched(ids)
     if mark is None:  # ids that no example brought, positions for instance
         result = slot.parameter.detach()[ids]
-        part = Part(slot, 0, slot.view[1], ids) if ids.ndim == 1 else None
+        part = Part(slot, 0, slot.view[1], ids.flatten())
         setattr(result, MARK, Derived(forward, slot.name, lambda variant: _picked(forward, ids, slot, variant), part))
         return result
-    repeat = forward.repeat(ids, slot.name)
-    if forward.directions.family.has_factors(slot) and ids.numel():
-        return forward.mark(_looked_up(forward, ids, slot, repeat), mark.rows)
-    out = torch.empty((*ids.shape, slot.view[2]), dtype=slot.parameter.dtype)
-    for variant in plan.variants:
-        at = forward.at(variant, repeat)
-        out[at] = _picked(forward, ids[at], slot, variant)
-    return forward.mark(out, mark.rows)
+    return forward.mark(_looked_up(forward, ids, slot, forward.repeat(ids, slot.name)), mark.rows)
 
 
 def _looked_up(forward: PerturbedForward, ids: torch.Tensor, slot: Slot, repeat: int | torch.Tensor) -> torch.Tensor:
-    """Rows of a matrix under low-rank directions, each example's own, in one go: (*ids.shape, columns)."""
+    """Rows of a matrix that ids name, as each example sees them: (*ids.shape, columns)."""
     plan, directions, flat = forward.plan, forward.directions, ids.reshape(-1)
+    if not directions.family.has_factors(slot) or not ids.numel():
+        out = torch.empty((*ids.shape, slot.view[2]), dtype=slot.parameter.dtype)
+        for one in plan.variants:
+            at = forward.at(one, repeat)
+            out[at] = _picked(forward, ids[at], slot, one)
+        return out
     a, b = directions.factors(slot, plan.directions)
     variant = plan.variant_of if isinstance(repeat, int) else plan.variant_of[repeat]  # of groups of consecutive tokens
-    index, signs = plan.variant_directions
-    direction, each = index[variant], ids.reshape(len(variant), -1)
+    signs, each = plan.variant_directions[1], ids.reshape(len(variant), -1)
+    direction = plan.variant_places[variant]
     u = a.transpose(1, 2)[direction[:, None], each] * (signs[variant] * directions.amplitude(slot))[:, None, None]
     exact = noise.to_float(slot.flat[flat], None if slot.flat_remainder is None else slot.flat_remainder[flat])
     made = exact.view(*each.shape, -1).baddbmm_(u, b[direction])
@@ -310,12 +314,30 @@ def _rows(forward: PerturbedForward, value: torch.Tensor, shape: torch.Size, rep
 
 
 def _values(forward: PerturbedForward, value: torch.Tensor) -> torch.Tensor:
-    """A small tensor's value for each variant: (variants, *shape), float32 where it is a vector of ours."""
-    plan, directions = forward.plan, forward.directions
-    slot = forward.slot(value)
+    """A small tensor's value for each variant: (variants, *shape), float32 where it is a vector of ours or rows looked up."""
+    slot, derived = forward.slot(value), forward.derived(value)
     if slot is not None and slot.view[0] * slot.view[1] == 1:
-        index, signs = plan.variant_directions
-        z = directions.dense(slot, plan.directions, torch.zeros(1, dtype=torch.int64))[:, 0]
-        values = slot.exact().view(1, -1) + z[index] * (signs * directions.amplitude(slot))[:, None]
-        return values.view(len(signs), *value.shape)
-    return torch.stack([forward.value(value, variant) for variant in plan.variants])
+        return _vector(forward, slot).view(-1, *value.shape)
+    part = None if derived is None else derived.part
+    if part is not None and part.ids is not None:
+        return _at_rows(forward, part.slot, part.ids).view(-1, *value.shape)
+    return torch.stack([forward.value(value, variant) for variant in forward.plan.variants])
+
+
+def _vector(forward: PerturbedForward, slot: Slot) -> torch.Tensor:
+    """A vector of ours for each variant: float32 (variants, n)."""
+    flat, directions = slot.flat, forward.directions
+    if not noise.is_fast(flat):
+        return _at_rows(forward, slot, torch.zeros(1, dtype=torch.int64))[:, 0]
+    from zerograd.perturb import compiled
+
+    variants = (forward.plan.variant_order, *forward.plan.variant_directions, directions.amplitude(slot))
+    return compiled.vectors(flat, slot.flat_remainder, directions.family.distribution, directions.address(slot), *variants)
+
+
+def _at_rows(forward: PerturbedForward, slot: Slot, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of a slot for each variant: float32 (variants, rows, columns)."""
+    directions, plan = forward.directions, forward.plan
+    z = directions.at_rows(slot, plan.directions, rows)[plan.variant_places]
+    exact = noise.to_float(slot.flat[rows], None if slot.flat_remainder is None else slot.flat_remainder[rows])
+    return exact + z * (plan.variant_directions[1] * directions.amplitude(slot))[:, None, None]
