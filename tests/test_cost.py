@@ -18,9 +18,17 @@ from zerograd.noise import compiled
 from zerograd.perturb import compiled as products
 from zerograd.perturb import products as chunks
 from zerograd.perturb.fit import Live
+from zerograd.text import head
 from zerograd.text.head import log_likelihoods
 
-B, T, VOCABULARY = 3, 7, 9000  # more than one chunk of the head
+B, T, VOCABULARY = 3, 7, 9000
+
+
+@pytest.fixture(autouse=True)
+def two_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is scored in two chunks."""
+    monkeypatch.setattr(head, "CHUNK", VOCABULARY // 2)
+    monkeypatch.setattr(head, "HELD", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from zerograd.optim.base import NotPure
 from zerograd.perturb import batch as batches
 from zerograd.perturb import plan as plans
 from zerograd.perturb import products
+from zerograd.perturb import score as scoring
 from zerograd.perturb.check import SelfCheckFailed, self_check
 from zerograd.perturb.directions import Directions, Family
 from zerograd.perturb.forward import MARK, UnresolvedOperation
@@ -102,6 +103,9 @@ def test_variants_cover_each_example_once(pairs: list[tuple[int, float]]) -> Non
         assert variant.span in (None, (examples[0], examples[-1] + 1))
     assert list(plan.directions) == sorted({d for d, _ in pairs})
     assert [(plan.variants[i].direction, plan.variants[i].sign) for i in plan.variant_of.tolist()] == pairs
+    assert [plan.only([i]).direction.tolist() for i in range(plan.copies)] == plan.direction.view(plan.copies, -1).tolist()
+    drawn = [{d for d, s in pairs[i : i + plan.examples] if s} for i in range(0, len(pairs), plan.examples)]
+    assert plan.is_separable == all(not a & b for a, b in itertools.combinations(drawn, 2))
     directions, signs = plan.variant_directions
     assert list(zip(directions.tolist(), signs.tolist(), strict=True)) == [(v.direction, v.sign) for v in plan.variants]
     assert [plan.directions[i] for i in plan.variant_places.tolist()] == directions.tolist()
@@ -242,6 +246,27 @@ def test_any_plan(rank: int, arrangement: str) -> None:
     slots = really.slots_of(model)
     mine = score_batch(slots, directions, plan, lambda b: loss(model, b), batch)
     torch.testing.assert_close(mine, really.losses(model, slots, directions, plan, loss, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3, 9])
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_large_population_takes_several_passes_with_the_same_scores(copies: int, pair: bool, monkeypatch) -> None:
+    """Copies that share a direction stay together; others go as many at a time as a pass may have."""
+    plan = plans.shared_pair(3) if pair else plans.population(3, 4)
+    model, batch, directions = small(), some_ids(3), Directions(Family(), 5, 3)
+    slots, seen = really.slots_of(model), []
+
+    def losses(expanded: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.append(len(expanded["ids"]) // 3)
+        return loss(model, expanded)
+
+    whole = score_batch(slots, directions, plan, losses, batch)
+    monkeypatch.setattr(scoring, "WORK", copies * batch["ids"].numel() * sum(slot.parameter.numel() for slot in slots))
+    parts = score_batch(slots, directions, plan, losses, batch)
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
+    whole_plan, *passes = seen
+    assert whole_plan == plan.copies == sum(passes)
+    assert len(passes) == (1 if pair else -(-plan.copies // copies))
 
 
 def test_losses_that_are_not_one_an_example_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,6 +51,18 @@ class Plan:
         """The plan of the batch's examples from `first` to before `stop`: they see the directions that they see in the whole."""
         direction, sign = (t.view(self.copies, -1)[:, first:stop].contiguous().view(-1) for t in (self.direction, self.sign))
         return Plan(direction, sign, self.copies)
+
+    def only(self, copies: Sequence[int]) -> Plan:
+        """The plan of some of the copies."""
+        direction, sign = (t.view(self.copies, -1)[list(copies)].view(-1) for t in (self.direction, self.sign))
+        return Plan(direction, sign, len(copies))
+
+    @cached_property
+    def is_separable(self) -> bool:
+        """Whether no two copies share a direction: evaluated apart, they draw no number twice."""
+        blocks = zip(self.direction.view(self.copies, -1), self.sign.view(self.copies, -1), strict=True)
+        drawn = [set(direction[sign != 0].tolist()) for direction, sign in blocks]
+        return len(set().union(*drawn)) == sum(map(len, drawn))
 
     @cached_property
     def variants(self) -> tuple[Variant, ...]:

@@ -6,6 +6,7 @@ direction and multiplied by the worker that made it. Products are computed in th
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 BUFFER = 12 << 20
 """Bytes of perturbed chunks that all workers hold together. Larger chunks make faster products, smaller ones stay in cache."""
+
+IDLE = 1.15
+"""What a product may take over its share of a worker's time, for the sake of larger chunks."""
 
 CAST = 1 << 20
 """Values of a weight that are brought to another dtype at a time."""
@@ -133,23 +137,23 @@ def dense(
         to = y[rows] if isinstance(rows, slice) else None
         shift = None if shifts is None else shifts[i if len(shifts) > 1 else 0]
         branches.setdefault(variant.direction, []).append(Branch(variant.sign, rows, flat[rows], to, shift))
-    step = _step(width, x.shape[-1] * x.itemsize * max(map(len, branches.values())))
+    step = _step(width, x.shape[-1] * x.itemsize * max(map(len, branches.values())), len(branches))
     chunks = Chunks(forward.directions, part, transposed, x.dtype, {d: [b.sign for b in bs] for d, bs in branches.items()}, step)
 
-    def work(begin: int) -> None:
+    def work(item: tuple[int, int]) -> None:
+        direction, begin = item
         end = min(begin + step, width)
-        for direction, of_direction in branches.items():
-            for branch, chunk in zip(of_direction, chunks.made(direction, begin, end), strict=True):
-                factor = chunk if transposed else chunk.t()
-                to = None if branch.to is None else branch.to.narrow(1, begin, end - begin)
-                if branch.shift is None:
-                    made = torch.mm(branch.x, factor, out=to)
-                else:
-                    made = torch.addmm(branch.shift[begin:end], branch.x, factor, out=to)
-                if to is None:
-                    y[branch.rows, begin:end] = made
+        for branch, chunk in zip(branches[direction], chunks.made(direction, begin, end), strict=True):
+            factor = chunk if transposed else chunk.t()
+            to = None if branch.to is None else branch.to.narrow(1, begin, end - begin)
+            if branch.shift is None:
+                made = torch.mm(branch.x, factor, out=to)
+            else:
+                made = torch.addmm(branch.shift[begin:end], branch.x, factor, out=to)
+            if to is None:
+                y[branch.rows, begin:end] = made
 
-    workers.each(work, range(0, width, step))
+    workers.each(work, itertools.product(branches, range(0, width, step)))
     return y.view(*x.shape[:-1], width)
 
 
@@ -227,12 +231,14 @@ class Chunks:
         return made
 
 
-def _step(width: int, row_bytes: int) -> int:
-    """Rows of a chunk: equal shares for all workers, as few as their buffers allow, whole vectors of 16."""
+def _step(width: int, row_bytes: int, directions: int) -> int:
+    """Rows of a chunk: as many as a worker's buffers allow, fewer where some workers would wait for the others."""
     threads = torch.get_num_threads()
     most = max(1, BUFFER // (max(1, row_bytes) * threads))
-    rounds = max(1, -(-width // (most * threads)))
-    return max(1, min(width, -(-width // (rounds * threads * 16)) * 16))
+    blocks = max(1, -(-width // most))
+    while -(-directions * blocks // threads) * threads > IDLE * directions * blocks:
+        blocks += 1
+    return max(1, min(width, -(-width // (blocks * 16)) * 16))
 
 
 def _tokens(forward: PerturbedForward, variant: Variant, repeat: int | torch.Tensor, each: int) -> slice | torch.Tensor:

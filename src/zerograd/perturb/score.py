@@ -14,6 +14,10 @@ from zerograd.perturb.forward import PerturbedForward
 from zerograd.perturb.plan import Plan, branch
 from zerograd.spaces.weights import Slot
 
+WORK = 200_000_000_000
+"""Products of a weight with a vector in one pass of a population on the CPU. Larger passes are slower: their activations leave
+the caches, and are allocated anew each time."""
+
 Objective = Callable[[Any], Any]
 Closure = Callable[[], Any]
 
@@ -31,8 +35,9 @@ def score_batch(
 ) -> torch.Tensor:
     """The loss of every expanded example: float32 (copies * examples,).
 
-    One forward serves the whole plan, or as many as it takes to evaluate `micro_batch` examples of the batch at a time;
-    "auto" takes as many as fit in memory. When memory runs out, half as many are tried, down to one.
+    One forward serves the whole plan, or some copies of a population so large that more of them would only be slower, or as many
+    as it takes to evaluate `micro_batch` examples of the batch at a time; "auto" takes as many as fit in memory. When memory
+    runs out, half as many are tried, down to one.
     total: how many examples the batch has, when the plan is for its first ones only. fit: what is known of memory so far.
 
     An objective that returns (sums, weights) is one whose loss is total sum over total weight: each example's loss is then
@@ -41,6 +46,11 @@ def score_batch(
     be split by example.
     """
     count, fit = plan.examples, fit or Fit()
+    passes = _passes(plan, slots, batch) if total is None else [plan]
+    if len(passes) > 1:
+        return torch.cat(
+            [score_batch(slots, directions, one, objective, batch, micro_batch=micro_batch, fit=fit) for one in passes]
+        )
 
     def evaluated(first: int, stop: int) -> list[torch.Tensor]:
         expanded, held = batches.part(batch, total or count, first, stop, plan.copies)
@@ -72,6 +82,15 @@ def score_batch(
         return given[0].flatten()
     sums, weights = given
     return (sums / weights.mean(1, keepdim=True)).flatten()
+
+
+def _passes(plan: Plan, slots: Sequence[Slot], batch: Any) -> list[Plan]:
+    """The plan, or its parts of some copies each where these can be evaluated apart at no cost."""
+    if not plan.is_separable or any(slot.parameter.device.type != "cpu" for slot in slots):
+        return [plan]
+    work = sum(slot.parameter.numel() for slot in slots) * batches.vectors(batch, plan.examples)
+    some = max(1, WORK // max(1, work))
+    return [plan.only(range(first, min(first + some, plan.copies))) for first in range(0, plan.copies, some)]
 
 
 def _evaluate(
