@@ -354,7 +354,7 @@ class Largest(TorchDispatchMode):
 def test_nothing_as_large_as_the_largest_weight_is_made(family: str, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a head of a few columns, no operation makes an eighth of the embedding; dense noise comes in chunks."""
     monkeypatch.setattr(products, "BUFFER", 1 << 12)
-    monkeypatch.setattr(workers, "each", lambda work, items: [work(item) for item in items])  # where the mode sees it
+    monkeypatch.setattr(workers, "each", lambda work, items, most=None: [work(item) for item in items])  # where the mode sees it
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 8192}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=tied)).eval()

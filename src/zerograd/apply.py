@@ -43,7 +43,7 @@ def update(slot: Slot, directions: Directions, ids: Sequence[int], multipliers: 
         return
     stack, rows, columns = slot.view
     scale = slot.scale / math.sqrt(family.rank)
-    factor = torch.tensor([m * scale for m in multipliers], dtype=torch.float32)[:, None, None]
+    factor = torch.tensor([m * scale for m in multipliers], dtype=torch.float32, device=flat.device)[:, None, None]
     right = directions.right(slot, ids).view(len(ids), stack, family.rank, columns)
     left = directions.left(slot, ids).view(len(ids), stack, family.rank, rows)
     for e in range(stack):

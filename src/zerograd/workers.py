@@ -22,13 +22,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)  # a child has the parent's pools without their threads
 
 
-def each(work: Callable[[T], object], items: Iterable[T]) -> None:
-    """work(item) for every item, in no order, on as many workers as torch has threads; here when that is one.
+def count(device: torch.device) -> int:
+    """How many workers share what is done on a device: as many as torch has threads for the CPU, else one."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def each(work: Callable[[T], object], items: Iterable[T], most: int | None = None) -> None:
+    """work(item) for every item, in no order, on as many workers as torch has threads, or `most`; here when that is one.
 
     The first error is raised when all workers have stopped; items not begun by then stay undone.
     """
     left = deque(items)
-    threads = min(torch.get_num_threads(), len(left))
+    threads = min(torch.get_num_threads() if most is None else most, len(left))
     if threads <= 1:
         for item in left:
             work(item)

@@ -28,8 +28,8 @@ def philox(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.
 def words(address: Address, rows: torch.Tensor, first_block: int, blocks: int) -> torch.Tensor:
     """Stage two for the given rows and `blocks` column blocks: int64 of shape (rows, blocks, 4)."""
     k0, k1, k2, k3 = stream(address)
-    block = torch.arange(first_block, first_block + blocks)
-    constant = [torch.tensor(k2), torch.tensor(k3)]
+    block = torch.arange(first_block, first_block + blocks, device=rows.device)
+    constant = [torch.tensor(k, device=rows.device) for k in (k2, k3)]
     return torch.stack(philox([block[None, :], rows[:, None], *constant], (k0, k1)), dim=-1)
 
 
@@ -38,7 +38,7 @@ def rademacher(address: Address, rows: torch.Tensor, first: int, columns: int) -
     skip = first % RADEMACHER_BLOCK
     blocks = -(-(skip + columns) // RADEMACHER_BLOCK)
     w = words(address, rows, first // RADEMACHER_BLOCK, blocks)  # (rows, blocks, 4)
-    bits = (w[..., None] >> torch.arange(32)) & 1  # (rows, blocks, 4, 32)
+    bits = (w[..., None] >> torch.arange(32, device=w.device)) & 1  # (rows, blocks, 4, 32)
     return (1 - 2 * bits).float().view(len(rows), -1)[:, skip : skip + columns]
 
 
@@ -49,7 +49,7 @@ def gaussian(address: Address, rows: torch.Tensor, first: int, columns: int) -> 
     w = words(address, rows, first // GAUSSIAN_BLOCK * 16, groups * 16)  # (rows, 16 groups, 4)
     w = w.view(len(rows), groups, 16, 4).transpose(2, 3).reshape(len(rows), -1)
     total = (w & 255) + ((w >> 8) & 255) + ((w >> 16) & 255) + (w >> 24)
-    return quantiles()[total[:, skip : skip + columns]]
+    return quantiles().to(w.device)[total[:, skip : skip + columns]]
 
 
 FAMILIES = {"rademacher": rademacher, "gaussian": gaussian}
@@ -98,7 +98,7 @@ def perturber_by(run: Callable[..., None]) -> Callable[..., PerturbRows]:
     ) -> PerturbRows:
         def perturb_rows(outs: Sequence[torch.Tensor], coefficients: Sequence[float], start: int, stop: int) -> None:
             low = None if remainder is None else remainder[start:stop]
-            at = torch.arange(first_row + start, first_row + stop)
+            at = torch.arange(first_row + start, first_row + stop, device=weight.device)
             run(outs, coefficients, weight[start:stop], low, family, address, at, first)
 
         return perturb_rows
@@ -125,7 +125,7 @@ def update(
     """
     rounded = torch.tensor(multipliers, dtype=torch.float32).tolist()
     for i in _row_chunks(weight):
-        rows = torch.arange(weight.shape[0])[i]
+        rows = torch.arange(weight.shape[0], device=weight.device)[i]
         exact = _decayed(weight, remainder, i, decay)
         for address, multiplier in zip(addresses, rounded, strict=True):
             if multiplier != 0:
@@ -149,7 +149,7 @@ def update_low_rank(
     """
     used = left.ne(0).any(1).tolist()
     for i in _row_chunks(weight):
-        rows = torch.arange(first_row, first_row + weight.shape[0])[i]
+        rows = torch.arange(first_row, first_row + weight.shape[0], device=weight.device)[i]
         exact = _decayed(weight, remainder, i, decay)
         for q in range(left.shape[0]):
             if used[q]:

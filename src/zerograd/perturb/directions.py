@@ -52,7 +52,7 @@ class Directions:
 
     def dense(self, slot: Slot, ids: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
         """z of a dense slot at some of its flat rows: float32 (ids, rows, columns)."""
-        out = torch.empty(len(ids), len(rows), slot.view[2])
+        out = torch.empty(len(ids), len(rows), slot.view[2], device=slot.parameter.device)
         noise.backend(out).fill(out, self.family.distribution, self.address(slot), ids, rows, 0)
         return out
 
@@ -83,7 +83,9 @@ class Directions:
         """The whole of z, float32 of the parameter's shape: for tests and small tensors."""
         stack, rows, columns = slot.view
         if not self.family.has_factors(slot):
-            return self.dense(slot, [direction], torch.arange(stack * rows)).view(slot.parameter.shape)
+            return self.dense(slot, [direction], torch.arange(stack * rows, device=slot.parameter.device)).view(
+                slot.parameter.shape
+            )
         a, b = self.factors(slot, [direction])
         a, b = a.view(stack, -1, rows), b.view(stack, -1, columns)
         return (a.transpose(1, 2) @ b / math.sqrt(self.family.rank)).view(slot.parameter.shape)
@@ -99,8 +101,8 @@ class Directions:
         rows = rows or slice(0, slot.view[0] * slot.view[1])
         weight, low = slot.flat[rows], None if slot.flat_remainder is None else slot.flat_remainder[rows]
         if not self.family.has_factors(slot):
-            outs = [torch.empty(weight.shape, dtype=dtype or weight.dtype) for _ in signs]
-            scaled, at = [sign * self.amplitude(slot) for sign in signs], torch.arange(rows.start, rows.stop)
+            outs = [torch.empty_like(weight, dtype=dtype or weight.dtype) for _ in signs]
+            scaled, at = [sign * self.amplitude(slot) for sign in signs], torch.arange(rows.start, rows.stop, device=weight.device)
             address, kernels = self.address(slot, direction), noise.backend(weight)
             kernels.perturb(outs, scaled, weight, low, self.family.distribution, address, at, 0)
             return outs
@@ -137,8 +139,8 @@ class Directions:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _factor(self, slot: Slot, ids: Sequence[int], domain: int, columns: int) -> torch.Tensor:
-        rows = torch.arange(slot.view[0] * self.family.rank)
-        out = torch.empty(len(ids), len(rows), columns)
+        rows = torch.arange(slot.view[0] * self.family.rank, device=slot.parameter.device)
+        out = torch.empty(len(ids), len(rows), columns, device=rows.device)
         address = self.address(slot, domain=domain)
         noise.backend(out).fill(out, self.family.distribution, address, ids, rows, 0)
         return out

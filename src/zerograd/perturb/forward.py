@@ -92,7 +92,7 @@ class PerturbedForward(TorchFunctionMode):
         if whole and len(plan.variants) != 1:
             raise ValueError(f"a whole evaluation has one variant, this plan has {len(plan.variants)}")
         self.directions = directions
-        self.plan = plan
+        self.plan = plan.to(slots[0].parameter.device) if slots else plan
         self.whole = whole
         self._slots = {id(slot.parameter): slot for slot in slots}
         self._batched = Batched(self)
@@ -176,7 +176,7 @@ class PerturbedForward(TorchFunctionMode):
             return torch.isin(repeat, variant.examples).nonzero()[:, 0]
         if variant.span:
             return slice(variant.span[0] * repeat, variant.span[1] * repeat)
-        return (variant.examples[:, None] * repeat + torch.arange(repeat)).flatten()
+        return (variant.examples[:, None] * repeat + torch.arange(repeat, device=variant.examples.device)).flatten()
 
     def resolved(self, losses: torch.Tensor) -> torch.Tensor:
         """Losses as each expanded example sees them. Raises UnresolvedOperation when they are not in the order of the examples."""
@@ -189,7 +189,7 @@ class PerturbedForward(TorchFunctionMode):
             )
         if derived is None or losses.shape != (len(self.plan),):
             return losses.detach()
-        result = torch.empty(losses.shape)
+        result = torch.empty(losses.shape, device=losses.device)
         for variant in self.plan.variants:
             result[variant.examples] = derived.value(variant)[variant.examples].float()
         return result

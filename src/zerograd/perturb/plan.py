@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -14,17 +16,13 @@ class Variant:
     """One perturbed model that a plan asks for, and the expanded examples that see it.
 
     direction: its id. sign: what multiplies eps (0 for the clean model). examples: their positions in the expanded batch.
+    span: (first, stop) when they are contiguous, else None.
     """
 
     direction: int
     sign: float
     examples: torch.Tensor  # (examples of this variant,) int64, ascending
-
-    @cached_property
-    def span(self) -> tuple[int, int] | None:
-        """(first, stop) when the examples are contiguous, else None."""
-        first, stop = int(self.examples[0]), int(self.examples[-1]) + 1
-        return (first, stop) if stop - first == len(self.examples) else None
+    span: tuple[int, int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +30,14 @@ class Plan:
     """For every example of the expanded batch, the direction that perturbs it and the sign of eps.
 
     direction: int64 (examples,). sign: float32 (examples,). copies: how often the batch is repeated to make the
-    expanded one. An expanded example may be several rows; they are contiguous and share its direction.
+    expanded one. An expanded example may be several rows; they are contiguous and share its direction. Both tensors are on the CPU;
+    what is made of them to index and to multiply with is on `device`.
     """
 
     direction: torch.Tensor
     sign: torch.Tensor
     copies: int
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.direction)
@@ -47,15 +47,19 @@ class Plan:
         """How many examples the batch has before it is expanded."""
         return len(self) // self.copies
 
+    def to(self, device: torch.device) -> Plan:
+        """The plan for a model on a device."""
+        return self if device == self.device else replace(self, device=device)
+
     def part(self, first: int, stop: int) -> Plan:
         """The plan of the batch's examples from `first` to before `stop`: they see the directions that they see in the whole."""
         direction, sign = (t.view(self.copies, -1)[:, first:stop].contiguous().view(-1) for t in (self.direction, self.sign))
-        return Plan(direction, sign, self.copies)
+        return replace(self, direction=direction, sign=sign)
 
     def only(self, copies: Sequence[int]) -> Plan:
         """The plan of some of the copies."""
         direction, sign = (t.view(self.copies, -1)[list(copies)].view(-1) for t in (self.direction, self.sign))
-        return Plan(direction, sign, len(copies))
+        return replace(self, direction=direction, sign=sign, copies=len(copies))
 
     @cached_property
     def is_separable(self) -> bool:
@@ -70,7 +74,7 @@ class Plan:
         found: dict[tuple[int, float], list[int]] = {}
         for example, pair in enumerate(zip(self.direction.tolist(), self.sign.tolist(), strict=True)):
             found.setdefault(pair, []).append(example)
-        return tuple(Variant(d, s, torch.tensor(examples)) for (d, s), examples in found.items())
+        return tuple(Variant(d, s, self._tensor(examples), _span(examples)) for (d, s), examples in found.items())
 
     @cached_property
     def directions(self) -> tuple[int, ...]:
@@ -80,10 +84,8 @@ class Plan:
     @cached_property
     def variant_of(self) -> torch.Tensor:
         """Where each example's variant stands in `variants`: int64 (examples,)."""
-        index = torch.empty(len(self), dtype=torch.int64)
-        for i, variant in enumerate(self.variants):
-            index[variant.examples] = i
-        return index
+        place = {(variant.direction, variant.sign): i for i, variant in enumerate(self.variants)}
+        return self._tensor([place[pair] for pair in zip(self.direction.tolist(), self.sign.tolist(), strict=True)])
 
     @cached_property
     def in_blocks(self) -> bool:
@@ -93,7 +95,7 @@ class Plan:
     @cached_property
     def variant_directions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each variant: its direction, int64 (variants,), and its sign, float32 (variants,)."""
-        return torch.tensor([v.direction for v in self.variants]), torch.tensor([v.sign for v in self.variants])
+        return self._tensor([v.direction for v in self.variants]), self._tensor([v.sign for v in self.variants])
 
     @cached_property
     def variant_order(self) -> torch.Tensor:
@@ -103,7 +105,26 @@ class Plan:
     @cached_property
     def variant_places(self) -> torch.Tensor:
         """Where each variant's direction stands in `directions`: int64 (variants,)."""
-        return torch.searchsorted(torch.tensor(self.directions), self.variant_directions[0])
+        place = {direction: i for i, direction in enumerate(self.directions)}
+        return self._tensor([place[variant.direction] for variant in self.variants])
+
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Where each example's direction stands in `directions`: int64 (examples,)."""
+        return torch.searchsorted(torch.tensor(self.directions), self.direction).to(self.device)
+
+    @cached_property
+    def signs(self) -> torch.Tensor:
+        """Each example's sign: float32 (examples,)."""
+        return self.sign.to(self.device)
+
+    def _tensor(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values).to(self.device)
+
+
+def _span(examples: Sequence[int]) -> tuple[int, int] | None:
+    first, stop = examples[0], examples[-1] + 1
+    return (first, stop) if stop - first == len(examples) else None
 
 
 def shared_pair(examples: int) -> Plan:

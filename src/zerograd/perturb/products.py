@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 BUFFER = 12 << 20
 """Bytes of perturbed chunks that all workers hold together. Larger chunks make faster products, smaller ones stay in cache."""
 
+DEVICE_BUFFER = 256 << 20
+"""The same on an accelerator, where one thread asks for all chunks."""
+
 IDLE = 1.15
 """What a product may take over its share of a worker's time, for the sake of larger chunks."""
 
@@ -68,7 +71,7 @@ def plain(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tens
         weight = weight.to(x.dtype)
         y = flat @ weight if transposed else F.linear(flat, weight)
         return y.view(*x.shape[:-1], y.shape[1])
-    y = torch.empty((len(flat), weight.shape[0]), dtype=x.dtype)
+    y = flat.new_empty((len(flat), weight.shape[0]))
     step = max(1, CAST // weight.shape[1])
     for first in range(0, weight.shape[0], step):
         y[:, first : first + step] = F.linear(flat, weight[first : first + step].to(x.dtype))
@@ -89,10 +92,9 @@ def low_rank(
     """
     y = plain(x, part.weight(), transposed)
     directions, plan, slot = forward.directions, forward.plan, part.slot
-    direction, signs = plan.direction, plan.sign * directions.amplitude(slot)
-    if isinstance(repeat, torch.Tensor):
-        direction, signs = direction[repeat], signs[repeat]
-    if not len(direction) or not x.numel():
+    seen = slice(None) if isinstance(repeat, int) else repeat
+    signs = (plan.signs * directions.amplitude(slot))[seen]
+    if not len(signs) or not x.numel():
         return y, False
     e, rank = part.first // slot.view[1], directions.family.rank
     within = slice(e * rank, (e + 1) * rank)
@@ -103,12 +105,12 @@ def low_rank(
 
         flat, address = x.reshape(-1, x.shape[-1]).contiguous(), directions.address(slot)
         noise_of = (directions.family.distribution, address, into, onto, within)
-        compiled.add_products(y.view(-1, y.shape[-1]), flat, direction, signs, *noise_of, shifts)
+        compiled.add_products(y.view(-1, y.shape[-1]), flat, plan.direction[seen], signs, *noise_of, shifts)
         return y, True
     a, b = directions.factors(slot, plan.directions)
     a = a[..., part.first - e * slot.view[1] : part.stop - e * slot.view[1]] if part.ids is None else a[..., part.ids]
     a, b = a[:, within].to(x.dtype), b[:, within].to(x.dtype)  # (directions, rank, rows), (directions, rank, columns)
-    index = torch.searchsorted(torch.tensor(plan.directions), direction)
+    index = plan.places[seen]
     b, a = (a, b) if transposed else (b, a)
     u = torch.bmm(x.reshape(len(index), -1, x.shape[-1]), b[index].transpose(1, 2))  # (groups, tokens, rank)
     u *= signs.to(x.dtype)[:, None, None]
@@ -130,14 +132,15 @@ def dense(
     """
     flat = x.reshape(-1, x.shape[-1])
     width = part.slot.view[2] if transposed else part.rows
-    y = torch.empty(len(flat), width, dtype=x.dtype)
+    y = flat.new_empty((len(flat), width))
     branches: dict[int, list[Branch]] = {}
     for i, variant in enumerate(forward.plan.variants):
         rows = _tokens(forward, variant, repeat, len(flat) // max(1, x.shape[0]))
         to = y[rows] if isinstance(rows, slice) else None
         shift = None if shifts is None else shifts[i if len(shifts) > 1 else 0]
         branches.setdefault(variant.direction, []).append(Branch(variant.sign, rows, flat[rows], to, shift))
-    step = _step(width, x.shape[-1] * x.itemsize * max(map(len, branches.values())), len(branches))
+    row_bytes, threads = x.shape[-1] * x.itemsize * max(map(len, branches.values())), workers.count(x.device)
+    step = _step(width, row_bytes, len(branches), threads, BUFFER if x.device.type == "cpu" else DEVICE_BUFFER)
     chunks = Chunks(forward.directions, part, transposed, x.dtype, {d: [b.sign for b in bs] for d, bs in branches.items()}, step)
 
     def work(item: tuple[int, int]) -> None:
@@ -153,7 +156,7 @@ def dense(
             if to is None:
                 y[branch.rows, begin:end] = made
 
-    workers.each(work, itertools.product(branches, range(0, width, step)))
+    workers.each(work, itertools.product(branches, range(0, width, step)), threads)
     return y.view(*x.shape[:-1], width)
 
 
@@ -217,7 +220,7 @@ class Chunks:
     def _buffers(self, count: int) -> list[torch.Tensor]:
         buffers: list[torch.Tensor] = self.held.__dict__.setdefault("buffers", [])
         while len(buffers) < count:
-            buffers.append(torch.empty(self.size, dtype=self.dtype))
+            buffers.append(torch.empty(self.size, dtype=self.dtype, device=self.part.slot.parameter.device))
         return buffers
 
     def _perturber(self, direction: int, columns: slice) -> PerturbRows:
@@ -231,10 +234,9 @@ class Chunks:
         return made
 
 
-def _step(width: int, row_bytes: int, directions: int) -> int:
+def _step(width: int, row_bytes: int, directions: int, threads: int, buffer: int) -> int:
     """Rows of a chunk: as many as a worker's buffers allow, fewer where some workers would wait for the others."""
-    threads = torch.get_num_threads()
-    most = max(1, BUFFER // (max(1, row_bytes) * threads))
+    most = max(1, buffer // (max(1, row_bytes) * threads))
     blocks = max(1, -(-width // most))
     while -(-directions * blocks // threads) * threads > IDLE * directions * blocks:
         blocks += 1
@@ -248,4 +250,4 @@ def _tokens(forward: PerturbedForward, variant: Variant, repeat: int | torch.Ten
     at = forward.at(variant, repeat)
     if isinstance(at, slice):
         return slice(at.start * each, at.stop * each)
-    return (at[:, None] * each + torch.arange(each)).flatten()
+    return (at[:, None] * each + torch.arange(each, device=at.device)).flatten()

@@ -119,7 +119,7 @@ def ids(forward: PerturbedForward, tensor: torch.Tensor) -> torch.Tensor:
     mark = forward.batched(tensor)
     leading = tensor.shape[0] if tensor.ndim else 0
     if mark is None or mark.lost or (mark.rows is None and (not leading or leading % len(forward.plan))):
-        return torch.full((), NONE).expand(tensor.shape)
+        return torch.full((), NONE, device=tensor.device).expand(tensor.shape)
     rows = mark.rows if mark.rows is not None else _ordered(forward, leading)
     return rows.view(-1, *[1] * (tensor.ndim - 1)).expand(tensor.shape)
 
@@ -150,7 +150,7 @@ def settled(forward: PerturbedForward, mark: Batched) -> Batched:
 
 
 def _ordered(forward: PerturbedForward, rows: int) -> torch.Tensor:
-    return torch.arange(len(forward.plan)).repeat_interleave(rows // len(forward.plan))
+    return torch.arange(len(forward.plan), device=forward.plan.device).repeat_interleave(rows // len(forward.plan))
 
 
 def leads(equation: str, operands: Sequence[bool]) -> bool:
@@ -306,7 +306,7 @@ def _ids_before(forward: PerturbedForward, target: Any) -> torch.Tensor:
     """The examples of a target's elements; UNWRITTEN where nothing of the batch was written into it yet."""
     if not isinstance(target, torch.Tensor):
         return torch.full((1,), NONE)
-    return torch.full(target.shape, UNWRITTEN) if forward.batched(target) is None else ids(forward, target)
+    return torch.full(target.shape, UNWRITTEN, device=target.device) if forward.batched(target) is None else ids(forward, target)
 
 
 def _dimension(args: Sequence[Any], kwargs: dict[str, Any], default: int) -> int:

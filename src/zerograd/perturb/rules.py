@@ -63,7 +63,7 @@ def embedding(forward: PerturbedForward, func: Callable[..., Any], args: Args, k
         )
     if slot is None or slot.parameter.ndim != 2:
         return NotImplemented
-    if ids.numel() and int(ids.min()) < 0:
+    if ids.device.type == "cpu" and ids.numel() and int(ids.min()) < 0:  # elsewhere the lookup itself refuses it
         raise IndexError(f"{slot.name} is looked up by a negative id")
     return _lookup(forward, ids, slot)
 
@@ -144,7 +144,7 @@ def elementwise(forward: PerturbedForward, func: Callable[..., Any], args: Args,
     repeat = forward.repeat(other, str(forward.name(small)))
     vector = small.ndim == 1 and len(small) == other.shape[-1] and other.is_floating_point() and not kwargs
     if vector and func.__name__ in (*_TIMES, *_PLUS):
-        out = torch.empty(other.shape, dtype=torch.result_type(small, other))
+        out = torch.empty_like(other, dtype=torch.result_type(small, other), memory_format=torch.contiguous_format)
         values, times = _vectors(forward, small, repeat), func.__name__ in _TIMES
         return forward.mark(_scaled(other, values if times else None, None if times else values, out), mark.rows)
     values = _rows(forward, small, shape, repeat, other.ndim)
@@ -231,7 +231,7 @@ def _looked_up(forward: PerturbedForward, ids: torch.Tensor, slot: Slot, repeat:
     """Rows of a matrix that ids name, as each example sees them: (*ids.shape, columns)."""
     plan, directions, flat = forward.plan, forward.directions, ids.reshape(-1)
     if not directions.family.has_factors(slot) or not ids.numel():
-        out = torch.empty((*ids.shape, slot.view[2]), dtype=slot.parameter.dtype)
+        out = slot.flat.new_empty((*ids.shape, slot.view[2]))
         for one in plan.variants:
             at = forward.at(one, repeat)
             out[at] = _picked(forward, ids[at], slot, one)
@@ -270,7 +270,7 @@ def _scale_and_shift(forward: PerturbedForward, x: torch.Tensor, y: torch.Tensor
         return NotImplemented
     repeat = 1 if forward.whole else forward.repeat(x, str(forward.name(weight) or forward.name(bias)))
     vectors = [None if value is None else _vectors(forward, value, repeat) for value in (weight, bias)]
-    y = _scaled(y, vectors[0], vectors[1], torch.empty(y.shape, dtype=x.dtype))
+    y = _scaled(y, vectors[0], vectors[1], torch.empty(y.shape, dtype=x.dtype, device=x.device))
     if forward.whole:
         return y
     mark = forward.batched(x)
@@ -328,7 +328,7 @@ def _vector(forward: PerturbedForward, slot: Slot) -> torch.Tensor:
     """A vector of ours for each variant: float32 (variants, n)."""
     flat, directions = slot.flat, forward.directions
     if not noise.is_fast(flat):
-        return _at_rows(forward, slot, torch.zeros(1, dtype=torch.int64))[:, 0]
+        return _at_rows(forward, slot, torch.zeros(1, dtype=torch.int64, device=flat.device))[:, 0]
     from zerograd.perturb import compiled
 
     variants = (forward.plan.variant_order, *forward.plan.variant_directions, directions.amplitude(slot))

@@ -112,7 +112,7 @@ def _evaluate(
     if odd or len(given) > 2:
         shape = odd[0] if odd else f"of {len(given)} tensors"
         raise ValueError(f"objective(batch) returned shape {shape} for {len(plan)} examples; return one loss an example")
-    return [forward.resolved(part).float().view(plan.copies, -1) for part in given]
+    return [forward.resolved(part).float().cpu().view(plan.copies, -1) for part in given]
 
 
 def score_closure(slots: Sequence[Slot], directions: Directions, plan: Plan, closure: Closure) -> torch.Tensor:
@@ -126,5 +126,5 @@ def score_closure(slots: Sequence[Slot], directions: Directions, plan: Plan, clo
             loss = torch.as_tensor(closure()).detach()
         if loss.numel() != 1:
             raise ValueError(f"the closure returned shape {tuple(loss.shape)}; return one scalar, or call step(objective, batch)")
-        losses.append(loss.float().view(1))
+        losses.append(loss.float().cpu().view(1))
     return torch.cat(losses)

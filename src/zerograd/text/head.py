@@ -21,8 +21,8 @@ def log_likelihoods(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> t
     of (vocabulary, width). targets: int64 (rows,). No more than `HELD` logits are held at a time, or `CHUNK` a row if that is more.
     """
     chunk = max(CHUNK, HELD // max(1, len(targets)))
-    own = torch.empty(len(targets))
-    total = torch.full((len(targets),), -torch.inf)
+    own = torch.empty(len(targets), device=hidden.device)
+    total = torch.full((len(targets),), -torch.inf, device=hidden.device)
     for first in range(0, head.weight.shape[0], chunk):
         stop = min(first + chunk, head.weight.shape[0])
         bias = None if head.bias is None else head.bias[first:stop].to(hidden.dtype)

@@ -1,0 +1,221 @@
+"""What every method keeps in every precision: one list, the tests that show each property, and those that no other file has.
+
+Most of these fail in at least one published program. A method that joins `methods.COMMON` is held to all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from methods import COMMON, STORAGES, Net, batch, every_method, every_storage, exact, same, stored
+
+from zerograd import apply
+from zerograd.perturb.score import score_batch
+
+EVERYWHERE = {"method": len(COMMON), "storage": len(STORAGES)}
+METHODS = {"method": len(COMMON)}
+KERNELS: dict[str, int] = {}
+
+PROPERTIES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
+    "an evaluation leaves every bit of the weights, whatever ends it": (
+        EVERYWHERE,
+        (
+            "optim_safety.test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_they_were",
+            "optim_safety.test_a_loss_that_is_not_finite_skips_the_step_and_is_counted",
+            "optim.test_attach_leaves_every_weight_as_it_was_and_the_first_step_as_it_would_be",
+        ),
+    ),
+    "a learning rate of 0 leaves every bit, through the update's own path": (
+        EVERYWHERE,
+        ("optim_safety.test_a_learning_rate_of_0_leaves_every_bit_for_50_steps",),
+    ),
+    "an update that has begun is completed": (
+        EVERYWHERE,
+        ("optim_safety.test_ctrl_c_during_the_update_waits_for_its_end",),
+    ),
+    "a direction depends on its address alone: not on rows, columns, chunks, threads, order or the other tensors": (
+        KERNELS,
+        (
+            "noise.test_noise_of_a_chunk_is_the_slice_of_the_whole",
+            "noise.test_noise_of_rows_follows_their_order",
+            "noise_backends.test_the_number_of_threads_never_shows",
+            "noise_backends.test_a_low_rank_update_does_not_depend_on_how_rows_are_chunked",
+        ),
+    ),
+    "freezing a tensor leaves the noise of the others": (
+        EVERYWHERE,
+        ("optim.test_frozen_parameters_stay_and_leave_the_noise_of_the_others_as_it_was",),
+    ),
+    "every back end gives the same bits": (
+        KERNELS,
+        (
+            "noise_backends.test_numba_updates_to_the_bits_of_the_reference",
+            "noise_backends.test_numba_updates_low_rank_to_the_bits_of_the_reference",
+            "noise_backends.test_without_numba_updates_give_the_same_weights_and_warns_exactly_once",
+            "gpu.test_update",
+            "gpu.test_update_low_rank",
+        ),
+    ),
+    "no global generator is touched": (EVERYWHERE, ("cost.test_a_step_leaves_every_global_generator_as_it_was",)),
+    "the mean step is the gradient's, and its spread the known multiple": (
+        KERNELS,
+        (
+            "unbiased.test_the_mean_step_is_the_gradient_of_autograd",
+            "unbiased.test_the_second_moment_of_an_estimate_is_the_known_multiple",
+        ),
+    ),
+    "updates follow float64, and 16 bits alone are right on average": (
+        KERNELS,
+        (
+            "unbiased.test_a_thousand_small_updates_follow_float64",
+            "unbiased.test_bfloat16_updates_below_half_an_ulp_add_up_on_average",
+        ),
+    ),
+    "losses are told apart below the model's own precision": (
+        EVERYWHERE,
+        ("conformance.test_scores_are_float32_and_see_what_16_bits_would_lose",),
+    ),
+    "what is updated is what was evaluated": (
+        EVERYWHERE,
+        ("conformance.test_a_direction_is_the_same_in_its_evaluation_and_in_its_update",),
+    ),
+    "a tied weight is perturbed once": (
+        EVERYWHERE,
+        ("optim.test_tied_weights_are_one_slot_perturbed_in_both_uses_and_updated_once",),
+    ),
+    "every trainable tensor moves": (EVERYWHERE, ("conformance.test_a_step_moves_every_trainable_tensor",)),
+    "every setting has an effect": (METHODS, ("conformance.test_every_setting_has_an_effect",)),
+    "a run is its seed and its scores": (
+        EVERYWHERE,
+        (
+            "optim.test_a_run_is_reproducible_from_its_seed_whatever_the_global_generator_does",
+            "optim.test_a_saved_and_loaded_run_continues_bit_for_bit",
+        ),
+    ),
+    "a loss that is not finite changes nothing": (
+        EVERYWHERE,
+        ("optim_safety.test_a_loss_that_is_not_finite_skips_the_step_and_is_counted",),
+    ),
+    "a batch in parts gives the step of the whole": (METHODS, ("optim.test_a_batch_in_parts_gives_the_step_of_the_whole",)),
+    "a step holds no more than an evaluation of as many rows and its chunks": (
+        METHODS,
+        ("cost.test_the_tensors_of_a_step_exceed_those_of_an_evaluation_of_as_many_rows_by_the_chunks",),
+    ),
+    "nothing as large as the largest weight is made": (KERNELS, ("perturb.test_nothing_as_large_as_the_largest_weight_is_made",)),
+    "a direction is drawn once to evaluate and once to update, a weight written once": (
+        KERNELS,
+        (
+            "cost.test_a_dense_step_draws_each_matrix_once_for_both_signs_and_once_for_the_update",
+            "cost.test_a_population_draws_each_direction_once_for_its_branch_and_once_for_the_update",
+            "cost.test_a_low_rank_step_draws_factors_alone_and_writes_each_weight_once",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_every_property_is_shown_by_tests_that_exist_and_cover_it(name):
+    scope, tests = PROPERTIES[name]
+    assert tests
+    for test in tests:
+        module, _, function = test.partition(".")
+        if module == "gpu":
+            pytest.importorskip("triton")
+        found = getattr(importlib.import_module(f"test_{module}"), function)
+        for argument, count in scope.items():
+            marks = [mark.args[1] for mark in found.pytestmark if mark.name == "parametrize" and mark.args[0] == argument]
+            assert [len(list(values)) for values in marks] == [count], f"{test} is not run over every {argument}"
+
+
+def optimiser(method: Callable[..., Any], storage: str | None = None, **settings: Any) -> tuple[Net, Any]:
+    net = Net()
+    return net, method(net, storage=storage, **({"lr": 0.05} | settings))
+
+
+@every_method
+@every_storage
+def test_a_step_moves_every_trainable_tensor(method, storage):
+    net, opt = optimiser(method, storage)
+    before = exact(opt)
+    opt.step(net.losses, batch())
+    assert {name for name, _ in net.named_parameters()} == {slot.name for slot in opt.slots}
+    for slot, was, now in zip(opt.slots, before, exact(opt), strict=True):
+        assert not torch.equal(was, now), slot.name
+
+
+@every_method
+@every_storage
+def test_a_direction_is_the_same_in_its_evaluation_and_in_its_update(method, storage):
+    """From weights of zero, where no precision hides it: a probe is eps z away, an update of one direction -z."""
+    _, opt = optimiser(method, storage)
+    directions, _ = opt._directions()
+    some = int(opt.plan(4).directions[-1])
+    for slot in opt.slots:
+        slot.parameter.data.zero_()
+        if slot.remainder is not None:
+            slot.remainder.zero_()
+        probe = directions.perturbed(slot, some, [1.0], dtype=torch.float32)[0].view(slot.parameter.shape) / (slot.eps * slot.scale)
+        apply.update(slot, directions, [some], [1.0], 1.0)
+        torch.testing.assert_close(-slot.exact() / slot.scale, probe, rtol=2**-7, atol=1e-6)
+        assert probe.abs().max() > 0.5
+
+
+@every_method
+@every_storage
+def test_scores_are_float32_and_see_what_16_bits_would_lose(method, storage):
+    """Probes so small that a model of 16 bits computes the same hidden values: its vectors and its losses still tell them apart."""
+    net, opt = optimiser(method, storage, eps=1e-4)
+    directions, _ = opt._directions()
+    plan = opt.plan(4)
+    vectors = [slot for slot in opt.slots if not slot.is_matrix]
+
+    def losses(tokens: torch.Tensor) -> torch.Tensor:
+        x = net.norm(net.embed(tokens[:, 1:]).float().mean(1))
+        return x.square().sum(1)
+
+    scores = score_batch(vectors, directions, plan, losses, batch())
+    assert scores.dtype == torch.float32
+    perturbed = scores.view(plan.copies, -1)[plan.sign.view(plan.copies, -1)[:, 0] != 0]
+    gaps = perturbed[0] - perturbed[1]
+    assert bool(gaps.ne(0).any())
+    assert float(gaps.abs().max()) < float(scores.abs().max()) * 2**-8  # half an ulp of bfloat16
+
+
+OTHERS: dict[str, Any] = {
+    "lr": 0.07,
+    "eps": 0.05,
+    "weight_decay": 0.3,
+    "relative": False,
+    "seed": 8,
+    "storage": "bfloat16",
+    "directions": 3,
+    "sides": 1,
+    "rank": 3,
+}
+FLIPPED = {"distribution": ("rademacher", "gaussian"), "standardised": (False, True)}
+CHECKS = ("params", "self_check")
+"""What has no effect on a run that is sound."""
+
+
+@every_method
+def test_every_setting_has_an_effect(method):
+    def after(**changed: Any) -> list[torch.Tensor]:
+        net, opt = optimiser(method, changed.pop("storage", None), **({"directions": 2} if many else {}) | changed)
+        opt.step(net.losses, batch())
+        opt.step(net.losses, batch(seed=1))
+        return stored(opt)
+
+    settings = inspect.signature(method).parameters
+    many = "directions" in settings
+    usual = after()
+    assert same(after(), usual)
+    for name, parameter in settings.items():
+        if name in CHECKS:
+            continue
+        other = OTHERS[name] if name in OTHERS else next(v for v in FLIPPED[name] if v != parameter.default)
+        assert not same(after(**{name: other}), usual), f"{name} = {other!r} changes nothing"
