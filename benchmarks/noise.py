@@ -51,6 +51,11 @@ def measure(rows: int, columns: int, rounds: int) -> dict[str, float]:
     at, address = torch.arange(rows), Address(1, 2, 0, 3)
     few = slice(0, max(1, (1 << 17) // columns))
     chunk = [torch.empty_like(weight[few]) for _ in range(2)]
+
+    def both_signs(family: str) -> None:
+        for _ in range(64):
+            compiled.perturb(chunk, [1e-3, -1e-3], weight[few], None, family, address, at[few], 0)
+
     left, right = torch.randn(32, rows), torch.randn(32, columns)
     work: dict[str, tuple[Callable[[], Any], int]] = {
         "copy": (lambda: out.copy_(weight), weight.numel()),
@@ -61,10 +66,7 @@ def measure(rows: int, columns: int, rounds: int) -> dict[str, float]:
         work |= {
             f"{family} fill": (lambda f=family: compiled.fill(out[None], f, address, [0], at, 0), weight.numel()),
             f"{family} add": (lambda c=chosen: compiled.perturb([out], [1e-3], weight, None, *c), weight.numel()),
-            f"{family} add, both signs in cache": (
-                lambda f=family: compiled.perturb(chunk, [1e-3, -1e-3], weight[few], None, f, address, at[few], 0),
-                chunk[0].numel(),
-            ),
+            f"{family} add, both signs in cache": (lambda f=family: both_signs(f), 64 * chunk[0].numel()),
             f"{family} update": (lambda f=family: compiled.update(weight, None, f, [address], [1e-9], 1.0, None), weight.numel()),
             f"{family} update, split": (
                 lambda f=family: compiled.update(high, low, f, [address], [1e-9], 1.0, None),

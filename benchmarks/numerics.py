@@ -1,10 +1,15 @@
-"""What updates do to weights, in numbers: drift at a learning rate of zero, cosine with float64, the walk of rounding."""
+"""What updates do to weights, in numbers: drift at a learning rate of zero, cosine with float64, the walk of rounding.
+
+python benchmarks/numerics.py
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from typing import Any
+
+from record import save
 
 
 def drift(steps: int = 300) -> dict[str, dict[str, float]]:
@@ -68,7 +73,8 @@ def update_cosine(steps: int = 1000) -> dict[str, dict[str, float]]:
 def rounding_walk(steps: int = 1000) -> dict[str, float]:
     """bfloat16 alone: its distance from float64 after some updates, over that of unbiased rounding, and its mean in deviations.
 
-    The floor is sqrt(steps * mean u^2 / 6), u being the spacing of bfloat16 at a weight; unbiased rounding cannot be below it.
+    An update that ends a fraction f of the spacing u beyond a neighbour is rounded without bias at a variance of u^2 f (1 - f), no
+    less; the floor is the root of their sum.
     """
     import torch
     from torch import nn
@@ -85,7 +91,9 @@ def rounding_walk(steps: int = 1000) -> dict[str, float]:
     variance = torch.zeros_like(wanted)
     for t in range(steps):
         directions = Directions(opt.family, 0, t)
-        variance += torch.ldexp(torch.ones(()), torch.frexp(slot.exact())[1] - 8).double().square() / 6
+        spacing = torch.ldexp(torch.ones(()), torch.frexp(slot.exact())[1] - 8).double()
+        fraction = (slot.scale * 1e-5 / spacing).remainder(1)
+        variance += spacing.square() * fraction * (1 - fraction)
         apply.update(slot, directions, [0], [1e-5], 1.0)
         wanted -= directions.z(slot, 0).double() * slot.scale * 1e-5
     error = slot.exact().double() - wanted
@@ -117,3 +125,7 @@ def net() -> Any:
 
 def losses_of(model: Any) -> Callable[[Any], Any]:
     return lambda x: model(x.to(model[0].weight.dtype)).float().square().mean(1)
+
+
+if __name__ == "__main__":
+    print(save("numerics", {"drift": drift(), "update_cosine": update_cosine(), "rounding_walk": rounding_walk()}))
