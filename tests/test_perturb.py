@@ -248,6 +248,25 @@ def test_any_plan(rank: int, arrangement: str) -> None:
     torch.testing.assert_close(mine, really.losses(model, slots, directions, plan, loss, batch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_positions_of_a_batch_keep_the_dtype_that_they_were_cast_to(rank: int) -> None:
+    """Positions that the model makes itself, a row for each of the batch, cast before they are added."""
+    table, seen = nn.Embedding(7, WIDTH).bfloat16(), []
+
+    def losses(x: torch.Tensor) -> torch.Tensor:
+        y = x + table(torch.arange(7).expand(len(x), 7)).float()
+        seen.append((y.dtype, y.detach()))
+        return y.float().square().mean((1, 2))
+
+    slots, x, directions = really.slots_of(table), torch.randn(2, 7, WIDTH).bfloat16(), Directions(Family("gaussian", rank), 5, 3)
+    score_batch(slots, directions, plans.shared_pair(2), losses, x)
+    ((dtype, y),) = seen
+    assert dtype == torch.float32
+    for half, sign in enumerate((1.0, -1.0)):
+        perturbed = directions.perturbed(slots[0], 0, [sign])[0].float()
+        torch.testing.assert_close(y[2 * half : 2 * half + 2], x.float() + perturbed, rtol=2**-7, atol=2**-8)
+
+
 @pytest.mark.parametrize("copies", [1, 2, 3, 9])
 @pytest.mark.parametrize("pair", [False, True])
 def test_a_large_population_takes_several_passes_with_the_same_scores(copies: int, pair: bool, monkeypatch) -> None:

@@ -136,6 +136,7 @@ def elementwise(forward: PerturbedForward, func: Callable[..., Any], args: Args,
     part = None if derived is None else derived.part
     if mark is not None and part is not None and part.ids is not None and small.shape == other.shape and not kwargs:
         rows = _looked_up(forward, part.ids.view(small.shape[:-1]), part.slot, forward.repeat(other, part.slot.name))
+        rows = rows.to(small.dtype)  # a cast may stand between the lookup and here
         made = func(*((rows, other) if ours[0] == 0 else (other, rows)))
         return made if made is other else forward.mark(made, mark.rows)
     shape = small.shape[1:] if small.ndim == other.ndim and small.shape[:1] == (1,) else small.shape
