@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from methods import Net, batch, every_method, every_storage, exact, mezo_only, per_example_only, same, shared_only, stored
 from torch import nn
 
@@ -466,3 +467,43 @@ def test_a_standardised_relative_step_changes_a_weight_by_lr_over_root_batch():
     opt.step(lambda x: nn.functional.linear(x, weight).sum(1), inputs)
     change = (weight.detach() - before).square().mean().sqrt() / before.square().mean().sqrt()
     assert float(change) == pytest.approx(1e-3 / 8, rel=0.1)
+
+
+@pytest.mark.parametrize(("optimiser", "closure"), [(zg.optim.MeZO, False), (zg.optim.MeZO, True), (zg.optim.PerExample, False)])
+def test_a_compiled_module_is_perturbed_as_it_is_written(optimiser: Any, closure: bool) -> None:
+    """A graph captured before a step knows nothing of a perturbation: it must not be what is evaluated."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    batch = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
+    weights, calls = [], []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append("captured")
+
+        def run(*arguments: Any) -> Any:
+            calls.append("run")
+            return graph.forward(*arguments)
+
+        return run
+
+    for compile_it in (False, True):
+        ours = copy.deepcopy(model)
+        called = torch.compile(ours, backend=backend) if compile_it else ours
+        opt = optimiser(called, lr=1e-2)
+        assert [slot.name for slot in opt.slots][:2] == ["0.weight", "0.bias"]
+
+        def objective(batch: Any, called: Any = called) -> torch.Tensor:
+            return F.cross_entropy(called(batch[0]), batch[1], reduction="none")
+
+        def mean(objective: Any = objective) -> torch.Tensor:
+            return objective(batch).mean()
+
+        with torch.no_grad():
+            objective(batch)
+        taken = len(calls)
+        for _ in range(3):
+            opt.step(mean) if closure else opt.step(objective, batch)
+        assert calls.count("captured") == compile_it
+        weights.append([p.detach().clone() for p in ours.parameters()])
+    assert taken == len(calls) == 2, "a graph ran in a step"
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

@@ -16,7 +16,9 @@ cannot be resolved to rows is refused, naming the parameter.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -77,6 +79,14 @@ class Derived:
         self.part = part
 
 
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled modules run as they are written: a graph that was captured without a perturbation knows nothing of one."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes a second
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
+
+
 class PerturbedForward(TorchFunctionMode):
     """Evaluate whatever runs inside the `with` block under a plan. Weights are read, never written.
 
@@ -101,11 +111,14 @@ class PerturbedForward(TorchFunctionMode):
     def __enter__(self) -> Self:
         self._gradients = torch.is_grad_enabled()
         torch.set_grad_enabled(False)
+        self._eager = _eager()
+        self._eager.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._eager.__exit__(*error)
         torch.set_grad_enabled(self._gradients)
 
     def mark(self, tensor: torch.Tensor, to: torch.Tensor | None = None, *, lost: bool = False) -> torch.Tensor:

@@ -68,7 +68,7 @@ def named_parameters(params: nn.Module | Iterable[Any], first: int = 0) -> Itera
     if isinstance(params, nn.Module):
         owners = {id(p): type(m).__name__ for m in params.modules() for p in m.parameters(recurse=False)}
         for name, parameter in params.named_parameters(remove_duplicate=False):
-            yield name, parameter, owners[id(parameter)]
+            yield name.replace("_orig_mod.", ""), parameter, owners[id(parameter)]  # torch.compile's wrapper is no part of a name
         return
     for i, item in enumerate(params, first):
         name, parameter, *owner = item if isinstance(item, tuple) else (f"parameter {i}", item)
