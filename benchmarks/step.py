@@ -1,6 +1,6 @@
 """What a step costs: its time over two forwards that score the same positions, its memory over evaluating as many rows.
 
-Time: one process, the methods in turn, CPU and wall seconds as ratios of medians. Memory: each row in three
+Time: a process for each shape and dtype, the methods in turn, CPU and wall seconds as ratios of medians. Memory: each row in three
 fresh processes, their median.
 All positions are scored: the mean cross entropy of every next token, its normaliser running over the vocabulary in chunks.
 
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--no-numerics", action="store_true", help="leave out drift and update_cosine")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--name", default="step")
+    parser.add_argument("--timed", nargs=2, metavar=("SHAPE", "DTYPE"), help="rows of one shape and dtype, timed in this process")
     parser.add_argument("--one", nargs=3, metavar=("SHAPE", "DTYPE", "METHOD"), help="memory of one row, in this process")
     parsed = parser.parse_args()
     environment.prepare()
@@ -65,16 +66,19 @@ def main() -> None:
     if parsed.one:
         print(json.dumps(memory_of(*parsed.one)))
         return
-    keep_pages()
+    if parsed.timed:
+        keep_pages()
+        print(json.dumps(list(timed(*parsed.timed, parsed.method, parsed.rounds))))
+        return
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "rows": rows}
     for shape in parsed.shape:
         for dtype in parsed.dtype:
             wanted = [m for m in parsed.method if shape != LONG or m not in ("population8", "mezo_published")]
-            for row in timed(shape, dtype, wanted, parsed.rounds):
+            common = ("--threads", str(torch.get_num_threads()))
+            for row in fresh(__file__, "--timed", shape, dtype, "--method", *wanted, "--rounds", str(parsed.rounds), *common):
                 if not parsed.no_memory and shape != LONG and row["method"] in ("dense", "rank1"):
-                    flags = ("--one", shape, dtype, row["method"], "--threads", str(torch.get_num_threads()))
-                    taken = [fresh(__file__, *flags) for _ in range(3)]
+                    taken = [fresh(__file__, "--one", shape, dtype, row["method"], *common) for _ in range(3)]
                     row |= {name: statistics.median(one[name] for one in taken) for name in taken[0]}
                 rows.append(row)
                 path = save(parsed.name, result)
