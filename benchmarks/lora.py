@@ -52,21 +52,21 @@ def train(parsed: argparse.Namespace, lr: float) -> tuple[dict[str, Any], Any]:
     import peft
     import torch
 
-    from zerograd.text import models, tasks
+    from zerograd.text import models, splits
     from zerograd.text.evaluation import accuracy, cross_entropy, option_scores
-    from zerograd.text.scoring import OptionScorer
+    from zerograd.text.scoring import Scorer
     from zerograd.train import memory, order
 
     torch.manual_seed(parsed.seed)
-    task = tasks.load(parsed.task)
-    model, tokenizer = models.load("demo")
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=LAYERS, task_type="CAUSAL_LM"))
+    task = splits.load(parsed.task)
+    loaded = models.load("demo")
+    adapted = peft.get_peft_model(loaded.model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=LAYERS, task_type="CAUSAL_LM"))
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    scorer = OptionScorer(adapted.get_base_model(), tokenizer, task)
+    scorer = Scorer(adapted.get_base_model(), loaded.tokenizer, task)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=lr, weight_decay=0.01)
-    dataset = order.batches([len(scorer.prompt_ids(e.text)) for e in task.train], parsed.batch_size, parsed.seed)
+    dataset = order.batches([scorer.length(e) for e in task.train], parsed.batch_size, parsed.seed)
     total = int(parsed.epochs * len(task.train) / parsed.batch_size)
     memory.reset_peak()
     elapsed, steps = 0.0, 0

@@ -50,9 +50,9 @@ def measure(row: dict[str, object], steps: int) -> dict[str, object]:
     settings = TuneSettings(minutes=0, steps=steps, evals=0, **row)  # type: ignore[arg-type]
     tuning = Tuning(settings)
     tuning.attach()
-    batches = order.batches([len(tuning.scorer.prompt_ids(e.text)) for e in tuning.task.train], settings.batch_size, settings.seed)
+    batches = order.batches([tuning.scorer.length(e) for e in tuning.task.train], settings.batch_size, settings.seed)
     examples = [tuning.task.train[i] for _ in range(steps) for i in next(batches)]
-    longest = sorted(tuning.task.train, key=lambda e: len(tuning.scorer.prompt_ids(e.text)))[-tuning.rows :]
+    longest = sorted(tuning.task.train, key=tuning.scorer.length)[-tuning.rows :]
     held_evaluating = held(lambda: option_scores(tuning.scorer, longest, tuning.rows))
     held_training = held(lambda: tuning.step(longest[-settings.batch_size :]))
     memory.reset_peak()

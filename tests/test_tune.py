@@ -13,9 +13,10 @@ from test_text import characters
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from zerograd.cli import main
-from zerograd.text import tasks
-from zerograd.text.scoring import OptionScorer
-from zerograd.train import environment, order, statistics
+from zerograd.text import splits
+from zerograd.text.scoring import Scorer
+from zerograd.text.tasks import Task, TaskSpec
+from zerograd.train import environment, order, statistics, tune
 from zerograd.train.settings import TuneSettings
 from zerograd.train.tune import Tuning, schedule
 
@@ -45,9 +46,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_task(monkeypatch):
     """The film reviews, forty rows a split, with options of one character."""
-    full = tasks.load("sentiment-movies")
-    cut = tasks.Task(full.name, "{text}=", ("n", "p"), full.train[:40], full.dev[:40], full.test[:40])
-    monkeypatch.setattr(tasks, "load", lambda name: cut)
+    full = splits.load("sentiment-movies")
+    spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
+    cut = Task(spec, full.train[:40], full.dev[:40], full.test[:40])
+    monkeypatch.setattr(tune, "task_of", lambda settings: cut)
+    return cut
 
 
 def command(folder, out, *more):
@@ -68,7 +71,7 @@ def test_the_last_line_is_the_result_and_the_folder_is_complete(folder, tmp_path
     assert result["forwards"] >= 8
     history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == [1, 2, 3, 4]
-    assert sum("dev_accuracy" in row for row in history) == 2
+    assert sum("dev_value" in row for row in history) == 2
     assert json.loads((out / "result.json").read_text()) == result
     assert json.loads((out / "settings.json").read_text())["batch_size"] == 8
     assert "</html>" in (out / "report.html").read_text()
@@ -77,7 +80,7 @@ def test_the_last_line_is_the_result_and_the_folder_is_complete(folder, tmp_path
     assert math.isclose(sum(p["right_after"] for p in predictions) / 40, result["accuracy_after"])
 
 
-def test_plain_transformers_loads_the_tuned_model_and_scores_as_reported(folder, tmp_path):
+def test_plain_transformers_loads_the_tuned_model_and_scores_as_reported(folder, tmp_path, small_task):
     out = tmp_path / "run"
     tuning = Tuning(
         TuneSettings(model=str(folder), out=str(out), minutes=0, steps=3, batch_size=8, evals=0, threads=1, scheme="full", lr=0.5)
@@ -85,12 +88,11 @@ def test_plain_transformers_loads_the_tuned_model_and_scores_as_reported(folder,
     result = tuning.run()
     model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
-    test = tasks.load("")
-    columns = [tokenizer(o)["input_ids"][0] for o in test.test and test.options]
+    columns = [tokenizer(option)["input_ids"][0] for option in small_task.options]
     right = 0
     with torch.no_grad():
-        for example in test.test:
-            ids = torch.tensor([tokenizer(test.prompt.format(text=example.text))["input_ids"]])
+        for example in small_task.test:
+            ids = torch.tensor([tokenizer(example.row["text"].strip() + "=")["input_ids"]])
             right += int(model(ids).logits[0, -1, columns].float().argmax()) == example.label
     assert abs(right / 40 - result["accuracy_after"]) <= 1 / 40  # one row may tie in bfloat16 logits
     moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), _parameters(folder), strict=True)]
@@ -135,7 +137,6 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         (["--batch-size", "0"], "batch_size is 0; it must be a number of at least 1"),
         (["--lr", "-1"], "lr is -1.0"),
         (["--lr", "nan"], "lr is nan"),
-        (["--task", "sentiment-films"], "task is 'sentiment-films'; choose one of sentiment-movies"),
         (["--method", "adam"], "method is 'adam'; choose one of mezo, per-example"),
         (["--steps", "0"], "minutes and steps are both 0"),
         (["--batch-size", "1"], "batch_size is 1"),
@@ -155,15 +156,8 @@ def test_bad_input_is_one_line_exit_two_and_nothing_written(folder, tmp_path, ca
     assert not out.exists()
 
 
-def test_an_empty_split_is_named(folder, tmp_path, capsys, monkeypatch):
-    rows = tasks.load("").test
-    monkeypatch.setattr(tasks, "load", lambda name: tasks.Task("t", "{text}=", ("n", "p"), (), rows, rows))
-    assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
-    assert "has no train rows" in capsys.readouterr().err
-
-
 def test_a_model_with_nothing_to_train_is_refused(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zerograd.text.schemes.select", lambda model, scheme, upper: model.requires_grad_(False))
+    monkeypatch.setattr("zerograd.text.schemes.select", lambda model, scheme, **more: model.requires_grad_(False))
     assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
     assert "nothing is trainable" in capsys.readouterr().err
 
@@ -186,14 +180,14 @@ def test_out_that_cannot_be_written_is_refused_before_anything_is_loaded(folder,
 
 def test_ctrl_c_after_training_keeps_the_tuned_model(folder, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
-    scores = Tuning.scores
+    answers = Tuning.answers
 
     def interrupted(tuning, examples, phase):
         if phase == "tuned, test":
             raise KeyboardInterrupt
-        return scores(tuning, examples, phase)
+        return answers(tuning, examples, phase)
 
-    monkeypatch.setattr(Tuning, "scores", interrupted)
+    monkeypatch.setattr(Tuning, "answers", interrupted)
     assert main(command(folder, out, "--steps", "2")) == 130
     assert f"the tuned model is {out}/model" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["model"]
@@ -202,7 +196,7 @@ def test_ctrl_c_after_training_keeps_the_tuned_model(folder, tmp_path, capsys, m
 
 
 def test_a_run_whose_losses_stay_not_finite_ends_keeps_the_weights_before_and_says_so(folder, tmp_path, monkeypatch):
-    losses, calls = OptionScorer.losses, []
+    losses, calls = Scorer.losses, []
 
     def diverging(scorer, batch):
         calls.append(1)
@@ -212,7 +206,8 @@ def test_a_run_whose_losses_stay_not_finite_ends_keeps_the_weights_before_and_sa
     tuning = Tuning(TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1))
     monkeypatch.setattr(tuning.optimizer, "self_check", False)
     tuning.attach()
-    monkeypatch.setattr(OptionScorer, "losses", diverging)
+    tuning.objective = lambda batch: diverging(tuning.scorer, batch)
+    monkeypatch.setattr(tuning, "attach", lambda: None)
     result = tuning.run()
     assert result["skipped_steps"] == 10
     assert "10 steps in a row" in result["stopped"]
@@ -239,10 +234,10 @@ def test_the_environment_is_prepared_before_torch_is_imported():
 
 
 def test_schedules_start_at_one_and_fall_to_zero_or_stay():
-    assert [schedule(name, 0.0) for name in ("constant", "linear", "cosine")] == [1, 1, 1]
-    assert schedule("linear", 1.0) == 0
-    assert abs(schedule("cosine", 1.0)) < 1e-12
-    assert schedule("constant", 0.7) == 1
+    assert [schedule(name, 0.0, 1.0) for name in ("constant", "linear", "cosine")] == [1, 1, 1]
+    assert schedule("linear", 1.0, 0.0) == 0
+    assert abs(schedule("cosine", 1.0, 0.0)) < 1e-12
+    assert schedule("constant", 0.7, 0.3) == 1
 
 
 def test_batches_cover_an_epoch_once_with_like_lengths():

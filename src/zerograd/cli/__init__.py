@@ -6,6 +6,7 @@ What is wrong with the input ends it with one line and exit code 2.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,14 +17,16 @@ from zerograd.train import environment
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     environment.prepare()
-    from zerograd.cli import tune
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the screen is for our own progress
+    from zerograd.cli import eval, predict, tune
     from zerograd.perturb.check import SelfCheckFailed
     from zerograd.perturb.forward import UnresolvedOperation
 
     parser = argparse.ArgumentParser(prog="zerograd", description="Zeroth-order optimisation with evaluations alone.")
     parser.add_argument("--version", action="version", version=f"zerograd {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    tune.add(verbs)
+    for verb in (tune, eval, predict):
+        verb.add(verbs)
     chosen = parser.parse_args(arguments)
     try:
         code: int = chosen.run(chosen)

@@ -1,35 +1,67 @@
-"""Flags of a verb from the fields of its settings."""
+"""Flags of a verb from the fields of its settings, and the same fields from a YAML file; flags win."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any, TypeVar
 
-Settings = TypeVar("Settings")
+import yaml
+
+from zerograd.train.settings import TaskSettings, from_mapping
+
+Settings = TypeVar("Settings", bound=TaskSettings)
 
 
 def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
-    """One flag a field, `--batch-size` for batch_size, with its default and its choices in --help."""
+    """One flag a field, `--batch-size` for batch_size, with its default and its choices in --help; --config and --show-config."""
+    parser.add_argument("--config", metavar="FILE", default="", help="a YAML file of the same fields; flags win")
+    parser.add_argument("--show-config", action="store_true", help="print the settings as such a file, and end")
     for field in dataclasses.fields(settings):
         kind = field.metadata["kind"]
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            dest=field.name,
-            type=kind,
-            default=field.default,
-            metavar=kind.__name__.upper().replace("STR", "NAME"),
-            help=_help(field),
-        )
+        flag = "--" + field.name.replace("_", "-")
+        common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field)}
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+        elif kind is tuple:
+            parser.add_argument(flag, nargs="+", metavar="NAME", **common)
+        else:
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper().replace("STR", "NAME"), **common)
 
 
-def read(settings: type[Settings], parsed: argparse.Namespace) -> Settings:
-    """The settings that the flags give. Raises the ValueError of the settings."""
-    return settings(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(settings)})  # type: ignore[arg-type]
+def read(kind: type[Settings], parsed: argparse.Namespace) -> Settings:
+    """The settings that the file and the flags give. Raises ValueError or FileNotFoundError with the mend."""
+    fields = _from_file(Path(parsed.config)) if parsed.config else {}
+    given = vars(parsed)
+    fields |= {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
+    return from_mapping(kind, fields, f"config {parsed.config}")
+
+
+def shown(settings: Any) -> str:
+    """Settings as YAML, each with what it says of itself."""
+    lines = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        plain = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=10**6).strip()
+        lines.append(f"{field.name}: {plain.removesuffix('...').strip()}  # {field.metadata['help']}")
+    return "\n".join(lines)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"config {path} is not there; --show-config writes one")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"config {path} holds a {type(fields).__name__}; it must be fields and values")
+    return fields
 
 
 def _help(field: dataclasses.Field[Any]) -> str:
     choices = field.metadata["choices"]
     text = field.metadata["help"] + (f"; one of {', '.join(choices)}" if choices else "")
-    default = "" if field.default is None else f" (default: {field.default})"
+    default = "" if field.default in (None, "", (), False) else f" (default: {field.default})"
     return f"{text}{default}".replace("%", "%%")

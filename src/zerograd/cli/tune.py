@@ -7,7 +7,8 @@ import json
 import math
 from typing import Any
 
-from zerograd.cli import flags
+from zerograd.cli import flags, shown
+from zerograd.cli.bar import Bar
 from zerograd.train.settings import TuneSettings
 
 
@@ -15,23 +16,28 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser("tune", help="fine-tune a language model with forward passes only", description=__doc__)
     flags.add(parser, TuneSettings)
     parser.add_argument("--json", action="store_true", help="make the last line of standard output one JSON object")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what a run would do and take, and end")
     parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
     settings = flags.read(TuneSettings, parsed)
+    if parsed.show_config:
+        print(flags.shown(settings))
+        return 0
     from rich.console import Console
-    from transformers.utils import logging
 
     from zerograd.train.tune import Tuning
 
-    logging.disable_progress_bar()  # the screen is for our own progress
-    logging.set_verbosity_error()
-
+    shown.quiet()
     console = Console(stderr=parsed.json)
-    with Bar(console) as bar:
-        tuning = Tuning(settings, bar.show)
-        result = tuning.run()
+    with Bar(console, _state) as bar:
+        tuning = Tuning(settings, bar.show, bar.say)
+        if not parsed.dry_run:
+            result = tuning.run()
+    if parsed.dry_run:
+        console.print(estimate(tuning.rehearse()), highlight=False)
+        return 0
     console.print(table(result))
     console.print(summary(result), highlight=False)
     if parsed.json:
@@ -39,39 +45,10 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-class Bar:
-    """A live line: the phase and how far it is, and while training loss, dev accuracy, speed and the time left."""
-
-    def __init__(self, console: Any) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-        columns = (TextColumn("{task.description:16}"), BarColumn(12), TaskProgressColumn(), TextColumn("{task.fields[state]}"))
-        self._progress = Progress(*columns, console=console, refresh_per_second=4)
-        self._phase = ""
-        self._task: Any = None
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None and self._task is not None:
-            self._progress.update(self._task, completed=1.0)
-        self._progress.stop()
-
-    def show(self, progress: Any) -> None:
-        if progress.phase != self._phase:
-            if self._task is not None:
-                self._progress.update(self._task, completed=1.0)
-            self._phase = progress.phase
-            self._task = self._progress.add_task(progress.phase, total=1.0, state="")
-        self._progress.update(self._task, completed=progress.done, state=_state(progress))
-
-
 def _state(progress: Any) -> str:
     if not progress.step:
         return ""
-    dev = "" if math.isnan(progress.dev_accuracy) else f" dev {100 * progress.dev_accuracy:.1f} %"
+    dev = "" if math.isnan(progress.dev) else f" {progress.dev_name} {shown.value(progress.dev_name.split()[-1], progress.dev)}"
     left = (
         "" if math.isnan(progress.seconds_left) else f" ETA {int(progress.seconds_left // 60)}:{int(progress.seconds_left % 60):02}"
     )
@@ -80,23 +57,24 @@ def _state(progress: Any) -> str:
 
 
 def table(result: dict[str, Any]) -> Any:
-    """The four accuracies with their 95 % intervals, and the paired gains."""
+    """The values of the run with their 95 % intervals, and what tuning gains over each, paired."""
     from rich import box
     from rich.table import Table
 
-    title = f"{result['task']}: % right of {result['test_rows']:,} test rows (95 % interval), paired gains"
+    metric = result["metric"]
+    title = f"{result['task']}: {shown.title(metric)} of {result['test_rows']:,} test rows (95 % interval)"
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     made.add_column("", no_wrap=True)
-    for heading in ("accuracy", "over zero-shot", "over threshold"):
+    for heading in (metric, "tuned gains"):
         made.add_column(heading, justify="right", no_wrap=True)
-    made.add_row("majority", _percent(result["accuracy_majority"], None), "", "")
-    made.add_row("zero-shot", _percent(result["accuracy_before"], result["ci_before"]), "", "")
-    made.add_row("threshold-fitted", _percent(result["accuracy_calibrated"], result["ci_calibrated"]), "", "")
-    gains = (
-        _gain(result["accuracy_after"] - result[f"accuracy_{name}"], result[interval])
-        for name, interval in (("before", "ci_gain"), ("calibrated", "ci_gain_calibrated"))
-    )
-    made.add_row("tuned", _percent(result["accuracy_after"], result["ci_after"]), *gains, style="bold")
+    names = {"majority": "majority", "before": "zero-shot", "shots": "in-context", "calibrated": "threshold-fitted"}
+    for name, label in names.items():
+        if f"value_{name}" in result:
+            value = result[f"value_{name}"]
+            interval = result.get("ci_gain" if name == "before" else f"ci_gain_{name}")
+            gain = shown.gain(metric, result["value_after"] - value, interval) if interval else ""
+            made.add_row(label, shown.value(metric, value, result.get(f"ci_{name}")), gain)
+    made.add_row("tuned", shown.value(metric, result["value_after"], result["ci_after"]), "", style="bold")
     return made
 
 
@@ -112,15 +90,24 @@ def summary(result: dict[str, Any]) -> str:
         f"rows ({100 * over / result['weight_bytes']:+.1f} % of the weights)",
         f"report {result['run']}/report.html, model {result['run']}/model",
     ]
+    if result.get("flat_steps"):
+        flat = f"{result['flat_steps']} of {result['steps']} steps taught nothing, their branches scoring the same"
+        lines.insert(1, f"{flat}; a larger --eps or --batch-size helps")
     if result["stopped"]:
         lines.insert(0, result["stopped"])
     return "\n".join(lines)
 
 
-def _percent(value: float, bounds: list[float] | None) -> str:
-    interval = "" if bounds is None else f" ({100 * bounds[0]:.1f}, {100 * bounds[1]:.1f})"
-    return f"{100 * value:.1f}{interval}"
-
-
-def _gain(value: float, bounds: list[float]) -> str:
-    return f"{100 * value:+.1f} ({100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f})"
+def estimate(found: dict[str, Any]) -> str:
+    """What a run would take, and write."""
+    mb = 1 / 2**20
+    return "\n".join(
+        [
+            f"trains {found['trained_parameters']:,} of {found['parameters']:,} parameters on {found['rows']['train']:,} rows, "
+            f"chooses on {found['rows']['dev']:,}, reports on {found['rows']['test']:,}",
+            f"a step takes about {found['seconds_per_step']:.2f} s, so about {found['steps']:,} steps in "
+            f"{found['seconds'] / 60:.1f} minutes; evaluations add about {found['evaluation_seconds'] / 60:.1f}",
+            f"peak memory about {found['peak_bytes'] * mb:.0f} MB, of which weights {found['weight_bytes'] * mb:.0f} MB",
+            f"would write {', '.join(found['files'])} to {found['run']}, about {found['disk_bytes'] * mb:.0f} MB",
+        ]
+    )

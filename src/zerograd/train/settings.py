@@ -1,21 +1,26 @@
-"""The settings of a fine-tuning run: one dataclass for the Python API, the command line and the record of the run."""
+"""The settings of a fine-tuning run: one dataclass for the Python API, the command line, YAML files and the record of the run."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from zerograd.optim import METHODS
 from zerograd.perturb.directions import DISTRIBUTIONS
 from zerograd.spaces.weights import STORAGES
+from zerograd.text.metrics import METRICS
+from zerograd.text.models import HEADS
 from zerograd.text.schemes import SCHEMES
-from zerograd.text.tasks import TASKS
 
 SCHEDULES = ("constant", "linear", "cosine")
 
 RATES = {"mezo": 0.005, "per-example": 0.04}
 """The learning rates that suit each method, in its own units."""
+
+DEFAULT_TASK = "sentiment-movies"
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] = (), kind: type | None = None) -> Any:
@@ -24,14 +29,62 @@ def _setting(default: Any, help: str, choices: tuple[str, ...] = (), kind: type 
 
 
 @dataclass(frozen=True)
-class TuneSettings:
+class TaskSettings:
+    """A model and what it is asked: what `zerograd eval` takes, and a part of what `zerograd tune` does."""
+
+    model: str = _setting("demo", "'demo' (SmolLM2-135M-Instruct), a folder that transformers loads, a .gguf file, or a hub id")
+    head: str = _setting("auto", "what the model answers with; auto: what it was saved with", ("auto", *HEADS))
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    task: str = _setting("", f"a built-in task, or a YAML file; {DEFAULT_TASK} when there is no --data")
+    data: tuple[str, ...] = _setting(
+        (), "training rows: files (.jsonl .json .csv .tsv .parquet), folders of them, or hub ids; NAME=2 is seen twice an epoch"
+    )
+    dev: str = _setting("", "rows to choose on; cut from the training rows when empty")
+    test: str = _setting("", "rows to report on; cut from the training rows when empty")
+    text: str = _setting("", "the column of texts (default: text)")
+    label: str = _setting("", "the column of labels (default: label)")
+    template: str = _setting("", "the prompt, '{{ text }} It was'; by default the text with the label column's name below it")
+    options: tuple[str, ...] = _setting((), "a word for each label, in the labels' sorted order, or LABEL=WORD")
+    chat: bool = _setting(False, "put the prompt into the model's chat template")
+    max_tokens: int = _setting(512, "tokens of a row; of longer ones the longest column loses its end")
+    new_tokens: int = _setting(50, "tokens of a generated answer")
+    metric: str = _setting("", "what is reported; by default the objective's, the task's, or accuracy")
+    shots: int = _setting(0, "demonstrations of in-context learning, from the training rows; 0 for none")
+    seed: int = _setting(0, "names the directions, the order of the data, and the demonstrations")
+    threads: int = _setting(0, "CPU threads; 0 for all cores")
+
+    def __post_init__(self) -> None:
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            _require_kind(spec, value)
+            if isinstance(value, list):
+                object.__setattr__(self, spec.name, tuple(value))
+            choices = spec.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"{spec.name} is {value!r}; choose one of {', '.join(choices)}")
+        if not self.task and not self.data:
+            object.__setattr__(self, "task", DEFAULT_TASK)
+        _at_least("max_tokens", self.max_tokens, 16)
+        _at_least("new_tokens", self.new_tokens, 1)
+        for name in ("shots", "seed", "threads"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("text", "label", "template", "options"):
+            if getattr(self, name) and self.task:
+                raise ValueError(f"{name} describes the columns of --data, and task {self.task} has its own; give one of them")
+
+
+@dataclass(frozen=True)
+class TuneSettings(TaskSettings):
     """What `zerograd tune` takes; every field is a flag of the same name. Raises ValueError naming a field that is wrong."""
 
-    model: str = _setting("demo", "'demo' (SmolLM2-135M-Instruct), a folder that transformers loads, or a .gguf file")
-    task: str = _setting("sentiment-movies", "what to learn", TASKS)
+    objective: str = _setting("loss", f"what is optimised: loss, {', '.join(METRICS)}, or module:function, file.py:function")
+    mix: float = _setting(1.0, "share of the metric in the objective; the rest is the loss")
     method: str = _setting("per-example", "how directions are drawn and scores are used", tuple(METHODS))
     scheme: str = _setting("upper", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
     layers: int = _setting(0, "how many layers the scheme upper trains; 0 for half of them")
+    pattern: str = _setting("", "a regular expression of parameter names that the scheme pattern trains")
+    lora_rank: int = _setting(8, "rank of the scheme lora; its alpha is twice that")
+    virtual_tokens: int = _setting(5, "tokens of the schemes prefix and prompt")
     minutes: float = _setting(5.0, "stop after this much training time; 0 for no limit")
     steps: int = _setting(0, "stop after this many steps; 0 for no limit")
     batch_size: int = _setting(32, "examples a step")
@@ -43,34 +96,74 @@ class TuneSettings:
     sides: int = _setting(2, "2: central differences; 1: leave-one-out among an example's directions (per-example)")
     rank: int = _setting(1, "rank of a matrix's direction (per-example)")
     distribution: str = _setting("rademacher", "of the entries of a direction", DISTRIBUTIONS)
-    storage: str = _setting("split", "how trained weights are stored", STORAGES)
-    seed: int = _setting(0, "names the directions and the order of the data")
+    storage: str = _setting("auto", "how trained weights are stored; auto: split, adapters float32", ("auto", *STORAGES))
     evals: int = _setting(10, "evaluations on the dev split during training; they do not count as training time")
+    keep: str = _setting("best", "which weights the run ends with: those of the lowest dev loss, or the last", ("best", "last"))
+    patience: int = _setting(0, "stop after so many evaluations without a better one; 0 for never")
     out: str = _setting("", "the run's folder; runs/TASK-METHOD-SEED when empty")
-    threads: int = _setting(0, "CPU threads; 0 for all cores")
 
     def __post_init__(self) -> None:
-        for name in ("task", "method", "scheme", "schedule", "distribution", "storage"):
-            choices, value = self.__dataclass_fields__[name].metadata["choices"], getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        super().__post_init__()
         if self.lr is None:
             object.__setattr__(self, "lr", RATES[self.method])
-        for name in ("batch_size", "directions", "sides", "rank"):
+        for name in ("batch_size", "directions", "sides", "rank", "lora_rank", "virtual_tokens"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("layers", "minutes", "steps", "lr", "weight_decay", "seed", "evals", "threads"):
+        for name in ("layers", "minutes", "steps", "lr", "weight_decay", "evals", "patience"):
             _at_least(name, getattr(self, name), 0)
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise ValueError(f"eps is {self.eps}; it must be above 0")
+        for name in ("eps", "mix"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.mix > 1:
+            raise ValueError(f"mix is {self.mix}; it is a share, at most 1")
         if not self.minutes and not self.steps:
             raise ValueError("minutes and steps are both 0: the run would have no end; give one of them")
-        for name in ("directions", "sides", "rank"):
-            if self.method != "per-example" and getattr(self, name) != self.__dataclass_fields__[name].default:
-                raise ValueError(f"{name} is {getattr(self, name)}, which only method per-example uses; this is {self.method}")
-        if self.layers and self.scheme != "upper":
-            raise ValueError(f"layers is {self.layers}, which only scheme upper uses; this is scheme {self.scheme}")
         if self.method == "per-example" and self.batch_size < 2:
             raise ValueError("batch_size is 1; per-example directions are scaled by their spread, which needs at least 2")
+        self._require_use()
+
+    def _require_use(self) -> None:
+        """Raises ValueError for a setting that nothing would read."""
+        uses = {
+            ("directions", "sides", "rank"): ("method", "per-example"),
+            ("layers",): ("scheme", "upper"),
+            ("pattern",): ("scheme", "pattern"),
+            ("lora_rank",): ("scheme", "lora"),
+        }
+        for names, (where, needed) in uses.items():
+            for name in names:
+                value, there = getattr(self, name), getattr(self, where)
+                if value != self.__dataclass_fields__[name].default and there != needed:
+                    raise ValueError(f"{name} is {value!r}, which only {where} {needed} uses; this is {where} {there}")
+        if self.scheme == "pattern" and not self.pattern:
+            raise ValueError("scheme is pattern and pattern is empty; give a regular expression of parameter names")
+        if self.mix != 1 and self.objective == "loss":
+            raise ValueError(f"mix is {self.mix}, and the objective is the loss alone; give the objective a metric")
+        if self.patience and not self.evals:
+            raise ValueError(f"patience is {self.patience}, and there are no evals to wait for; give evals")
+
+
+Settings = TypeVar("Settings", bound=TaskSettings)
+
+
+def from_mapping(kind: type[Settings], fields: Mapping[str, Any], where: str) -> Settings:
+    """Settings from fields by name, such as a YAML file's. Raises ValueError for a field that there is not."""
+    known = [spec.name for spec in dataclasses.fields(kind)]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise ValueError(f"{where} has a field {unknown[0]!r}; the fields are {', '.join(known)}")
+    return kind(**fields)
+
+
+def _require_kind(spec: dataclasses.Field[Any], value: Any) -> None:
+    kind = spec.metadata["kind"]
+    if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return
+    accepted = (int, float) if kind is float else kind
+    if value is None and spec.default is None:
+        return
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        words = {tuple: "a list of texts", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+        raise ValueError(f"{spec.name} is {value!r}; it must be {words[kind]}")
 
 
 def _at_least(name: str, value: float, least: float) -> None:

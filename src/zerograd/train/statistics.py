@@ -1,12 +1,16 @@
-"""Intervals for accuracies on one test set."""
+"""Intervals for what is measured on one test set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 
 Z = 1.959963984540054
 """The normal quantile of a 95 % interval."""
+
+RESAMPLES = 500
+"""Of a bootstrap."""
 
 
 def wilson(right: int, rows: int) -> list[float]:
@@ -14,21 +18,43 @@ def wilson(right: int, rows: int) -> list[float]:
     p, n = right / rows, rows
     centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return [centre - half, centre + half]
+    return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def paired(before: Sequence[bool], after: Sequence[bool]) -> list[float]:
-    """95 % interval of the difference of two accuracies on the same rows, by the normal approximation of paired differences.
+def mean(values: Sequence[float]) -> list[float]:
+    """95 % interval of a mean over rows, by the normal approximation; Wilson's where the values are zeros and ones.
 
     Raises ValueError for fewer than two rows.
     """
-    differences = [int(a) - int(b) for b, a in zip(before, after, strict=True)]
+    if set(values) <= {0, 1}:
+        return wilson(int(sum(values)), len(values))
+    return paired([0.0] * len(values), values)
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """95 % interval of the difference of two means over the same rows, by the normal approximation of paired differences.
+
+    Raises ValueError for fewer than two rows.
+    """
+    differences = [float(a) - float(b) for b, a in zip(before, after, strict=True)]
     n = len(differences)
     if n < 2:
         raise ValueError(f"{n} rows give no interval; at least 2 are needed")
-    mean = sum(differences) / n
-    deviation = math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1) / n)
-    return [mean - Z * deviation, mean + Z * deviation]
+    centre = sum(differences) / n
+    deviation = math.sqrt(sum((d - centre) ** 2 for d in differences) / (n - 1) / n)
+    return [centre - Z * deviation, centre + Z * deviation]
+
+
+def bootstrap(value: Callable[[Sequence[int]], float], rows: int, seed: int = 0) -> list[float]:
+    """95 % interval of a number of some rows, value(indices), by resampling them (Efron 1979).
+
+    Raises ValueError for fewer than two rows.
+    """
+    if rows < 2:
+        raise ValueError(f"{rows} rows give no interval; at least 2 are needed")
+    draw = random.Random(seed)
+    found = sorted(value(draw.choices(range(rows), k=rows)) for _ in range(RESAMPLES))
+    return [found[int(0.025 * RESAMPLES)], found[int(0.975 * RESAMPLES)]]
 
 
 def best_threshold(margins: Sequence[float], labels: Sequence[int]) -> float:
@@ -43,3 +69,26 @@ def best_threshold(margins: Sequence[float], labels: Sequence[int]) -> float:
             candidates.append((right, (margin + following) / 2))
     best = max(right for right, _ in candidates)
     return min((threshold for right, threshold in candidates if right == best), key=abs)
+
+
+def best_offsets(scores: Sequence[Sequence[float]], labels: Sequence[int], rounds: int = 3) -> list[float]:
+    """What to add to each option's score so that most rows are right, the first option's being 0.
+
+    Of two options it is the best threshold. Of more, each option's offset in turn is the best that there is beside the others'.
+    """
+    count = len(scores[0])
+    offsets = [0.0] * count
+    for _ in range(rounds if count > 2 else 1):
+        for option in range(1, count):
+            beside = [max(s + o for i, (s, o) in enumerate(zip(row, offsets, strict=True)) if i != option) for row in scores]
+            margins = [row[option] - other for row, other in zip(scores, beside, strict=True)]
+            # rows whose label is neither this option nor the best beside it are wrong either way
+            told = []
+            for margin, row, other, label in zip(margins, scores, beside, labels, strict=True):
+                if label == option:
+                    told.append((margin, 1))
+                elif row[label] + offsets[label] == other:
+                    told.append((margin, 0))
+            if told:
+                offsets[option] = -best_threshold([m for m, _ in told], [is_it for _, is_it in told])
+    return offsets

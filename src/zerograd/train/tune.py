@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,40 @@ import torch
 import zerograd
 from zerograd.optim import METHODS
 from zerograd.optim.base import NotFinite, ZerothOrder
-from zerograd.text import evaluation, models, schemes, tasks
+from zerograd.text import columns, data, evaluation, findings, metrics, models, objectives, schemes, splits, tasks
 from zerograd.text.cache import HiddenCache
-from zerograd.text.evaluation import Scores
+from zerograd.text.data import Source
+from zerograd.text.evaluation import Answers
 from zerograd.text.prefix import prefix_of
-from zerograd.text.scoring import Batch, OptionScorer
-from zerograd.text.tasks import Example
-from zerograd.train import environment, memory, order, report, statistics
+from zerograd.text.scoring import Batch, Scorer
+from zerograd.text.tasks import Example, Task
+from zerograd.train import environment, memory, order, report
 from zerograd.train.files import write_text
-from zerograd.train.settings import TuneSettings
+from zerograd.train.result import Judge, judged, predictions
+from zerograd.train.settings import TaskSettings, TuneSettings
+from zerograd.train.snapshot import Snapshot
+
+FIT_ROWS = 10_000
+"""Training rows, at most, that the untouched model scores to have its offsets fitted."""
+
+FILES = ("model/", "settings.json", "task.yaml", "metrics.jsonl", "predictions.jsonl", "result.json", "report.html")
+"""What a run's folder holds."""
+
+DEMONSTRATIONS = 2**32 - 1
+"""The epoch whose order chooses demonstrations; training does not come so far."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run tells while it goes on. phase: what it is doing. done: the share of it that is done, in [0, 1]."""
+    """What a run tells while it goes on. phase: what it is doing. done: the share of it that is done, in [0, 1]. dev: the metric
+    on the dev split, or its loss where the metric would have to be generated."""
 
     phase: str
     done: float
     step: int = 0
     loss: float = math.nan
-    dev_accuracy: float = math.nan
+    dev: float = math.nan
+    dev_name: str = ""
     examples_per_second: float = math.nan
     seconds_per_step: float = math.nan
     seconds_left: float = math.nan
@@ -48,91 +62,116 @@ Listener = Callable[[Progress], None]
 
 
 class Tuning:
-    """A run from model to report. Raises ValueError or FileNotFoundError for what is wrong before anything is written."""
+    """A run from model to report. listen hears how it goes, say what was found in the data and is of note.
 
-    def __init__(self, settings: TuneSettings, listen: Listener = lambda progress: None) -> None:
+    Raises ValueError or FileNotFoundError for what is wrong before anything is written.
+    """
+
+    def __init__(
+        self,
+        settings: TuneSettings,
+        listen: Listener = lambda progress: None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.settings = settings
         self.listen = listen
+        self.say = say
         self.started = time.perf_counter()
         environment.prepare()
         torch.set_num_threads(settings.threads or os.cpu_count() or 1)
-        self.folder = Path(settings.out or f"runs/{settings.task}-{settings.method}-{settings.seed}")
+        device = models.device_of(settings.device)
+        listen(Progress("reading the data", 0.0))
+        self.task = task_of(settings)
+        self.folder = Path(settings.out or f"runs/{self.task.name}-{settings.method}-{settings.seed}")
         self.parent = _writable(self.folder)
-        self.task = tasks.load(settings.task)
-        for split in ("train", "dev", "test"):
-            if not getattr(self.task, split):
-                raise ValueError(f"task {settings.task} has no {split} rows; give it some")
+        self.metric = self._metric()
         listen(Progress("loading the model", 0.0))
         dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
-        self.model, tokenizer = models.load(settings.model, dtype)
-        schemes.select(self.model, settings.scheme, settings.layers)
-        self.scorer = OptionScorer(self.model, tokenizer, self.task)
-        few = self.scorer.batch(self.task.train[:2])
-        self.scorer.prefix = prefix_of(self.model, few.ids)
-        self.scorer.cache = self._cache(few)
-        own = ("directions", "sides", "rank") if settings.method == "per-example" else ()
-        options: dict[str, Any] = {name: getattr(settings, name) for name in own}
-        self.optimizer: ZerothOrder = METHODS[settings.method](
-            self.model,
-            lr=settings.lr,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            distribution=settings.distribution,
-            storage=settings.storage,
+        loaded = models.load(settings.model, dtype, settings.head, device)
+        self.head = loaded.head
+        self.model = schemes.select(
+            loaded.model,
+            settings.scheme,
+            layers=settings.layers,
+            pattern=settings.pattern,
+            lora_rank=settings.lora_rank,
+            virtual_tokens=settings.virtual_tokens,
+            head=loaded.head,
             seed=settings.seed,
-            **options,
         )
+        self.scorer = Scorer(self.model, loaded.tokenizer, self.task, loaded.head, settings.max_tokens)
+        self.scorer.settle(self.task.train[:2])
+        few = self.scorer.batch(self.task.train[:2], taught=True)
+        if loaded.head == "causal" and settings.scheme not in schemes.ADAPTERS:
+            self.scorer.prefix = prefix_of(self.model, few.ids)
+        self.scorer.cache = self._cache(few)
+        self.objective = self._objective()
+        self.optimizer = self._optimizer()
         self.copies = self.optimizer.plan(settings.batch_size).copies  # of the batch, in a step
         self.rows = self.copies * settings.batch_size  # of a step, and of an evaluation
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        self.best = Snapshot(self.folder / ".best", self.optimizer.slots)
         self.history: list[dict[str, float]] = []
+        self.flat_steps = 0
         self.stopped: str | None = None
+        self._require_room()
+        for line in findings.findings(self.scorer) + self._cautions():
+            say(line)
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate before and after, write the run's folder, and return its result."""
         self.attach()
+        judge = Judge(self.scorer, self.task.test, self.metric)
         memory.reset_peak()
-        before = self.scores(self.task.test, "zero-shot, test")
-        fit = self.scores(self.task.train, "zero-shot, train")
+        before = self.answers(self.task.test, "zero-shot, test")
+        fit = self.answers(self.task.train[:FIT_ROWS], "zero-shot, train") if self.task.spec.kind == "options" else None
+        shots = None
+        if self.settings.shots:
+            with self.scorer.encoder.demonstrating(demonstrations(self.task, self.settings.shots, self.settings.seed)):
+                shots = self.answers(self.task.test, "in-context, test")
         inference_peak = memory.peak_bytes()
         memory.reset_peak()
-        seconds = self.train()
-        training_peak = memory.peak_bytes()
-        self._save_model()
         try:
-            after = self.scores(self.task.test, "tuned, test")
+            seconds = self.train()
+            training_peak = memory.peak_bytes()
+            self._save_model()
+        finally:
+            self.best.remove()
+        try:
+            after = self.answers(self.task.test, "tuned, test")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted after training; the tuned model is {self.folder}/model, not evaluated") from None
-        result = self._result(before, fit, after) | {
+        result = self._result() | judged(judge, self.scorer, before, after, fit, shots)
+        result |= {
             "seconds": seconds,
             "seconds_per_step": seconds / max(1, self.optimizer.steps),
             "peak_bytes": training_peak,
             "inference_peak_bytes": inference_peak,
             "seconds_total": time.perf_counter() - self.started,
         }
-        self._write(result, before, after)
+        self._write(result, list(predictions(self.scorer, judge, before, after)))
         return result
 
     def attach(self) -> None:
-        """The self-check, and all that a first step would wait for."""
+        """The self-check, on the loss, and all that a first step would wait for."""
         self.listen(Progress("self-check", 0.0))
-        first = self.scorer.batch(self.task.train[: self.settings.batch_size])
+        first = self.scorer.batch(self.task.train[: self.settings.batch_size], taught=True)
         self.optimizer.attach(self.scorer.losses, self.scorer.begin(first), micro_batch=self._micro_batch(first))
 
     def train(self) -> float:
         """The training loop. Returns its seconds, without those of the evaluations on the dev split."""
         settings = self.settings
         examples = self.task.train
-        dataset = order.batches(self._lengths(), settings.batch_size, settings.seed)
+        dataset = order.batches([self.scorer.length(e) for e in examples], settings.batch_size, settings.seed)
         evaluations = iter([(i + 1) / settings.evals for i in range(settings.evals)])
         next_evaluation = next(evaluations, math.inf)
-        elapsed = 0.0
-        loss = dev = math.nan
+        elapsed, loss, dev = 0.0, math.nan, math.nan
+        lowest, waited = math.inf, 0
         try:
             while (done := self._done(elapsed)) < 1:
                 start = time.perf_counter()
                 for group in self.optimizer.param_groups:
-                    group["lr"] = settings.lr * schedule(settings.schedule, done)
+                    group["lr"] = settings.lr * schedule(settings.schedule, done, self._left(elapsed))
                 chosen = next(dataset)
                 value = self.step([examples[i] for i in chosen])
                 elapsed += time.perf_counter() - start
@@ -140,32 +179,162 @@ class Tuning:
                 record = {"step": self.optimizer.steps, "seconds": elapsed, "loss": value, "lr": group["lr"]}
                 if self.optimizer.info is not None:
                     record["spread"] = self.optimizer.info.spread
+                    self.flat_steps += self.optimizer.info.difference == 0 and not self.optimizer.info.spread > 0
+                self.history.append(record)
                 done = self._done(elapsed)
                 if done >= next_evaluation - 1e-9:
-                    scores = evaluation.option_scores(self.scorer, self.task.dev, self.rows)
-                    dev = evaluation.accuracy(scores, self.task.dev)
-                    record |= {"dev_accuracy": dev, "dev_loss": evaluation.cross_entropy(scores, self.task.dev)}
+                    found, worse = self._develop()
+                    record |= found
+                    dev = found.get("dev_value", found["dev_loss"])
                     while next_evaluation <= done + 1e-9:
                         next_evaluation = next(evaluations, math.inf)
-                self.history.append(record)
+                    waited += 1
+                    if worse < lowest:
+                        lowest, waited = worse, 0
+                        self._keep()
                 pace = elapsed / self.optimizer.steps
                 left = max(0.0, elapsed / done - elapsed) if done > 0 else math.nan
                 speed = self.optimizer.steps * len(chosen) / elapsed
-                self.listen(Progress("training", min(done, 1.0), self.optimizer.steps, loss, dev, speed, pace, left))
+                name = "dev " + (self.metric.name if self.metric and self._quick else "loss")
+                self.listen(Progress("training", min(done, 1.0), self.optimizer.steps, loss, dev, name, speed, pace, left))
+                if settings.patience and waited >= settings.patience:
+                    self.stopped = f"ended at step {self.optimizer.steps}: {waited} evaluations were no better than the best"
+                    break
         except KeyboardInterrupt:
-            self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of the weights then"
+            self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of the best weights until then"
         except NotFinite as error:
             self.stopped = f"ended at step {self.optimizer.steps}: {error}"
+        if settings.keep == "best" and lowest < math.inf and self.best.path.exists():
+            self.best.restore()
         return elapsed
 
     def step(self, examples: Sequence[Example]) -> float:
         """One step on some examples, the layers that training leaves alone included. Returns its mean loss."""
-        batch = self.scorer.begin(self.scorer.batch(examples))
-        return float(self.optimizer.step(self.scorer.losses, batch, micro_batch=self._micro_batch(batch)))
+        batch = self.scorer.begin(self.scorer.batch(examples, taught=True))
+        return float(self.optimizer.step(self.objective, batch, micro_batch=self._micro_batch(batch)))
 
-    def scores(self, examples: Sequence[Example], phase: str) -> list[list[float]]:
-        """The option scores of some examples by the model as it is now, with progress under the name of the phase."""
-        return evaluation.option_scores(self.scorer, examples, self.rows, lambda done: self.listen(Progress(phase, done)))
+    def answers(self, examples: Sequence[Example], phase: str) -> Answers:
+        """What the model as it is now says of some examples, with progress under the name of the phase."""
+        new_tokens = self.settings.new_tokens if self.metric is not None else 0
+        return evaluation.answers(self.scorer, examples, self.rows, new_tokens, lambda done: self.listen(Progress(phase, done)))
+
+    def rehearse(self) -> dict[str, Any]:
+        """What a run would take, by two real steps and an evaluation; nothing is written."""
+        settings = self.settings
+        self.attach()
+        memory.reset_peak()
+        seconds = []
+        dataset = order.batches([self.scorer.length(e) for e in self.task.train], settings.batch_size, settings.seed)
+        for done in (0.0, 0.5):
+            self.listen(Progress("rehearsing", done))
+            start = time.perf_counter()
+            self.step([self.task.train[i] for i in next(dataset)])
+            seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        some = self.task.dev[: self.rows]
+        self.answers(some, "evaluating")
+        row_seconds = (time.perf_counter() - start) / len(some)
+        evaluated = settings.evals * len(self.task.dev) + (2 + bool(settings.shots)) * len(self.task.test)
+        evaluated += min(FIT_ROWS, len(self.task.train)) if self.task.spec.kind == "options" else 0
+        pace = min(seconds)
+        limits = [settings.steps] * bool(settings.steps) + [int(60 * settings.minutes / pace)] * bool(settings.minutes)
+        steps = min(limits)
+        return {
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trained_parameters": self._trained,
+            "rows": {name: len(getattr(self.task, name)) for name in ("train", "dev", "test")},
+            "seconds_per_step": pace,
+            "steps": steps,
+            "seconds": steps * pace,
+            "evaluation_seconds": evaluated * row_seconds,
+            "peak_bytes": memory.peak_bytes(),
+            "weight_bytes": self.weight_bytes,
+            "files": FILES,
+            "run": str(self.folder),
+            "disk_bytes": self._disk_bytes,
+        }
+
+    @property
+    def _disk_bytes(self) -> int:
+        """What a run writes at most at a time: its model, and the best weights with their remainders."""
+        trained = sum(s.parameter.nbytes + (0 if s.remainder is None else s.remainder.nbytes) for s in self.optimizer.slots)
+        saved = trained if self.settings.scheme in schemes.ADAPTERS else self.weight_bytes
+        return saved + trained * (self.settings.keep == "best" and self.settings.evals > 0)
+
+    def _require_room(self) -> None:
+        free, needed = shutil.disk_usage(self.parent).free, self._disk_bytes
+        if free < needed:
+            raise ValueError(
+                f"out is {self.folder}; its disk has {free >> 20:,} MB free, and a run writes {needed >> 20:,}; name another folder"
+            )
+
+    @property
+    def _trained(self) -> int:
+        return sum(slot.parameter.numel() for slot in self.optimizer.slots)
+
+    @property
+    def _quick(self) -> bool:
+        """Whether the metric needs no generated answers, so that it can be looked at while training goes on."""
+        return self.task.spec.kind != "answer"
+
+    def _develop(self) -> tuple[dict[str, float], float]:
+        """(the loss and the metric on the dev split, what the best weights have least of)."""
+        said = evaluation.answers(self.scorer, self.task.dev, self.rows)
+        found = {"dev_loss": said.loss}
+        if self.metric is not None and self._quick:
+            found["dev_value"] = evaluation.of(self.metric, self.scorer, self.task.dev, said)
+        return found, found["dev_loss"] if self.settings.objective == objectives.LOSS else -found["dev_value"]
+
+    def _keep(self) -> None:
+        if self.settings.keep == "best":
+            try:
+                self.best.take()
+            except OSError as error:  # training goes on: what it has learnt is worth more
+                self.say(f"the best weights cannot be kept ({error}); the run ends with the last ones")
+                self.best.remove()
+
+    def _metric(self) -> metrics.Metric | None:
+        settings = self.settings
+        named = settings.metric or (settings.objective if settings.objective != objectives.LOSS else "") or self.task.spec.metric
+        if not named and self.task.spec.kind == "answer":
+            return None
+        return metrics.metric(named or "accuracy")
+
+    def _cautions(self) -> list[str]:
+        """What is worth knowing of the settings before a run."""
+        settings, said = self.settings, []
+        if settings.objective != objectives.LOSS and settings.mix == 1:
+            said.append(
+                f"{settings.objective} of {settings.batch_size} rows moves in steps of 1/{settings.batch_size}: a step whose "
+                "branches score the same teaches nothing; larger --batch-size and --eps, or --mix below 1, help"
+            )
+        return said
+
+    def _objective(self) -> Any:
+        settings = self.settings
+        if settings.objective == objectives.LOSS:
+            return self.scorer.losses
+        metric = metrics.metric(settings.objective)
+        if metric.by_row is None and settings.method == "per-example":
+            say = f"objective {metric.name} is of the rows of a batch together, and method per-example scores them apart"
+            raise ValueError(f"{say}; use method mezo")
+        return objectives.MetricObjective(self.scorer, metric, settings.mix)
+
+    def _optimizer(self) -> ZerothOrder:
+        settings = self.settings
+        own = ("directions", "sides", "rank") if settings.method == "per-example" else ()
+        options: dict[str, Any] = {name: getattr(settings, name) for name in own}
+        method: Callable[..., ZerothOrder] = METHODS[settings.method]
+        return method(
+            self.model,
+            lr=settings.lr,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            distribution=settings.distribution,
+            storage=None if settings.storage == "auto" or settings.scheme in schemes.ADAPTERS else settings.storage,
+            seed=settings.seed,
+            **options,
+        )
 
     def _done(self, elapsed: float) -> float:
         """The share of the run that is done: the larger of its share of minutes and of steps."""
@@ -176,8 +345,14 @@ class Tuning:
             shares.append(self.optimizer.steps / self.settings.steps)
         return max(shares)
 
-    def _lengths(self) -> list[int]:
-        return [len(self.scorer.prompt_ids(example.text)) for example in self.task.train]
+    def _left(self, elapsed: float) -> float:
+        """The share of the run that is left, to the bit as transformers' schedules have it when steps are the limit."""
+        shares = [1.0]
+        if self.settings.minutes:
+            shares.append(max(0.0, 1 - elapsed / (60 * self.settings.minutes)))
+        if self.settings.steps:
+            shares.append((self.settings.steps - self.optimizer.steps) / self.settings.steps)
+        return min(shares)
 
     def _micro_batch(self, batch: Batch) -> int:
         return self.scorer.at_a_time(batch.ids.shape[1], self.copies)
@@ -187,56 +362,40 @@ class Tuning:
         if self.scorer.prefix is None:
             return None
         sample = self.scorer.prefix.below(few.ids)
-        needed = sum(self._lengths()) * len(few.ids) // len(few.labels) * sample.shape[-1] * sample.itemsize
+        tokens = sum(self.scorer.length(example) for example in self.task.train)
+        needed = tokens * len(few.ids) // len(few.labels) * sample.shape[-1] * sample.itemsize
         if needed > shutil.disk_usage(self.parent).free // 4:
             return None
         return HiddenCache(self.parent, sample.shape[-1], sample.dtype)
 
-    def _result(self, before: Scores, fit: Scores, after: Scores) -> dict[str, Any]:
-        test, train = self.task.test, self.task.train
-        labels = [e.label for e in test]
-        right_before, right_after = evaluation.right(before, test), evaluation.right(after, test)
-        threshold = statistics.best_threshold([s[1] - s[0] for s in fit], [e.label for e in train])
-        calibrated = [(s[1] - s[0] > threshold) == bool(label) for s, label in zip(before, labels, strict=True)]
-        common = max(range(len(self.task.options)), key=[e.label for e in train].count)
-        rows = len(test)
+    def _result(self) -> dict[str, Any]:
         return {
             "model": self.settings.model,
-            "task": self.settings.task,
+            "task": self.task.name,
             "method": self.settings.method,
             "scheme": self.settings.scheme,
+            "objective": self.settings.objective,
             "seed": self.settings.seed,
-            "accuracy_majority": labels.count(common) / rows,
-            "accuracy_before": sum(right_before) / rows,
-            "accuracy_calibrated": sum(calibrated) / rows,
-            "accuracy_after": sum(right_after) / rows,
-            "ci_before": statistics.wilson(sum(right_before), rows),
-            "ci_calibrated": statistics.wilson(sum(calibrated), rows),
-            "ci_after": statistics.wilson(sum(right_after), rows),
-            "ci_gain": statistics.paired(right_before, right_after),
-            "ci_gain_calibrated": statistics.paired(calibrated, right_after),
-            "threshold": threshold,
-            "test_rows": rows,
             "steps": self.optimizer.steps,
             "skipped_steps": self.optimizer.skipped,
             "forwards": self.optimizer.forwards,
             "weight_bytes": self.weight_bytes,
             "cache_bytes": 0 if self.scorer.cache is None else self.scorer.cache.bytes,
-            "trained_parameters": sum(slot.parameter.numel() for slot in self.optimizer.slots),
+            "trained_parameters": self._trained,
+            "flat_steps": self.flat_steps,
             "stopped": self.stopped,
             "run": str(self.folder),
         }
 
-    def _write(self, result: dict[str, Any], before: Scores, after: Scores) -> None:
+    def _write(self, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         settings = dataclasses.asdict(self.settings)
         versions = {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()}
-        predictions = list(self._predictions(before, after))
         write_text(self.folder / "settings.json", json.dumps(settings, indent=1))
+        write_text(self.folder / "task.yaml", self.task.spec.to_yaml())
         finite = [{k: v for k, v in row.items() if math.isfinite(v)} for row in self.history]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in finite))
-        write_text(self.folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions))
-        shown = result | {"settings": settings, "versions": versions}
-        report.write(self.folder / "report.html", shown, self.history, predictions)
+        write_text(self.folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        report.write(self.folder / "report.html", result | {"settings": settings, "versions": versions}, self.history, rows)
         write_text(self.folder / "result.json", json.dumps(result, indent=1))
 
     def _save_model(self) -> None:
@@ -249,27 +408,30 @@ class Tuning:
         shutil.rmtree(model, ignore_errors=True)
         partial.rename(model)
 
-    def _predictions(self, before: Scores, after: Scores) -> Iterator[dict[str, Any]]:
-        best, margin = evaluation.best, evaluation.margin
-        options = [option.strip() for option in self.task.options]
-        for example, old, new in zip(self.task.test, before, after, strict=True):
-            yield {
-                "id": example.id,
-                "text": example.text,
-                "label": example.label,
-                "option_before": options[best(old)],
-                "option_after": options[best(new)],
-                "right_before": best(old) == example.label,
-                "right_after": best(new) == example.label,
-                "margin_before": margin(old, example.label),
-                "margin_after": margin(new, example.label),
-            }
+
+def task_of(settings: TaskSettings) -> Task:
+    """The task that settings describe, with its rows. Raises ValueError or FileNotFoundError with the mend."""
+    sources = [Source.parse(given) for given in settings.data]
+    if settings.task:
+        spec = tasks.spec(settings.task)
+    else:
+        rows = data.read(sources[0].name)["train"]
+        name = Path(sources[0].name).stem
+        spec = columns.from_rows(name, rows, settings.text, settings.label, settings.template, settings.options)
+    if settings.chat:
+        spec = dataclasses.replace(spec, chat=True)
+    return splits.with_rows(spec, sources, settings.dev, settings.test)
 
 
-def schedule(name: str, done: float) -> float:
-    """What the learning rate is multiplied by when a share `done` of the run is done."""
+def demonstrations(task: Task, count: int, seed: int) -> list[Example]:
+    """Training rows for in-context learning, a function of the seed."""
+    return [task.train[i] for i in order.shuffled(len(task.train), seed, DEMONSTRATIONS)[:count]]
+
+
+def schedule(name: str, done: float, left: float) -> float:
+    """What the learning rate is multiplied by when a share `done` of the run is done and a share `left` is not."""
     if name == "linear":
-        return 1 - done
+        return left
     return 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else 1.0
 
 

@@ -1,0 +1,48 @@
+"""zerograd eval: what a model, or a run's tuned model, is worth on a task."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from zerograd.cli import flags, shown
+from zerograd.cli.bar import Bar
+from zerograd.train.settings import TaskSettings
+
+
+def add(verbs: Any) -> None:
+    parser = verbs.add_parser("eval", help="evaluate a model, or a finished run", description=__doc__)
+    parser.add_argument(
+        "run_folder", metavar="RUN", nargs="?", default="", help="a finished run's folder; --model when there is none"
+    )
+    flags.add(parser, TaskSettings)
+    parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="which rows (default: test)")
+    parser.add_argument("--json", action="store_true", help="make the last line of standard output one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    settings = flags.read(TaskSettings, parsed)
+    if parsed.show_config:
+        print(flags.shown(settings))
+        return 0
+    if parsed.run_folder:
+        fixed = [name for name in ("model", "head", "task", "text", "label", "template", "options", "chat") if name in vars(parsed)]
+        if fixed:
+            raise ValueError(f"{fixed[0]} is the run's own; leave it out, or leave RUN out")
+    from rich.console import Console
+
+    from zerograd.train.evaluate import evaluate
+    from zerograd.train.runs import open_run
+
+    shown.quiet()
+    console = Console(stderr=parsed.json)
+    with Bar(console) as bar:
+        result = evaluate(settings, open_run(parsed.run_folder) if parsed.run_folder else None, parsed.split, bar.show)
+    metric = result["metric"]
+    value = f"{shown.title(metric)} {shown.value(metric, result['value'], result['ci'])}, loss {result['loss']:.3f}"
+    console.print(f"{result['model']} on {result['rows']:,} {result['split']} rows of {result['task']}: {value}", highlight=False)
+    if parsed.json:
+        print(json.dumps(result))
+    return 0

@@ -1,0 +1,56 @@
+"""zerograd predict: what a run's tuned model answers to new rows."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from zerograd.cli import shown
+from zerograd.cli.bar import Bar
+from zerograd.train.settings import TaskSettings
+
+ENDINGS = (".csv", ".tsv", ".jsonl")
+
+
+def add(verbs: Any) -> None:
+    parser = verbs.add_parser("predict", help="answer new rows with a finished run's model", description=__doc__)
+    parser.add_argument("run_folder", metavar="RUN", help="a finished run's folder")
+    parser.add_argument("--data", metavar="FILE", required=True, help="rows with the columns that the run's prompt reads")
+    parser.add_argument("--out", metavar="FILE", required=True, help=f"where the answers go; one of {', '.join(ENDINGS)}")
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--threads", metavar="INT", type=int, default=0, help="CPU threads; 0 for all cores (default: 0)")
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    out = Path(parsed.out)
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"out is {parsed.out}; it must end in one of {', '.join(ENDINGS)}")
+    settings = TaskSettings(device=parsed.device, threads=parsed.threads)
+    from rich.console import Console
+
+    from zerograd.train.evaluate import predict
+    from zerograd.train.files import write_text
+    from zerograd.train.runs import open_run
+
+    shown.quiet()
+    console = Console()
+    with Bar(console) as bar:
+        rows = predict(open_run(parsed.run_folder), parsed.data, settings, bar.show)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, "".join(json.dumps(row) + "\n" for row in rows) if out.suffix == ".jsonl" else _table(rows, out.suffix))
+    console.print(f"{len(rows):,} predictions in {out}", highlight=False)
+    return 0
+
+
+def _table(rows: list[dict[str, Any]], ending: str) -> str:
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, delimiter="\t" if ending == ".tsv" else ",", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,30 @@
+"""What there is to know of a task's rows before anything is trained on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from zerograd.text.scoring import Scorer
+
+
+def findings(scorer: Scorer) -> list[str]:
+    """Lines on a task: how many rows, how its labels are spread, how long its rows are, and what was found wrong in them."""
+    task, encoder = scorer.task, scorer.encoder
+    said = [f"{task.name}: {len(task.train):,} rows to train on, {len(task.dev):,} to choose on, {len(task.test):,} to report on"]
+    said += task.notes
+    if task.options:
+        counts = Counter(e.label for e in task.train)
+        shares = [f"{option.strip()} {counts[i]:,}" for i, option in enumerate(task.options)]
+        said.append(f"labels of the training rows: {', '.join(shares)}")
+        absent = [option.strip() for i, option in enumerate(task.options) if not counts[i]]
+        if absent:
+            said.append(f"no training row is {absent[0]}, so that it cannot be learnt")
+        (common, count), *_ = Counter(e.label for e in task.test).most_common(1)
+        share = 100 * count / len(task.test)
+        said.append(f"always answering {task.options[common].strip()} is right on {share:.1f} % of the test rows")
+    lengths = sorted(scorer.length(example) for example in task.train)
+    said.append(f"rows have {lengths[len(lengths) // 2]:,} tokens in the middle, {lengths[-1]:,} at most")
+    cut = sum(length >= encoder.room for length in lengths)
+    if cut:
+        said.append(f"{cut:,} training rows reach {encoder.room} tokens and lose an end; --max-tokens sets the limit")
+    return said

@@ -1,0 +1,76 @@
+"""Templates and expressions over the columns of a row: Jinja in its sandbox, where an unknown column is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+ROW = "row"
+"""The whole row, for columns whose names are no identifiers: `{{ row['review text'] }}`."""
+
+
+class Template:
+    """A text with placeholders: `{{ column }}`.
+
+    field: what a message calls it. Raises ValueError for what is not a template.
+    """
+
+    def __init__(self, source: str, field: str = "template") -> None:
+        self.source = source
+        self.field = field
+        try:
+            self.names = frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(source)))
+            self._template = _ENVIRONMENT.from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"{field} {source!r} is no template: {error}; a placeholder is written {{{{ column }}}}") from None
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The text for a row. Raises ValueError naming a column that the row lacks."""
+        try:
+            return self._template.render({**row, ROW: row})
+        except UndefinedError as error:
+            raise ValueError(f"{self.field} {self.source!r}: {_lacking(error, row)}") from None
+        except Exception as error:  # of whatever the template calls
+            raise ValueError(f"{self.field} {self.source!r} fails: {error}") from None
+
+
+class Expression:
+    """A value computed from the columns of a row: a column's name, or any Jinja expression, `score > 0`.
+
+    field: what a message calls it. Raises ValueError for what is not an expression.
+    """
+
+    def __init__(self, source: str, field: str) -> None:
+        self.source = source
+        self.field = field
+        self._value: Any = None
+        try:
+            self._value = _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
+        except TemplateError as error:
+            if not source.replace(" ", "").replace("-", "").isidentifier():  # such may still be a column's name
+                raise ValueError(f"{field} {source!r} is neither a column nor an expression: {error}") from None
+
+    def value(self, row: Mapping[str, Any]) -> Any:
+        """Its value for a row. Raises ValueError naming a column that the row lacks."""
+        if self.source in row:
+            return row[self.source]
+        try:
+            if self._value is None:
+                raise UndefinedError(f"{self.source!r} is undefined")
+            found = self._value({**row, ROW: row})
+            if isinstance(found, StrictUndefined):
+                str(found)  # raises
+        except UndefinedError as error:
+            raise ValueError(f"{self.field} {self.source!r}: {_lacking(error, row)}") from None
+        except Exception as error:  # of whatever the expression calls
+            raise ValueError(f"{self.field} {self.source!r} fails: {error}") from None
+        return found
+
+
+def _lacking(error: Exception, row: Mapping[str, Any]) -> str:
+    return f"{error}; the columns are {', '.join(map(str, row)) or 'none'}"

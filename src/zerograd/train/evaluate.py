@@ -1,0 +1,102 @@
+"""Evaluation and prediction with a model as it is: a finished run's, or any."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from zerograd.text import data, evaluation, metrics, splits
+from zerograd.text.scoring import Scorer
+from zerograd.text.tasks import Example, Task, TaskSpec
+from zerograd.train import runs
+from zerograd.train.result import Judge
+from zerograd.train.runs import Run
+from zerograd.train.settings import TaskSettings
+from zerograd.train.tune import Progress, demonstrations, task_of
+
+ROWS = 64
+"""Examples of a forward pass, or as many as it takes."""
+
+Listener = Callable[[Progress], None]
+
+
+def evaluate(
+    settings: TaskSettings, run: Run | None = None, split: str = "test", listen: Listener = lambda p: None
+) -> dict[str, Any]:
+    """The metric of a model on rows with labels: those of a split of its task, or all of `settings.test`.
+
+    run: a finished one, whose model, task and data stand in for those of the settings. Raises ValueError or FileNotFoundError.
+    """
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    listen(Progress("reading the data", 0.0))
+    if run is None:
+        task = task_of(settings)
+    elif settings.data:
+        task = splits.with_rows(run.spec, [data.Source.parse(name) for name in settings.data], settings.dev, settings.test)
+    else:
+        task = task_of(run.settings)
+    if settings.test and run is not None and not settings.data:
+        rows = data.read(settings.test)["train"]
+        task = Task(run.spec, task.train, task.dev, task.read(rows, f"test {settings.test}"))
+    examples: Sequence[Example] = getattr(task, split)
+    listen(Progress("loading the model", 0.0))
+    scorer = run.scorer(settings.device, task) if run else runs.scorer(settings.model, settings, task, settings.device)
+    scorer.settle(examples[:2])
+    named = settings.metric or (run.result["metric"] if run else "") or task.spec.metric
+    metric = None
+    if task.spec.kind != "answer" or (named and named != "log-likelihood"):
+        metric = metrics.metric(named or "accuracy")
+    judge = Judge(scorer, examples, metric)
+    shown = demonstrations(task, settings.shots, settings.seed)
+    with scorer.encoder.demonstrating(shown) if shown else nullcontext():
+        new_tokens = settings.new_tokens if metric is not None else 0
+        said = evaluation.answers(scorer, examples, ROWS, new_tokens, lambda done: listen(Progress("evaluating", done)))
+    value, interval = judge.value(said)
+    return {
+        "model": str(run.folder) if run else settings.model,
+        "task": task.name,
+        "split": split,
+        "metric": judge.name,
+        "value": value,
+        "ci": interval,
+        "loss": said.loss,
+        "rows": len(examples),
+    }
+
+
+def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = lambda p: None) -> list[dict[str, Any]]:
+    """The rows of a file with what a run's tuned model answers to each: its own columns, "prediction", and for options
+    "probability", of the prediction among the options. Raises ValueError or FileNotFoundError.
+    """
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    listen(Progress("reading the data", 0.0))
+    task = Task(_unfiltered(run.spec))
+    rows = data.read(source)["train"]
+    examples = task.read(rows, f"data {source}", labelled=False)
+    listen(Progress("loading the model", 0.0))
+    scorer: Scorer = run.scorer(settings.device, task)
+    scorer.settle(examples[:2])
+    said = evaluation.answers(scorer, examples, ROWS, run.settings.new_tokens, lambda done: listen(Progress("predicting", done)))
+    found = []
+    for i, (row, text) in enumerate(zip(rows, said.texts, strict=True)):
+        more: dict[str, Any] = {"prediction": _label(task, text)}
+        if said.scores:
+            more["probability"] = float(torch.tensor(said.scores[i]).softmax(0).max())
+        found.append({**row, **more})
+    return found
+
+
+def _unfiltered(spec: TaskSpec) -> TaskSpec:
+    """A task that takes every row: what is asked to be predicted is not left out."""
+    return dataclasses.replace(spec, where="")
+
+
+def _label(task: Task, text: str) -> Any:
+    """The label of an option, as the data writes it; any other answer as it is."""
+    options = [option.strip() for option in task.options]
+    return task.spec.labels[options.index(text)] if task.spec.labels and text in options else text

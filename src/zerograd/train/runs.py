@@ -1,0 +1,61 @@
+"""Finished runs: their models, tasks and settings, to be evaluated, asked and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zerograd.text import models, tasks
+from zerograd.text.scoring import Scorer
+from zerograd.text.tasks import Task, TaskSpec
+from zerograd.train.settings import TuneSettings, from_mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run's folder."""
+
+    folder: Path
+    settings: TuneSettings
+    spec: TaskSpec
+    result: dict[str, Any]
+
+    def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
+        """The tuned model, asked as it was in training."""
+        return scorer(str(self.folder / "model"), self.settings, task or Task(self.spec), device, self.settings.model)
+
+
+def open_run(folder: str) -> Run:
+    """A run by its folder. Raises FileNotFoundError or ValueError when it is none, or not finished."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"run {folder!r} is not there; give the folder that zerograd tune wrote")
+    for name in ("settings.json", "task.yaml", "result.json"):
+        if not (path / name).exists():
+            raise FileNotFoundError(f"run {folder!r} has no {name}; give the folder of a finished run")
+    try:
+        fields = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"run {folder!r}: a file of it is not JSON ({error})") from None
+    settings = from_mapping(TuneSettings, fields, f"run {folder}")
+    spec = tasks.parse((path / "task.yaml").read_text(encoding="utf-8"), path.name)
+    return Run(path, settings, spec, result)
+
+
+def scorer(model: str, settings: Any, task: Task, device: str = "auto", base: str = "") -> Scorer:
+    """A model asked a task. base: the model that an adapter belongs to, where `model` is one."""
+    place = models.device_of(device)
+    dtype = torch.float32 if getattr(settings, "storage", "") == "float32" else torch.bfloat16
+    adapter = (Path(model) / "adapter_config.json").exists()
+    loaded = models.load(base if adapter else model, dtype, settings.head, place)
+    found = loaded.model
+    if adapter:
+        import peft
+
+        found = peft.PeftModel.from_pretrained(found, model).eval().to(place)
+    return Scorer(found, loaded.tokenizer, task, loaded.head, settings.max_tokens)
