@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from typing import Any
@@ -110,7 +111,7 @@ def test_prompts_with_completions_and_conversations_are_taught_and_answered(fold
         (talks, [], "log-likelihood"),
     ):
         out = tmp_path / f"run-{source.stem}-{metric}"
-        result = tuned(folder, source, out, *more, "--new-tokens", "4")
+        result = tuned(folder, source, out, *more, "--new-tokens", "4", "--keep", "last")
         assert result["metric"] == metric
         assert result["loss_before"] != result["loss_after"]
         answers = tmp_path / "answers.jsonl"
@@ -132,7 +133,7 @@ def test_models_with_other_heads_are_tuned(build, more, data, tmp_path):
     path = tmp_path / "model"
     build().save_pretrained(path)
     tokenizer(mask=True).save_pretrained(path)
-    result = tuned(path, data, tmp_path / "run", *COLUMNS, *more)
+    result = tuned(path, data, tmp_path / "run", *COLUMNS, *more, "--keep", "last")
     assert result["value_after"] >= 0
     assert result["loss_before"] != result["loss_after"]
 
@@ -310,16 +311,23 @@ def test_rows_that_lack_the_prompts_column_are_not_predicted(folder, data, tmp_p
 
 
 def test_the_best_weights_on_dev_are_kept_and_patience_ends_a_run(folder, data, tmp_path, monkeypatch):
-    """With a learning rate that only harms, the first evaluation is the best; the run ends after two that are worse."""
-    from zerograd.train.tune import Tuning
+    """The second evaluation is the best, after two steps; the run ends after two that are worse, with the weights of then."""
+    losses = iter([1.0, 0.9, 1.0, 1.1])
+    answers = evaluation.answers
 
-    worse = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    monkeypatch.setattr(Tuning, "_develop", lambda tuning: ({"dev_loss": 1.0}, next(worse)))
-    steps = ["--steps", "12", "--evals", "6", "--lr", "1", "--schedule", "constant"]
+    def said(scorer, examples, *more):
+        return (
+            dataclasses.replace(answers(scorer, examples, *more), losses=[next(losses)])
+            if len(examples) == 6
+            else answers(scorer, examples, *more)
+        )
+
+    monkeypatch.setattr(evaluation, "answers", said)
+    steps = ["--steps", "12", "--evals", "6", "--lr", "0.5", "--schedule", "constant"]
     kept = tuned(folder, data, tmp_path / "a", *COLUMNS, *steps, "--patience", "2")
     assert kept["steps"] == 6
     assert "2 evaluations were no better than the best" in kept["stopped"]
-    worse = iter([1.0, 2.0])
+    losses = iter([1.0, 0.9])
     short = tuned(folder, data, tmp_path / "b", *COLUMNS, *steps, "--steps", "2", "--evals", "1", "--keep", "last")
     same = [
         torch.equal(a, b)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from matplotlib import style
 
+from zerograd.train import page as page_of
 from zerograd.train import report
 
 OPTIONS = (" negative", " positive")
@@ -145,7 +146,7 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert "http" not in source
     assert "@import" not in source
     assert all(part.startswith("url(#") for part in source.split("url")[1:] for part in [f"url{part}"])
-    assert not any(colour in source for colour in report._COLOURS.values())  # none escaped the light and dark setting
+    assert not any(colour in source for colour in page_of.COLOURS.values())  # none escaped the light and dark setting
 
 
 def test_data_never_becomes_markup(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from zerograd.text import splits
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Task, TaskSpec
 from zerograd.train import environment, order, statistics, tune
+from zerograd.train.loop import schedule
 from zerograd.train.settings import TuneSettings
-from zerograd.train.tune import Tuning, schedule
+from zerograd.train.tune import Tuning
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def test_the_last_line_is_the_result_and_the_folder_is_complete(folder, tmp_path
     assert (result["steps"], result["test_rows"], result["run"]) == (4, 40, str(out))
     assert result["forwards"] >= 8
     history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in history] == [1, 2, 3, 4]
-    assert sum("dev_value" in row for row in history) == 2
+    assert [row["step"] for row in history] == [0, 1, 2, 3, 4]
+    assert sum("dev_value" in row for row in history) == 3
     assert json.loads((out / "result.json").read_text()) == result
     assert json.loads((out / "settings.json").read_text())["batch_size"] == 8
     assert "</html>" in (out / "report.html").read_text()
@@ -106,7 +107,9 @@ def _parameters(folder, dtype=torch.bfloat16):
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(folder, tmp_path):
     def trained(seed):
         tuning = Tuning(
-            TuneSettings(model=str(folder), out=str(tmp_path / "x"), minutes=0, steps=3, batch_size=8, seed=seed, threads=1)
+            TuneSettings(
+                model=str(folder), out=str(tmp_path / "x"), minutes=0, steps=3, batch_size=8, seed=seed, threads=1, keep="last"
+            )
         )
         tuning.train()
         return torch.cat([p.detach().flatten().float() for p in tuning.model.parameters()])
@@ -188,9 +191,9 @@ def test_ctrl_c_after_training_keeps_the_tuned_model(folder, tmp_path, capsys, m
         return answers(tuning, examples, phase)
 
     monkeypatch.setattr(Tuning, "answers", interrupted)
-    assert main(command(folder, out, "--steps", "2")) == 130
+    assert main(command(folder, out, "--steps", "2", "--keep", "last")) == 130
     assert f"the tuned model is {out}/model" in capsys.readouterr().err
-    assert [path.name for path in out.iterdir()] == ["model"]
+    assert {path.name for path in out.iterdir()} == {"model", "tensorboard"}
     before, after = _parameters(folder), _parameters(out / "model")
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 

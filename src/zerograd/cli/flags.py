@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from zerograd.train.settings import TaskSettings, from_mapping
+from zerograd.train.settings import AUTO, TaskSettings, from_mapping
 
 Settings = TypeVar("Settings", bound=TaskSettings)
 
@@ -27,7 +27,8 @@ def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
         elif kind is tuple:
             parser.add_argument(flag, nargs="+", metavar="NAME", **common)
         else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper().replace("STR", "NAME"), **common)
+            parse = kind if field.default is not None else lambda text, kind=kind: text if text == AUTO else kind(text)
+            parser.add_argument(flag, type=parse, metavar=kind.__name__.upper().replace("STR", "NAME"), **common)
 
 
 def read(kind: type[Settings], parsed: argparse.Namespace) -> Settings:

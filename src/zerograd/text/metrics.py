@@ -52,7 +52,7 @@ def metric(name: str) -> Metric:
         return Metric(name, macro_f1)
     if ":" not in name:
         raise ValueError(f"metric {name!r} is not one of {', '.join(METRICS)}, nor module:function")
-    return Metric(name, _own(name))
+    return Metric(name, own(name, "metric"))
 
 
 def normalised(text: str) -> str:
@@ -96,8 +96,11 @@ def _several(reference: Reference) -> Sequence[str]:
     return [reference] if isinstance(reference, str) else reference
 
 
-def _own(name: str) -> Any:
-    """The function that `module:function` or `file.py:function` names."""
+def own(name: str, what: str) -> Any:
+    """What `module:name` or `file.py:name` names, a function or class of a user's. what: it is called in a message.
+
+    Raises ValueError when it is not there, or its module fails.
+    """
     where, _, function = name.rpartition(":")
     try:
         if where.endswith(".py"):
@@ -109,12 +112,12 @@ def _own(name: str) -> Any:
             finally:
                 sys.path.pop(0)
     except ImportError as error:
-        raise ValueError(f"metric {name!r}: {error}; give module:function, or file.py:function") from None
+        raise ValueError(f"{what} {name!r}: {error}; give module:function, or file.py:function") from None
     except Exception as error:  # of whatever the file runs
-        raise ValueError(f"metric {name!r}: {where} fails: {type(error).__name__}: {error}") from None
+        raise ValueError(f"{what} {name!r}: {where} fails: {type(error).__name__}: {error}") from None
     found = getattr(module, function, None)
     if not callable(found):
-        raise ValueError(f"metric {name!r}: {where} has no function {function}")
+        raise ValueError(f"{what} {name!r}: {where} has no function {function}")
     return found
 
 

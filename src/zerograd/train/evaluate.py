@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,15 +14,14 @@ from zerograd.text import data, evaluation, metrics, splits
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Example, Task, TaskSpec
 from zerograd.train import runs
+from zerograd.train.progress import Listener, Progress
 from zerograd.train.result import Judge
 from zerograd.train.runs import Run
 from zerograd.train.settings import TaskSettings
-from zerograd.train.tune import Progress, demonstrations, task_of
+from zerograd.train.tune import demonstrations, task_of
 
 ROWS = 64
 """Examples of a forward pass, or as many as it takes."""
-
-Listener = Callable[[Progress], None]
 
 
 def evaluate(

@@ -25,6 +25,11 @@ class Judge:
         self.name = metric.name if metric else LIKELIHOOD
         self.references: list[Reference] = evaluation.references(scorer, examples)
 
+    def require(self, said: Answers) -> None:
+        """Raises ValueError when the metric is none of such answers: better before training than after."""
+        if self.metric is not None:
+            self._of(said.texts, range(len(self.examples)))
+
     def rows(self, said: Answers) -> list[float] | None:
         """The value of each row, where the metric has one."""
         if self.metric is None:

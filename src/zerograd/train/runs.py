@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,21 @@ class Run:
     settings: TuneSettings
     spec: TaskSpec
     result: dict[str, Any]
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The logged steps."""
+        return _lines(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def predictions(self) -> list[dict[str, Any]]:
+        """The test rows with what was said of them before and after."""
+        return _lines(self.folder / "predictions.jsonl")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Settings and versions, as the report shows them."""
+        return {"settings": dataclasses.asdict(self.settings), "versions": self.result.get("versions", {})}
 
     def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
         """The tuned model, asked as it was in training."""
@@ -45,6 +61,10 @@ def open_run(folder: str) -> Run:
     settings = from_mapping(TuneSettings, fields, f"run {folder}")
     spec = tasks.parse((path / "task.yaml").read_text(encoding="utf-8"), path.name)
     return Run(path, settings, spec, result)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def scorer(model: str, settings: Any, task: Task, device: str = "auto", base: str = "") -> Scorer:

@@ -20,6 +20,9 @@ SCHEDULES = ("constant", "linear", "cosine")
 RATES = {"mezo": 0.005, "per-example": 0.04}
 """The learning rates that suit each method, in its own units."""
 
+AUTO = "auto"
+"""In place of a learning rate: find one."""
+
 DEFAULT_TASK = "sentiment-movies"
 
 
@@ -88,7 +91,11 @@ class TuneSettings(TaskSettings):
     minutes: float = _setting(5.0, "stop after this much training time; 0 for no limit")
     steps: int = _setting(0, "stop after this many steps; 0 for no limit")
     batch_size: int = _setting(32, "examples a step")
-    lr: float = _setting(None, "learning rate; by default " + ", ".join(f"{v} for {k}" for k, v in RATES.items()), kind=float)
+    lr: float | str = _setting(
+        None,
+        "learning rate, or auto, by a range test; by default " + ", ".join(f"{v} for {k}" for k, v in RATES.items()),
+        kind=float,
+    )
     eps: float = _setting(2e-2, "smoothing radius, relative to each tensor's rms")
     schedule: str = _setting("linear", "how the learning rate falls over the run", SCHEDULES)
     weight_decay: float = _setting(0.0, "decoupled weight decay")
@@ -100,6 +107,7 @@ class TuneSettings(TaskSettings):
     evals: int = _setting(10, "evaluations on the dev split during training; they do not count as training time")
     keep: str = _setting("best", "which weights the run ends with: those of the lowest dev loss, or the last", ("best", "last"))
     patience: int = _setting(0, "stop after so many evaluations without a better one; 0 for never")
+    trackers: tuple[str, ...] = _setting((), "module:name or file.py:name of trackers to tell, beside TensorBoard")
     out: str = _setting("", "the run's folder; runs/TASK-METHOD-SEED when empty")
 
     def __post_init__(self) -> None:
@@ -109,7 +117,8 @@ class TuneSettings(TaskSettings):
         for name in ("batch_size", "directions", "sides", "rank", "lora_rank", "virtual_tokens"):
             _at_least(name, getattr(self, name), 1)
         for name in ("layers", "minutes", "steps", "lr", "weight_decay", "evals", "patience"):
-            _at_least(name, getattr(self, name), 0)
+            if getattr(self, name) != AUTO:
+                _at_least(name, getattr(self, name), 0)
         for name in ("eps", "mix"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -159,7 +168,7 @@ def _require_kind(spec: dataclasses.Field[Any], value: Any) -> None:
     if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return
     accepted = (int, float) if kind is float else kind
-    if value is None and spec.default is None:
+    if spec.default is None and value in (None, AUTO):
         return
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         words = {tuple: "a list of texts", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -10,7 +10,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 
 import zerograd
 from zerograd.optim import METHODS
-from zerograd.optim.base import NotFinite, ZerothOrder
+from zerograd.optim.base import ZerothOrder
 from zerograd.text import columns, data, evaluation, findings, metrics, models, objectives, schemes, splits, tasks
 from zerograd.text.cache import HiddenCache
 from zerograd.text.data import Source
@@ -26,39 +25,24 @@ from zerograd.text.evaluation import Answers
 from zerograd.text.prefix import prefix_of
 from zerograd.text.scoring import Batch, Scorer
 from zerograd.text.tasks import Example, Task
-from zerograd.train import environment, memory, order, report
+from zerograd.train import environment, loop, memory, order, rates, report, trackers
 from zerograd.train.files import write_text
+from zerograd.train.loop import Loop
+from zerograd.train.progress import Listener, Progress
 from zerograd.train.result import Judge, judged, predictions
-from zerograd.train.settings import TaskSettings, TuneSettings
-from zerograd.train.snapshot import Snapshot
+from zerograd.train.settings import AUTO, RATES, TaskSettings, TuneSettings
+from zerograd.train.trackers import TensorBoard, Tracker
 
 FIT_ROWS = 10_000
 """Training rows, at most, that the untouched model scores to have its offsets fitted."""
 
-FILES = ("model/", "settings.json", "task.yaml", "metrics.jsonl", "predictions.jsonl", "result.json", "report.html")
+FILES = (
+    *("model/", "tensorboard/", "settings.json", "task.yaml", "metrics.jsonl", "predictions.jsonl", "result.json", "report.html"),
+)
 """What a run's folder holds."""
 
 DEMONSTRATIONS = 2**32 - 1
 """The epoch whose order chooses demonstrations; training does not come so far."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run tells while it goes on. phase: what it is doing. done: the share of it that is done, in [0, 1]. dev: the metric
-    on the dev split, or its loss where the metric would have to be generated."""
-
-    phase: str
-    done: float
-    step: int = 0
-    loss: float = math.nan
-    dev: float = math.nan
-    dev_name: str = ""
-    examples_per_second: float = math.nan
-    seconds_per_step: float = math.nan
-    seconds_left: float = math.nan
-
-
-Listener = Callable[[Progress], None]
 
 
 class Tuning:
@@ -106,14 +90,14 @@ class Tuning:
             self.scorer.prefix = prefix_of(self.model, few.ids)
         self.scorer.cache = self._cache(few)
         self.objective = self._objective()
+        self.lr = RATES[settings.method] if isinstance(settings.lr, str) else settings.lr
         self.optimizer = self._optimizer()
         self.copies = self.optimizer.plan(settings.batch_size).copies  # of the batch, in a step
         self.rows = self.copies * settings.batch_size  # of a step, and of an evaluation
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        self.best = Snapshot(self.folder / ".best", self.optimizer.slots)
-        self.history: list[dict[str, float]] = []
-        self.flat_steps = 0
-        self.stopped: str | None = None
+        self.trackers: list[Tracker] = []  # of a run that has begun
+        self._trackers = [TensorBoard(), *(trackers.tracker(name) for name in settings.trackers)]
+        self.loop = Loop(self)
         self._require_room()
         for line in findings.findings(self.scorer) + self._cautions():
             say(line)
@@ -124,6 +108,7 @@ class Tuning:
         judge = Judge(self.scorer, self.task.test, self.metric)
         memory.reset_peak()
         before = self.answers(self.task.test, "zero-shot, test")
+        judge.require(before)
         fit = self.answers(self.task.train[:FIT_ROWS], "zero-shot, train") if self.task.spec.kind == "options" else None
         shots = None
         if self.settings.shots:
@@ -131,12 +116,28 @@ class Tuning:
                 shots = self.answers(self.task.test, "in-context, test")
         inference_peak = memory.peak_bytes()
         memory.reset_peak()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.settings.lr == AUTO:
+            self.lr = rates.find(self)
+            self.say(f"the learning rate is {self.lr:.3g}, by a range test")
+        for tracker in self._trackers:
+            tracker.begin(self.folder, dataclasses.asdict(self.settings))
+            self.trackers.append(tracker)
+        result: dict[str, Any] = {}
         try:
-            seconds = self.train()
-            training_peak = memory.peak_bytes()
-            self._save_model()
+            result = self._trained_and_judged(judge, before, fit, shots, inference_peak)
         finally:
-            self.best.remove()
+            self.loop.close()
+            for tracker in self.trackers:
+                tracker.end(result)
+        return result
+
+    def _trained_and_judged(
+        self, judge: Judge, before: Answers, fit: Answers | None, shots: Answers | None, inference_peak: int
+    ) -> dict[str, Any]:
+        seconds = self.train()
+        training_peak = memory.peak_bytes()
+        self._save_model()
         try:
             after = self.answers(self.task.test, "tuned, test")
         except KeyboardInterrupt:
@@ -156,62 +157,16 @@ class Tuning:
         """The self-check, on the loss, and all that a first step would wait for."""
         self.listen(Progress("self-check", 0.0))
         first = self.scorer.batch(self.task.train[: self.settings.batch_size], taught=True)
-        self.optimizer.attach(self.scorer.losses, self.scorer.begin(first), micro_batch=self._micro_batch(first))
+        self.optimizer.attach(self.scorer.losses, self.scorer.begin(first), micro_batch=self.micro_batch(first))
 
     def train(self) -> float:
         """The training loop. Returns its seconds, without those of the evaluations on the dev split."""
-        settings = self.settings
-        examples = self.task.train
-        dataset = order.batches([self.scorer.length(e) for e in examples], settings.batch_size, settings.seed)
-        evaluations = iter([(i + 1) / settings.evals for i in range(settings.evals)])
-        next_evaluation = next(evaluations, math.inf)
-        elapsed, loss, dev = 0.0, math.nan, math.nan
-        lowest, waited = math.inf, 0
-        try:
-            while (done := self._done(elapsed)) < 1:
-                start = time.perf_counter()
-                for group in self.optimizer.param_groups:
-                    group["lr"] = settings.lr * schedule(settings.schedule, done, self._left(elapsed))
-                chosen = next(dataset)
-                value = self.step([examples[i] for i in chosen])
-                elapsed += time.perf_counter() - start
-                loss = value if math.isnan(loss) else 0.9 * loss + 0.1 * value
-                record = {"step": self.optimizer.steps, "seconds": elapsed, "loss": value, "lr": group["lr"]}
-                if self.optimizer.info is not None:
-                    record["spread"] = self.optimizer.info.spread
-                    self.flat_steps += self.optimizer.info.difference == 0 and not self.optimizer.info.spread > 0
-                self.history.append(record)
-                done = self._done(elapsed)
-                if done >= next_evaluation - 1e-9:
-                    found, worse = self._develop()
-                    record |= found
-                    dev = found.get("dev_value", found["dev_loss"])
-                    while next_evaluation <= done + 1e-9:
-                        next_evaluation = next(evaluations, math.inf)
-                    waited += 1
-                    if worse < lowest:
-                        lowest, waited = worse, 0
-                        self._keep()
-                pace = elapsed / self.optimizer.steps
-                left = max(0.0, elapsed / done - elapsed) if done > 0 else math.nan
-                speed = self.optimizer.steps * len(chosen) / elapsed
-                name = "dev " + (self.metric.name if self.metric and self._quick else "loss")
-                self.listen(Progress("training", min(done, 1.0), self.optimizer.steps, loss, dev, name, speed, pace, left))
-                if settings.patience and waited >= settings.patience:
-                    self.stopped = f"ended at step {self.optimizer.steps}: {waited} evaluations were no better than the best"
-                    break
-        except KeyboardInterrupt:
-            self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of the best weights until then"
-        except NotFinite as error:
-            self.stopped = f"ended at step {self.optimizer.steps}: {error}"
-        if settings.keep == "best" and lowest < math.inf and self.best.path.exists():
-            self.best.restore()
-        return elapsed
+        return self.loop.run()
 
     def step(self, examples: Sequence[Example]) -> float:
         """One step on some examples, the layers that training leaves alone included. Returns its mean loss."""
         batch = self.scorer.begin(self.scorer.batch(examples, taught=True))
-        return float(self.optimizer.step(self.objective, batch, micro_batch=self._micro_batch(batch)))
+        return float(self.optimizer.step(self.objective, batch, micro_batch=self.micro_batch(batch)))
 
     def answers(self, examples: Sequence[Example], phase: str) -> Answers:
         """What the model as it is now says of some examples, with progress under the name of the phase."""
@@ -273,25 +228,9 @@ class Tuning:
         return sum(slot.parameter.numel() for slot in self.optimizer.slots)
 
     @property
-    def _quick(self) -> bool:
+    def is_quick(self) -> bool:
         """Whether the metric needs no generated answers, so that it can be looked at while training goes on."""
         return self.task.spec.kind != "answer"
-
-    def _develop(self) -> tuple[dict[str, float], float]:
-        """(the loss and the metric on the dev split, what the best weights have least of)."""
-        said = evaluation.answers(self.scorer, self.task.dev, self.rows)
-        found = {"dev_loss": said.loss}
-        if self.metric is not None and self._quick:
-            found["dev_value"] = evaluation.of(self.metric, self.scorer, self.task.dev, said)
-        return found, found["dev_loss"] if self.settings.objective == objectives.LOSS else -found["dev_value"]
-
-    def _keep(self) -> None:
-        if self.settings.keep == "best":
-            try:
-                self.best.take()
-            except OSError as error:  # training goes on: what it has learnt is worth more
-                self.say(f"the best weights cannot be kept ({error}); the run ends with the last ones")
-                self.best.remove()
 
     def _metric(self) -> metrics.Metric | None:
         settings = self.settings
@@ -327,7 +266,7 @@ class Tuning:
         method: Callable[..., ZerothOrder] = METHODS[settings.method]
         return method(
             self.model,
-            lr=settings.lr,
+            lr=self.lr,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             distribution=settings.distribution,
@@ -336,25 +275,8 @@ class Tuning:
             **options,
         )
 
-    def _done(self, elapsed: float) -> float:
-        """The share of the run that is done: the larger of its share of minutes and of steps."""
-        shares = [0.0]
-        if self.settings.minutes:
-            shares.append(elapsed / (60 * self.settings.minutes))
-        if self.settings.steps:
-            shares.append(self.optimizer.steps / self.settings.steps)
-        return max(shares)
-
-    def _left(self, elapsed: float) -> float:
-        """The share of the run that is left, to the bit as transformers' schedules have it when steps are the limit."""
-        shares = [1.0]
-        if self.settings.minutes:
-            shares.append(max(0.0, 1 - elapsed / (60 * self.settings.minutes)))
-        if self.settings.steps:
-            shares.append((self.settings.steps - self.optimizer.steps) / self.settings.steps)
-        return min(shares)
-
-    def _micro_batch(self, batch: Batch) -> int:
+    def micro_batch(self, batch: Batch) -> int:
+        """Examples of a batch that a pass takes."""
         return self.scorer.at_a_time(batch.ids.shape[1], self.copies)
 
     def _cache(self, few: Batch) -> HiddenCache | None:
@@ -376,31 +298,27 @@ class Tuning:
             "scheme": self.settings.scheme,
             "objective": self.settings.objective,
             "seed": self.settings.seed,
-            "steps": self.optimizer.steps,
-            "skipped_steps": self.optimizer.skipped,
-            "forwards": self.optimizer.forwards,
+            "lr": self.lr,
             "weight_bytes": self.weight_bytes,
             "cache_bytes": 0 if self.scorer.cache is None else self.scorer.cache.bytes,
             "trained_parameters": self._trained,
-            "flat_steps": self.flat_steps,
-            "stopped": self.stopped,
             "run": str(self.folder),
+            "versions": {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            **loop.found(self.loop),
         }
 
     def _write(self, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         settings = dataclasses.asdict(self.settings)
-        versions = {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()}
         write_text(self.folder / "settings.json", json.dumps(settings, indent=1))
         write_text(self.folder / "task.yaml", self.task.spec.to_yaml())
-        finite = [{k: v for k, v in row.items() if math.isfinite(v)} for row in self.history]
+        finite = [{k: v for k, v in row.items() if math.isfinite(v)} for row in self.loop.history]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in finite))
         write_text(self.folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        report.write(self.folder / "report.html", result | {"settings": settings, "versions": versions}, self.history, rows)
+        report.write(self.folder / "report.html", result | {"settings": settings}, self.loop.history, rows)
         write_text(self.folder / "result.json", json.dumps(result, indent=1))
 
     def _save_model(self) -> None:
         """Write the tuned model and its tokenizer where plain transformers loads them; an older one is there until then."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         model, partial = self.folder / "model", self.folder / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         self.model.save_pretrained(partial)
@@ -426,13 +344,6 @@ def task_of(settings: TaskSettings) -> Task:
 def demonstrations(task: Task, count: int, seed: int) -> list[Example]:
     """Training rows for in-context learning, a function of the seed."""
     return [task.train[i] for i in order.shuffled(len(task.train), seed, DEMONSTRATIONS)[:count]]
-
-
-def schedule(name: str, done: float, left: float) -> float:
-    """What the learning rate is multiplied by when a share `done` of the run is done and a share `left` is not."""
-    if name == "linear":
-        return left
-    return 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else 1.0
 
 
 def _writable(folder: Path) -> Path:

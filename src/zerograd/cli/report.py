@@ -1,0 +1,34 @@
+"""zerograd report: one finished run's report, written anew, or several runs beside each other."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(verbs: Any) -> None:
+    parser = verbs.add_parser("report", help="write the report of a run, or compare several", description=__doc__)
+    parser.add_argument("folders", metavar="RUN", nargs="+", help="folders of finished runs; several must be of one task")
+    parser.add_argument(
+        "--out", metavar="FILE", default="", help="where the page goes; RUN/report.html, or comparison.html, when empty"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from zerograd.train import compare, report
+    from zerograd.train.runs import open_run
+
+    runs = [open_run(folder) for folder in parsed.folders]
+    if len(runs) == 1:
+        (only,) = runs
+        out = Path(parsed.out or only.folder / "report.html")
+        report.write(out, only.result | only.record, only.history, only.predictions)
+    else:
+        out = Path(parsed.out or "comparison.html")
+        compare.write(out, runs)
+    Console().print(str(out), highlight=False)
+    return 0
