@@ -214,6 +214,8 @@ BAD = {
     "a config that is not there": (["--config", "no.yaml"], "config no.yaml is not there; --show-config writes one"),
     "chat without a template of it": (["--shots", "2", "--chat"], "leave --shots out"),
     "a dev file that is not there": (["--dev", "dev.csv"], "data 'dev.csv' is not there"),
+    "virtual tokens of no adapter": (["--virtual-tokens", "3"], "which only scheme prefix and prompt uses; this is scheme upper"),
+    "an adapter in 16 bits": (["--scheme", "lora", "--storage", "split"], "scheme lora keeps its adapter in float32"),
     "patience without evaluations": (["--patience", "2", "--evals", "0"], "there are no evals to wait for"),
 }  # fmt: skip
 

@@ -394,3 +394,17 @@ def test_rows_without_labels_are_answered_and_have_no_loss():
     said = evaluation.answers(scorer, [Example("new", {"text": "fresh"})])
     assert said.texts[0] in ("n", "p")
     assert math.isnan(said.losses[0])
+
+
+@pytest.mark.parametrize("task", [options_task(), choice_task()], ids=["common options", "own options"])
+def test_calibrated_answers_leave_out_what_options_score_without_content(task):
+    """By hand, one row at a time."""
+    scorer = Scorer(tiny_model(), tokenizer(), task)
+    said = evaluation.answers(scorer, task.train)
+    found = evaluation.calibrated(scorer, task.train, said)
+    for i, example in enumerate(task.train):
+        row = {**example.row, "text": "N/A"}
+        (prior,) = evaluation.option_scores(scorer, [Example("x", row, example.labels, example.options)])
+        expected = [s - p for s, p in zip(said.scores[i], prior, strict=True)]
+        assert found.scores[i] == pytest.approx(expected, abs=1e-4)
+        assert found.texts[i] == evaluation.words(scorer, example)[evaluation.best(expected)]

@@ -126,24 +126,27 @@ def test_the_noise_scale_is_that_of_gradients_which_are_known():
     rows = mean + noise - noise.mean(0)
     model = nn.Linear(width, 1, bias=False)
     optimizer = MeZO(model, relative=False, eps=1e-2)
-    signal = Signal(examples)
+    signal = Signal(32, examples)
     assert math.isnan(signal.noise_scale)
-    for _ in range(50):
+    for _ in range(100):
         signal.probe(optimizer, lambda given: model(given)[:, 0], rows, examples)
     known = float(rows.var(0).sum() / mean.square().sum())
     assert known == pytest.approx(9, rel=0.3)
     assert signal.noise_scale == pytest.approx(known, rel=0.25)
-    assert signal.to_noise == pytest.approx(examples / signal.noise_scale)
+    assert signal.to_noise == pytest.approx(32 / signal.noise_scale)
+    low, high = signal.interval
+    assert low < signal.noise_scale < high
+    assert low < known < high * 1.1
 
 
 def test_a_probe_changes_no_weight_and_no_step():
     net = Net()
     optimizer = MeZO(net, lr=0.1)
     before = [p.detach().clone() for p in net.parameters()]
-    signal = Signal(len(batch()))
+    signal = Signal(4, len(batch()))
     signal.probe(optimizer, net.losses, batch(), signal.examples)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    assert (optimizer.steps, optimizer.forwards, signal.directions) == (0, 0, 4)
+    assert (optimizer.steps, optimizer.forwards, len(signal.squares)) == (0, 0, 2)
 
 
 def test_runs_of_one_task_are_compared_on_a_page_and_others_are_refused(folder, data, tmp_path, monkeypatch, capsys):  # noqa: F811

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from test_heads import options_task
+from test_heads import answer_task, options_task
 from test_text import characters, tiny_model
 
 from zerograd.optim import MeZO
 from zerograd.text import metrics
-from zerograd.text.objectives import MetricObjective
+from zerograd.text.generation import generate
+from zerograd.text.objectives import GeneratedObjective, MetricObjective
 from zerograd.text.scoring import Scorer
 from zerograd.train import statistics
 
@@ -86,21 +89,38 @@ def test_an_objective_without_a_gradient_is_the_metric_of_each_branch(name, mix)
     chosen, losses = seen[-1]
     assert len(losses) == 8
     words = ["n", "p"]
-    for copy in (slice(0, 4), slice(4, 8)):
-        predictions = [words[i] for i in chosen[copy]]
+    for branch in (slice(0, 4), slice(4, 8)):
+        predictions = [words[i] for i in chosen[branch]]
         references = [words[i] for i in batch.labels]
         value = metrics.metric(name)(predictions, references)
         if mix == 1:
-            assert float(losses[copy].mean()) == pytest.approx(1 - value)
+            assert float(losses[branch].mean()) == pytest.approx(1 - value)
     assert torch.isfinite(losses).all()
 
 
-def test_an_objective_that_would_have_to_generate_is_refused():
-    from test_heads import answer_task
-
+def test_generated_answers_are_an_objective_of_each_branch():
+    """The scores of a step are those of a model whose weights were really perturbed, and generated with."""
     scorer = Scorer(tiny_model(), characters(), answer_task())
+    examples = scorer.task.train
+    objective = GeneratedObjective(scorer, metrics.Metric("length", lambda ps, rs: sum(map(len, ps)) / 100), new_tokens=6)
+    optimizer = MeZO(scorer.model, lr=0.0, eps=0.5, self_check=False)
+    values = []
+    closure = objective.closure(examples)
+    directions, _ = optimizer._directions()
+    optimizer.step(lambda: values.append(closure()) or values[-1])
+    expected = []
+    for sign in (1.0, -1.0):
+        perturbed = copy.deepcopy(scorer.model)
+        for slot, parameter in zip(optimizer.slots, perturbed.parameters(), strict=True):
+            parameter.data = slot.exact() + directions.z(slot, 0) * (sign * slot.eps * slot.scale)
+        other = Scorer(perturbed, characters(), answer_task())
+        expected.append(1 - sum(map(len, generate(other, examples, 6, len(examples)))) / 100)
+    assert [float(value) for value in values[-2:]] == pytest.approx(expected)
+
+
+def test_a_metric_of_options_is_refused_where_there_are_none():
     with pytest.raises(ValueError, match="is of options that are common to all rows"):
-        MetricObjective(scorer, metrics.metric("token-f1"))
+        MetricObjective(Scorer(tiny_model(), characters(), answer_task()), metrics.metric("token-f1"))
 
 
 def test_offsets_of_two_options_are_the_best_threshold_and_of_more_raise_the_accuracy():

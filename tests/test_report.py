@@ -182,6 +182,32 @@ def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     assert report.mcnemar(lost, gained) == report.mcnemar(gained, lost)
 
 
+def test_the_calibration_error_is_the_mean_gap_of_the_tenths():
+    rows = [{"probability_after": p, "right_after": r} for p, r in ((0.95, True), (0.91, False), (0.62, True), (0.68, True))]
+    assert report.calibration_error(rows, "after") == pytest.approx((2 * abs(0.5 - 0.93) + 2 * abs(1 - 0.65)) / 4)
+
+
+def test_calibration_is_drawn_where_probabilities_are_known(tmp_path: Path) -> None:
+    result, history, predictions = made_up_run(rows=200)
+    assert "Calibration" not in render(tmp_path, result, history, predictions).text
+    for row in predictions:
+        for when in ("before", "after"):
+            row[f"probability_{when}"] = 1 / (1 + math.exp(-abs(row[f"margin_{when}"])))
+    page = render(tmp_path, result, history, predictions)
+    assert "Expected calibration error" in page.text
+    assert sum(tag == "svg" for tag, _ in page.elements) == 4
+
+
+def test_signal_and_noise_are_explained_where_they_were_measured(tmp_path: Path) -> None:
+    result, history, predictions = made_up_run(rows=20)
+    assert "Signal and noise" not in render(tmp_path, result, history, predictions).text
+    history[-1]["noise_scale"] = 250.0
+    text = render(tmp_path, result | {"noise_scale": 250.0, "signal_to_noise": 0.128}, history, predictions).text
+    assert "Noise scale, examples 250 Signal to noise of a step's batch 0.13" in text
+    text = render(tmp_path, result | {"noise_scale": None, "signal_to_noise": None}, history, predictions).text
+    assert "No signal was seen above the noise" in text
+
+
 def test_a_run_without_steps_or_predictions_renders(tmp_path: Path) -> None:
     result, _, _ = made_up_run(rows=0, steps=0)
     text = render(tmp_path, result, [], []).text

@@ -9,9 +9,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from zerograd import __version__
 from zerograd.train import environment
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a flag."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from zerograd.perturb.check import SelfCheckFailed
     from zerograd.perturb.forward import UnresolvedOperation
 
-    parser = argparse.ArgumentParser(prog="zerograd", description="Zeroth-order optimisation with evaluations alone.")
+    parser = Parser(prog="zerograd", description="Zeroth-order optimisation with evaluations alone.")
     parser.add_argument("--version", action="version", version=f"zerograd {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in (tune, eval, predict, report):

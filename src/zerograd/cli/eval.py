@@ -18,6 +18,7 @@ def add(verbs: Any) -> None:
     )
     flags.add(parser, TaskSettings)
     parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="which rows (default: test)")
+    parser.add_argument("--calibrate", action="store_true", help="choose options by how much the row's content raises their scores")
     parser.add_argument("--json", action="store_true", help="make the last line of standard output one JSON object")
     parser.set_defaults(run=run)
 
@@ -39,7 +40,8 @@ def run(parsed: argparse.Namespace) -> int:
     shown.quiet()
     console = Console(stderr=parsed.json)
     with Bar(console) as bar:
-        result = evaluate(settings, open_run(parsed.run_folder) if parsed.run_folder else None, parsed.split, bar.show)
+        finished = open_run(parsed.run_folder) if parsed.run_folder else None
+        result = evaluate(settings, finished, parsed.split, parsed.calibrate, bar.show)
     metric = result["metric"]
     value = f"{shown.title(metric)} {shown.value(metric, result['value'], result['ci'])}, loss {result['loss']:.3f}"
     console.print(f"{result['model']} on {result['rows']:,} {result['split']} rows of {result['task']}: {value}", highlight=False)

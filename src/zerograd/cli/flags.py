@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
         elif kind is tuple:
             parser.add_argument(flag, nargs="+", metavar="NAME", **common)
         else:
-            parse = kind if field.default is not None else lambda text, kind=kind: text if text == AUTO else kind(text)
+            parse = _number_or_auto if kind is float and field.default is None else kind
             parser.add_argument(flag, type=parse, metavar=kind.__name__.upper().replace("STR", "NAME"), **common)
 
 
@@ -47,6 +47,13 @@ def shown(settings: Any) -> str:
         plain = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=10**6).strip()
         lines.append(f"{field.name}: {plain.removesuffix('...').strip()}  # {field.metadata['help']}")
     return "\n".join(lines)
+
+
+def _number_or_auto(text: str) -> float | str:
+    return text if text == AUTO else float(text)
+
+
+_number_or_auto.__name__ = "float"  # what a message calls it
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ class Source:
 
     name: str
     weight: float = 1.0
+    _read: dict[str, dict[str, list[Row]]] = field(default_factory=dict, compare=False, repr=False)
+
+    def read(self, splits: Mapping[str, str] | None = None) -> dict[str, list[Row]]:
+        """Its rows by split, read once; see `read`."""
+        key = repr(splits)
+        if key not in self._read:
+            self._read[key] = read(self.name, dict(splits or {}))
+        return self._read[key]
 
     @staticmethod
     def parse(given: str) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Example
 
 Scores = Sequence[Sequence[float]]
+
+NO_CONTENT = "N/A"
+"""A text that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,21 @@ def option_scores(
     return [[score for score in row if score > -math.inf] for row in found]
 
 
+def calibrated(scorer: Scorer, examples: Sequence[Example], said: Answers, rows: int = 64) -> Answers:
+    """Answers chosen by how much a prompt raises an option's score above what it has after one without content.
+
+    Surface-form calibration (Holtzman et al. 2021, arXiv 2104.08315): texts of the prompt are replaced by NO_CONTENT.
+    """
+    empty = [dataclasses.replace(example, row=scorer.task.without_content(example.row, NO_CONTENT)) for example in examples]
+    prior = option_scores(scorer, empty[:1]) * len(examples) if scorer.task.options else option_scores(scorer, empty, rows)
+    scores = [[s - p for s, p in zip(row, before, strict=True)] for row, before in zip(said.scores, prior, strict=True)]
+    texts = [words(scorer, example)[best(row)] for row, example in zip(scores, examples, strict=True)]
+    losses = [
+        cross_entropy([row], [example]) if example.labels else math.nan for row, example in zip(scores, examples, strict=True)
+    ]
+    return Answers(texts, losses, scores)
+
+
 def words(scorer: Scorer, example: Example) -> list[str]:
     """The options of an example as they are reported."""
     return [option.strip() for option in scorer.task.options or example.options]
@@ -84,6 +103,11 @@ def references(scorer: Scorer, examples: Sequence[Example]) -> list[Reference]:
 def best(scores: Sequence[float]) -> int:
     """The option with the highest score; of equals, the first."""
     return max(range(len(scores)), key=scores.__getitem__)
+
+
+def probability(scores: Sequence[float]) -> float:
+    """Of the best option among the options: the softmax of the scores."""
+    return float(torch.tensor(scores).softmax(0).max())
 
 
 def margin(scores: Sequence[float], label: int) -> float:

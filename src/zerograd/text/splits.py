@@ -32,7 +32,7 @@ def with_rows(given: TaskSpec, sources: Sequence[Source] = (), dev: str = "", te
     splits: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
     for source in sources or [Source(given.data)]:
         found = _packaged(source.name) if not sources else None
-        found = found or data.read(source.name, dict(given.splits))
+        found = found or source.read(given.splits)
         for split, rows in found.items():
             examples = task.read(rows, f"data {source.name}" + (f", {split}" if len(found) > 1 else ""))
             splits[split] += _repeated(examples, source.weight) if split == "train" else examples

@@ -177,6 +177,10 @@ class Task:
         name = self._cut(example)
         return len(str(example.row[name])) if name else 0
 
+    def without_content(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """A row whose texts, as far as the prompt reads them, are all the same."""
+        return {name: text if name in self._prompt.names and isinstance(value, str) else value for name, value in row.items()}
+
     def read(self, rows: Iterable[Row], where: str, labelled: bool = True) -> list[Example]:
         """Rows as examples. where: what a message calls them. labelled: whether each must have a right option or answer.
 

@@ -25,11 +25,16 @@ ROWS = 64
 
 
 def evaluate(
-    settings: TaskSettings, run: Run | None = None, split: str = "test", listen: Listener = lambda p: None
+    settings: TaskSettings,
+    run: Run | None = None,
+    split: str = "test",
+    calibrate: bool = False,
+    listen: Listener = lambda progress: None,
 ) -> dict[str, Any]:
     """The metric of a model on rows with labels: those of a split of its task, or all of `settings.test`.
 
-    run: a finished one, whose model, task and data stand in for those of the settings. Raises ValueError or FileNotFoundError.
+    run: a finished one, whose model, task and data stand in for those of the settings. calibrate: choose options by how much the
+    row's content raises their scores. Raises ValueError or FileNotFoundError.
     """
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     listen(Progress("reading the data", 0.0))
@@ -55,6 +60,10 @@ def evaluate(
     with scorer.encoder.demonstrating(shown) if shown else nullcontext():
         new_tokens = settings.new_tokens if metric is not None else 0
         said = evaluation.answers(scorer, examples, ROWS, new_tokens, lambda done: listen(Progress("evaluating", done)))
+        if calibrate:
+            if task.spec.kind == "answer":
+                raise ValueError(f"calibrate is for options, and task {task.name} has free answers; leave it out")
+            said = evaluation.calibrated(scorer, examples, said, ROWS)
     value, interval = judge.value(said)
     return {
         "model": str(run.folder) if run else settings.model,
@@ -85,7 +94,7 @@ def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = la
     for i, (row, text) in enumerate(zip(rows, said.texts, strict=True)):
         more: dict[str, Any] = {"prediction": _label(task, text)}
         if said.scores:
-            more["probability"] = float(torch.tensor(said.scores[i]).softmax(0).max())
+            more["probability"] = evaluation.probability(said.scores[i])
         found.append({**row, **more})
     return found
 

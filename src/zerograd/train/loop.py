@@ -10,7 +10,7 @@ from zerograd.optim.base import NotFinite
 from zerograd.text import evaluation, objectives
 from zerograd.train import order
 from zerograd.train.progress import Progress
-from zerograd.train.signal import Signal
+from zerograd.train.signal import BATCHES, DIRECTIONS, Signal
 from zerograd.train.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Loop:
         self.flat_steps = 0
         self.back_offs = 0
         self.stopped: str | None = None
-        self.signal = Signal(min(self.settings.batch_size, len(tuning.task.train)))
+        batch, rows = self.settings.batch_size, len(tuning.task.train)
+        self.signal = Signal(min(batch, rows), min(BATCHES * batch, rows))
         self._best = Snapshot(tuning.folder / ".best", self.optimizer.slots)
         self._best_step = 0
         self._lowest = self._lowest_loss = math.inf
@@ -118,7 +119,8 @@ class Loop:
         if self.optimizer.steps and self.settings.objective == objectives.LOSS:
             self._probe(record)
         self._log(record)
-        worse = said.loss if self.settings.objective == objectives.LOSS else -self._dev
+        by_loss = self.settings.objective == objectives.LOSS or "dev_value" not in record
+        worse = said.loss if by_loss else -self._dev
         if said.loss > DIVERGED * self._lowest_loss + 0.1 and self._back_off(f"the dev loss is {said.loss:.3g}"):
             return
         self._lowest_loss = min(self._lowest_loss, said.loss)
@@ -129,7 +131,8 @@ class Loop:
 
     def _probe(self, record: dict[str, float]) -> None:
         tuning = self.tuning
-        chosen = tuning.task.train[: self.signal.examples]
+        first = len(self.signal.squares) // DIRECTIONS * self.signal.examples % len(tuning.task.train)
+        chosen = (tuning.task.train[first:] + tuning.task.train)[: self.signal.examples]  # others every time
         batch = tuning.scorer.begin(tuning.scorer.batch(chosen, taught=True))
         self.signal.probe(self.optimizer, tuning.scorer.losses, batch, tuning.micro_batch(batch))
         record["noise_scale"] = self.signal.noise_scale
@@ -195,6 +198,7 @@ def schedule(name: str, done: float, left: float) -> float:
 def found(loop: Loop) -> dict[str, Any]:
     """What a result says of the loop."""
     finite = loop.signal.noise_scale if math.isfinite(loop.signal.noise_scale) else None
+    ends = [end if math.isfinite(end) else None for end in loop.signal.interval]
     return {
         "steps": loop.optimizer.steps,
         "skipped_steps": loop.optimizer.skipped,
@@ -202,6 +206,7 @@ def found(loop: Loop) -> dict[str, Any]:
         "flat_steps": loop.flat_steps,
         "back_offs": loop.back_offs,
         "noise_scale": finite,
+        "noise_scale_range": ends if finite else None,
         "signal_to_noise": loop.signal.to_noise if finite else None,
         "stopped": loop.stopped,
     }

@@ -35,7 +35,7 @@ def write(path: Path, result: Row, history: Sequence[Row], predictions: Sequence
     parts = (
         _head(result), _table(result), '<div class="two">', _loss(history), _dev(result, history), _memory(result),
         _confusion(predictions), "</div>", _changes(predictions), _examples(predictions), _margins(predictions),
-        _answers(predictions), _settings(result),
+        _calibration(predictions), _answers(predictions), _signal(result, history), _settings(result),
     )  # fmt: skip
     write_text(path, page.document(f"{result['task']}, {result['model']}", parts))
 
@@ -256,6 +256,64 @@ def _margins(predictions: Sequence[Row]) -> str:
     drawn = page.figure(figure, "Margins of the test rows", {"before": "before", "after": "after"})
     note = "Rows to the right of 0, the dashed line, are right. A wider spread is a more decided model, not in itself a better one."
     return f'<div class="two">{drawn}{page.section("Margins in numbers", table, note)}</div>'
+
+
+def calibration_error(predictions: Sequence[Row], when: str) -> float:
+    """The expected calibration error (Guo et al. 2017): how far, in the mean over rows, the share that is right in a tenth of
+    probabilities is from their mean."""
+    return sum(n * abs(right - probability) for probability, right, n in _tenths(predictions, when)) / len(predictions)
+
+
+def _tenths(predictions: Sequence[Row], when: str) -> list[tuple[float, float, int]]:
+    """(mean probability, share that is right, rows) of the rows in each tenth of the chosen option's probability."""
+    found: dict[int, list[Row]] = {}
+    for row in predictions:
+        found.setdefault(min(9, int(10 * row[f"probability_{when}"])), []).append(row)
+    mean = [(sum(r[f"probability_{when}"] for r in rows) / len(rows), rows) for _, rows in sorted(found.items())]
+    return [(probability, sum(bool(r[f"right_{when}"]) for r in rows) / len(rows), len(rows)) for probability, rows in mean]
+
+
+def _calibration(predictions: Sequence[Row]) -> str:
+    """How often an option is right that was chosen with a probability."""
+    if not predictions or "probability_after" not in predictions[0]:
+        return ""
+    figure, axes = page.drawing("probability of the chosen option, %")
+    axes.plot([0, 100], [0, 100], color=page.COLOURS["mute"], linewidth=0.9, linestyle=(0, (2, 2)))
+    body = ""
+    for when in ("before", "after"):
+        tenths = _tenths(predictions, when)
+        axes.plot(
+            [100 * p for p, *_ in tenths], [100 * r for _, r, _ in tenths], color=page.COLOURS[when], marker="o", markersize=3.5
+        )
+        for probability, right, rows in tenths:
+            half = 100 * 1.96 * (right * (1 - right) / rows) ** 0.5
+            axes.plot([100 * probability] * 2, [100 * right - half, 100 * right + half], color=page.COLOURS[when], linewidth=1)
+        body += f"<tr><th>{when.title()}</th><td>{page.percent(calibration_error(predictions, when))}</td></tr>"
+    axes.set_xlim(100 * min(row[f"probability_{when}"] for row in predictions for when in ("before", "after")) - 2, 102)
+    table = f"<table><thead><tr><td></td><th>Expected calibration error</th></tr></thead><tbody>{body}</tbody></table>"
+    drawn = page.figure(figure, "Right, % of rows, by probability", {"before": "before", "after": "after"})
+    note = "On the dotted line a probability means what it says; below it the model is too sure. Bars are 95\u00a0% intervals."
+    return f'<div class="two">{drawn}{page.section("Calibration", table, note)}</div>'
+
+
+def _signal(result: Row, history: Sequence[Row]) -> str:
+    """What the scores say of the batch size."""
+    if not any("noise_scale" in row for row in history):
+        return ""
+    scale, ratio = result.get("noise_scale"), result.get("signal_to_noise")
+    note = (
+        "Measured at each evaluation along random directions that a whole batch shared. The noise scale is the number of examples "
+        "at which the signal of a batch is as large as its noise: a much smaller batch learns mostly noise, a much larger one "
+        "gains little."
+    )
+    if scale is None:
+        said = "No signal was seen above the noise: a larger batch, a larger eps or more steps may show one."
+        return page.section("Signal and noise", f"<p>{said}</p>", note)
+    low, high = result.get("noise_scale_range") or (None, None)
+    ends = f" ({low:,.0f} to {f'{high:,.0f}' if high else 'no bound'}, one standard error)" if low else ""
+    rows = (("Noise scale, examples", f"{scale:,.0f}{ends}"), ("Signal to noise of a step's batch", f"{ratio:.2g}"))
+    body = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
+    return page.section("Signal and noise", f"<table><tbody>{body}</tbody></table>", note)
 
 
 def _settings(result: Row) -> str:

@@ -118,6 +118,8 @@ def predictions(scorer: Scorer, judge: Judge, before: Answers, after: Answers) -
                 "label": example.label,
                 "right_before": evaluation.best(before.scores[i]) in example.labels,
                 "right_after": evaluation.best(after.scores[i]) in example.labels,
+                "probability_before": evaluation.probability(before.scores[i]),
+                "probability_after": evaluation.probability(after.scores[i]),
                 "margin_before": evaluation.margin(before.scores[i], example.label),
                 "margin_after": evaluation.margin(after.scores[i], example.label),
             }

@@ -13,7 +13,7 @@ from zerograd.perturb.directions import DISTRIBUTIONS
 from zerograd.spaces.weights import STORAGES
 from zerograd.text.metrics import METRICS
 from zerograd.text.models import HEADS
-from zerograd.text.schemes import SCHEMES
+from zerograd.text.schemes import ADAPTERS, SCHEMES
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -137,12 +137,17 @@ class TuneSettings(TaskSettings):
             ("layers",): ("scheme", "upper"),
             ("pattern",): ("scheme", "pattern"),
             ("lora_rank",): ("scheme", "lora"),
+            ("virtual_tokens",): ("scheme", "prefix", "prompt"),
         }
-        for names, (where, needed) in uses.items():
+        for names, (where, *needed) in uses.items():
             for name in names:
                 value, there = getattr(self, name), getattr(self, where)
-                if value != self.__dataclass_fields__[name].default and there != needed:
-                    raise ValueError(f"{name} is {value!r}, which only {where} {needed} uses; this is {where} {there}")
+                if value != self.__dataclass_fields__[name].default and there not in needed:
+                    raise ValueError(
+                        f"{name} is {value!r}, which only {where} {' and '.join(needed)} uses; this is {where} {there}"
+                    )
+        if self.scheme in ADAPTERS and self.storage in ("split", "bfloat16"):
+            raise ValueError(f"storage is {self.storage}, and scheme {self.scheme} keeps its adapter in float32; leave storage out")
         if self.scheme == "pattern" and not self.pattern:
             raise ValueError("scheme is pattern and pattern is empty; give a regular expression of parameter names")
         if self.mix != 1 and self.objective == "loss":

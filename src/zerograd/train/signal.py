@@ -13,7 +13,8 @@ after McCandlish et al. (2018, arXiv 1812.06162), along random directions in pla
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 from zerograd.optim.base import ZerothOrder
@@ -21,8 +22,11 @@ from zerograd.perturb import plan as plans
 from zerograd.perturb.directions import Directions
 from zerograd.perturb.score import score_batch
 
-DIRECTIONS = 4
-"""Of a probe: two evaluations of the batch each."""
+DIRECTIONS = 2
+"""Of a probe: two evaluations of its examples each."""
+
+BATCHES = 4
+"""Steps' batches that a probe's examples make: the noise that hides the signal is so much smaller."""
 
 PROBES = 1 << 31
 """The first step number of probes' directions, which no run comes to."""
@@ -30,37 +34,50 @@ PROBES = 1 << 31
 
 @dataclass
 class Signal:
-    """Sums over the directions that were probed. examples: of a batch."""
+    """What was seen along the directions that were probed. batch: examples of a step. examples: of a probe.
 
+    squares: of the mean derivative along each direction. variances: of the examples' derivatives.
+    """
+
+    batch: int
     examples: int
-    directions: int = 0
-    square: float = 0.0
-    variance: float = 0.0
+    squares: list[float] = field(default_factory=list)
+    variances: list[float] = field(default_factory=list)
 
     def probe(self, optimizer: ZerothOrder, objective: Any, batch: Any, micro_batch: int) -> None:
-        """Score some new directions, shared by all examples of a batch; weights are read only."""
+        """Score some new directions, shared by all examples of a batch of `examples`; weights are read only."""
         for slot in optimizer.slots:
             slot.eps = next(g["eps"] for g in optimizer.param_groups if any(p is slot.parameter for p in g["params"]))
         for _ in range(DIRECTIONS):
-            directions = Directions(optimizer.family, optimizer.seed, PROBES + self.directions)
+            directions = Directions(optimizer.family, optimizer.seed, PROBES + len(self.squares))
             plan = plans.shared_pair(self.examples)
             scores = score_batch(optimizer.slots, directions, plan, objective, batch, micro_batch=micro_batch)
             plus, minus = scores.view(2, -1).double()
             derivative = (plus - minus) / 2
             if bool(derivative.isfinite().all()):
-                self.directions += 1
-                self.square += float(derivative.mean()) ** 2
-                self.variance += float(derivative.var())
+                self.squares.append(float(derivative.mean()) ** 2)
+                self.variances.append(float(derivative.var()))
 
     @property
     def noise_scale(self) -> float:
         """Examples at which a batch's signal and noise are equal; infinite where no signal was seen, NaN before a probe."""
-        if not self.directions:
-            return math.nan
-        signal = (self.square - self.variance / self.examples) / self.directions
-        return self.variance / self.directions / signal if signal > 0 else math.inf
+        return self._scale(0.0)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The noise scale where the signal is a standard error larger, and where it is one smaller."""
+        return self._scale(1.0), self._scale(-1.0)
 
     @property
     def to_noise(self) -> float:
-        """Signal over noise of a batch's mean derivative along a direction."""
-        return self.examples / self.noise_scale if self.noise_scale else math.inf
+        """Signal over noise of a step's mean derivative along a direction."""
+        return self.batch / self.noise_scale if self.noise_scale else math.inf
+
+    def _scale(self, errors: float) -> float:
+        if not self.squares:
+            return math.nan
+        variance = fmean(self.variances)
+        signal = fmean(self.squares) - variance / self.examples
+        if len(self.squares) > 1:
+            signal += errors * stdev(self.squares) / math.sqrt(len(self.squares))
+        return variance / signal if signal > 0 else math.inf

@@ -18,7 +18,7 @@ import torch
 import zerograd
 from zerograd.optim import METHODS
 from zerograd.optim.base import ZerothOrder
-from zerograd.text import columns, data, evaluation, findings, metrics, models, objectives, schemes, splits, tasks
+from zerograd.text import columns, evaluation, findings, metrics, models, objectives, schemes, splits, tasks
 from zerograd.text.cache import HiddenCache
 from zerograd.text.data import Source
 from zerograd.text.evaluation import Answers
@@ -36,9 +36,7 @@ from zerograd.train.trackers import TensorBoard, Tracker
 FIT_ROWS = 10_000
 """Training rows, at most, that the untouched model scores to have its offsets fitted."""
 
-FILES = (
-    *("model/", "tensorboard/", "settings.json", "task.yaml", "metrics.jsonl", "predictions.jsonl", "result.json", "report.html"),
-)
+FILES = ("model/", "tensorboard/", "settings.json", "task.yaml", "metrics.jsonl", "predictions.jsonl", "result.json", "report.html")
 """What a run's folder holds."""
 
 DEMONSTRATIONS = 2**32 - 1
@@ -165,6 +163,8 @@ class Tuning:
 
     def step(self, examples: Sequence[Example]) -> float:
         """One step on some examples, the layers that training leaves alone included. Returns its mean loss."""
+        if isinstance(self.objective, objectives.GeneratedObjective):
+            return float(self.optimizer.step(self.objective.closure(examples)))
         batch = self.scorer.begin(self.scorer.batch(examples, taught=True))
         return float(self.optimizer.step(self.objective, batch, micro_batch=self.micro_batch(batch)))
 
@@ -254,6 +254,11 @@ class Tuning:
         if settings.objective == objectives.LOSS:
             return self.scorer.losses
         metric = metrics.metric(settings.objective)
+        if self.task.spec.kind == "answer":
+            if settings.method != "mezo":
+                say = f"objective {metric.name} is of generated answers, which are scored a branch at a time"
+                raise ValueError(f"{say}; use method mezo")
+            return objectives.GeneratedObjective(self.scorer, metric, settings.mix, settings.new_tokens)
         if metric.by_row is None and settings.method == "per-example":
             say = f"objective {metric.name} is of the rows of a batch together, and method per-example scores them apart"
             raise ValueError(f"{say}; use method mezo")
@@ -270,7 +275,7 @@ class Tuning:
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             distribution=settings.distribution,
-            storage=None if settings.storage == "auto" or settings.scheme in schemes.ADAPTERS else settings.storage,
+            storage=None if settings.storage == "auto" else settings.storage,
             seed=settings.seed,
             **options,
         )
@@ -281,7 +286,7 @@ class Tuning:
 
     def _cache(self, few: Batch) -> HiddenCache | None:
         """Where the hidden states of frozen layers are kept, when there are such layers and the disk has ample room."""
-        if self.scorer.prefix is None:
+        if self.scorer.prefix is None or self.scorer.device.type != "cpu":
             return None
         sample = self.scorer.prefix.below(few.ids)
         tokens = sum(self.scorer.length(example) for example in self.task.train)
@@ -333,7 +338,7 @@ def task_of(settings: TaskSettings) -> Task:
     if settings.task:
         spec = tasks.spec(settings.task)
     else:
-        rows = data.read(sources[0].name)["train"]
+        rows = [row for source in sources for row in source.read({})["train"]]
         name = Path(sources[0].name).stem
         spec = columns.from_rows(name, rows, settings.text, settings.label, settings.template, settings.options)
     if settings.chat:
