@@ -7,7 +7,7 @@ import json
 import datasets
 import pytest
 import torch
-from test_heads import answer_task, classifier, tokenizer
+from test_heads import answer_task, bart, bert, classifier, gpt2, t5, tokenizer
 from test_text import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -217,6 +217,28 @@ def test_a_classifier_and_a_model_that_pads_on_the_left_are_trained(tmp_path):
     )
     trainer.train()
     assert not same(weights(model), weights(tiny_model()))
+
+
+@pytest.mark.parametrize("build", [tiny_model, gpt2, bert, t5, bart], ids=lambda build: build.__name__)
+def test_the_loss_of_a_step_is_that_of_the_model_itself(tmp_path, build):
+    """Of every kind of model, padding included: labels are shifted where the model shifts them, and padding is not seen."""
+    model = build()
+    trainer = ZOTrainer(
+        model, arguments(tmp_path, max_steps=1, learning_rate=0.0), train_dataset=rows(), data_collator=collate,
+        zeroth_order=ZerothOrderConfig("mezo", eps=1e-6, options={"self_check": False}),
+    )  # fmt: skip
+    batch = collate([trainer.train_dataset[i] for i in trainer._get_train_sampler()][:4])
+    trainer.train()
+    with torch.no_grad():
+        expected = float(model(**batch).loss)
+    assert [row["loss"] for row in trainer.state.log_history if "loss" in row] == pytest.approx([expected], rel=2e-4)
+
+
+def test_label_smoothing_is_not_left_out_silently(tmp_path):
+    args = arguments(tmp_path, label_smoothing_factor=0.1, max_steps=1, learning_rate=0.0)
+    trainer = ZOTrainer(tiny_model(), args, train_dataset=rows(), data_collator=collate)
+    with pytest.raises(ValueError, match="only method 'mezo' can step with it"):
+        trainer.train()
 
 
 def test_a_loss_of_the_users_own_is_a_closure(tmp_path):

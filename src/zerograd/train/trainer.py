@@ -123,7 +123,7 @@ class ZerothOrderMixin:
         self._gathered = []
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         if self._has_own_loss():
-            if len(batch) and self.zeroth_order.method != "mezo":
+            if self.zeroth_order.method != "mezo":
                 raise ValueError("compute_loss is not one loss a row, so only method 'mezo' can step with it")
 
             def closure() -> Any:
@@ -142,13 +142,11 @@ class ZerothOrderMixin:
         return Order(lengths, self.args.train_batch_size, seed)
 
     def _has_own_loss(self) -> bool:
-        """Whether the trainer computes a loss that is not the model's own."""
-        from transformers import Trainer
-
-        ours = ("transformers.trainer", "trl.trainer.sft_trainer")
-        return self.compute_loss_func is not None or not (
-            type(self).compute_loss is Trainer.compute_loss or type(self).compute_loss.__module__ in ours  # type: ignore[attr-defined]
-        )
+        """Whether the trainer computes a loss that is not the plain one of tokens or classes."""
+        plain = type(self).compute_loss.__module__ in ("transformers.trainer", "trl.trainer.sft_trainer")  # type: ignore[attr-defined]
+        smoothed = getattr(self.args, "label_smoothing_factor", 0) > 0
+        other = getattr(self.args, "loss_type", "nll") not in ("nll", "chunked_nll")  # TRL's
+        return self.compute_loss_func is not None or not plain or smoothed or other
 
     def _objective(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
         """(one loss a row, what it takes)."""
@@ -168,14 +166,14 @@ class ZerothOrderMixin:
                 return F.cross_entropy(logits, batch["labels"], reduction="none")
 
             return of_classes, batch
-        rows = _rows(batch)
+        causal = _is_causal(plain)
+        rows = _rows(batch) if causal else None
         if rows is None:
 
             def of_tokens(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
                 labels = batch["labels"]
                 logits = plain(**batch).logits
-                shift = not plain.config.is_encoder_decoder and _is_causal(plain)
-                logits, labels = (logits[:, :-1], labels[:, 1:]) if shift else (logits, labels)
+                logits, labels = (logits[:, :-1], labels[:, 1:]) if causal else (logits, labels)
                 losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100)
                 return losses.sum(1), (labels != -100).sum(1).float()
 
@@ -234,7 +232,10 @@ def _joined(batches: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
 
 
 def _is_causal(model: Any) -> bool:
-    return any(ending in type(model).__name__ for ending in ("CausalLM", "LMHead", "ConditionalGeneration"))
+    """Whether labels are the tokens themselves, to be predicted one position before."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    masked = "MaskedLM" in type(base).__name__ or "PreTraining" in type(base).__name__
+    return not base.config.is_encoder_decoder and not masked
 
 
 def _require_plain(args: Any) -> None:
