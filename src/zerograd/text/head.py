@@ -50,6 +50,17 @@ def log_likelihoods_of(model: Any, states: torch.Tensor, targets: torch.Tensor, 
     return log_likelihoods(states.float(), model.get_output_embeddings(), targets)
 
 
+def answered(model: Any, states: torch.Tensor, targets: torch.Tensor, way: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sums of log-likelihoods, numbers of tokens) of each row's scored tokens: float32 (rows,).
+
+    states: (rows, tokens, width), or logits. targets: int64 (rows, tokens), the token to predict at each position, or -100.
+    """
+    row, position = (targets >= 0).nonzero(as_tuple=True)
+    likely = log_likelihoods_of(model, states[row, position], targets[row, position], way)
+    sums = torch.zeros(len(targets), device=likely.device).index_add(0, row, likely)
+    return sums, (targets >= 0).sum(1).float()
+
+
 def logits(model: Any, states: torch.Tensor, columns: torch.Tensor, way: str) -> torch.Tensor:
     """Some columns of the logits of states: float32 (rows, columns)."""
     columns = columns.to(states.device)

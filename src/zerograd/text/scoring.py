@@ -178,11 +178,7 @@ class Scorer:
         """(sums of log-likelihoods, numbers of tokens) of each row's scored tokens: float32 (rows,)."""
         targets = batch.targets if batch.answers is None else batch.answers
         assert targets is not None
-        states = self._states(batch)
-        row, position = (targets >= 0).nonzero(as_tuple=True)
-        likely = heads.log_likelihoods_of(self.model, states[row, position], targets[row, position], self.way)
-        sums = torch.zeros(len(targets), device=likely.device).index_add(0, row, likely)
-        return sums, (targets >= 0).sum(1).float()
+        return heads.answered(self.model, self._states(batch), targets, self.way)
 
     def settle(self, examples: Sequence[Example]) -> None:
         """Find the shortest way through this architecture that gives the scores of the plain model, on a few examples."""

@@ -77,12 +77,10 @@ def _split(task: Task, splits: dict[str, list[Example]], notes: list[str]) -> tu
         clashing = sum(len(found) > 1 for found in labels.values())
         if clashing:
             notes.append(f"{split}: {clashing:,} texts stand there with different labels; the last is taken")
-        repeated = Counter(id(e) for e in splits[split])
-        doubled = len(repeated) - len(unique)
+        doubled = len({id(e) for e in splits[split]}) - len(unique)
         if doubled:
-            notes.append(f"{split}: {doubled:,} of {len(repeated):,} rows repeat another; one of each is kept")
-        kept = [e for e in unique.values() for _ in range(repeated[id(e)])]
-        rows[split] = sorted(kept, key=_hash)
+            notes.append(f"{split}: {doubled:,} of {len(unique) + doubled:,} rows repeat another; one of each is kept")
+        rows[split] = sorted(unique.values(), key=_hash)
     most = task.spec.rows
     count = len(rows["train"])
     for split, share, bound in (("test", 5, 2000), ("dev", 10, 500)):
@@ -90,9 +88,6 @@ def _split(task: Task, splits: dict[str, list[Example]], notes: list[str]) -> tu
             size = most.get(split, min(bound, max(1, count // share)))
             size = size if size <= count // 2 else max(1, count // share)
             rows[split], rows["train"] = rows["train"][:size], rows["train"][size:]
-            taken = {id(e) for e in rows[split]}
-            rows["train"] = [e for e in rows["train"] if id(e) not in taken]
-            rows[split] = list({id(e): e for e in rows[split]}.values())
         rows[split] = rows[split][: most.get(split, len(rows[split]))]
     for earlier, later in (("dev", "test"), ("train", "dev"), ("train", "test")):
         there = {keys[id(e)] for e in rows[later]}
@@ -104,7 +99,8 @@ def _split(task: Task, splits: dict[str, list[Example]], notes: list[str]) -> tu
     for split, found in rows.items():
         if not found:
             raise ValueError(f"task {task.name} has no {split} rows; give it some")
-    return rows["train"], rows["dev"], rows["test"]
+    seen = Counter(id(e) for e in splits["train"])  # by the weight of its source
+    return [e for e in rows["train"] for _ in range(seen[id(e)])], rows["dev"], rows["test"]
 
 
 def _key(task: Task, example: Example) -> Any:

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from zerograd.text import data, evaluation, metrics, splits
+from zerograd.text import data, evaluation, splits
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Example, Task, TaskSpec
 from zerograd.train import runs
 from zerograd.train.progress import Listener, Progress
-from zerograd.train.result import Judge
+from zerograd.train.result import Judge, metric_of
 from zerograd.train.runs import Run
 from zerograd.train.settings import TaskSettings
-from zerograd.train.tune import demonstrations, task_of
+from zerograd.train.tune import demonstrations, sources_of, task_of
 
 ROWS = 64
 """Examples of a forward pass, or as many as it takes."""
@@ -31,30 +31,19 @@ def evaluate(
     calibrate: bool = False,
     listen: Listener = lambda progress: None,
 ) -> dict[str, Any]:
-    """The metric of a model on rows with labels: those of a split of its task, or all of `settings.test`.
+    """The metric of a model on rows with labels, those of a split of its task.
 
     run: a finished one, whose model, task and data stand in for those of the settings. calibrate: choose options by how much the
     row's content raises their scores. Raises ValueError or FileNotFoundError.
     """
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     listen(Progress("reading the data", 0.0))
-    if run is None:
-        task = task_of(settings)
-    elif settings.data:
-        task = splits.with_rows(run.spec, [data.Source.parse(name) for name in settings.data], settings.dev, settings.test)
-    else:
-        task = task_of(run.settings)
-    if settings.test and run is not None and not settings.data:
-        rows = data.read(settings.test)["train"]
-        task = Task(run.spec, task.train, task.dev, task.read(rows, f"test {settings.test}"))
+    task = task_of(settings) if run is None else _of_run(run, settings)
     examples: Sequence[Example] = getattr(task, split)
     listen(Progress("loading the model", 0.0))
     scorer = run.scorer(settings.device, task) if run else runs.scorer(settings.model, settings, task, settings.device)
     scorer.settle(examples[:2])
-    named = settings.metric or (run.result["metric"] if run else "") or task.spec.metric
-    metric = None
-    if task.spec.kind != "answer" or (named and named != "log-likelihood"):
-        metric = metrics.metric(named or "accuracy")
+    metric = metric_of(settings.metric or (run.result["metric"] if run else ""), task.spec)
     judge = Judge(scorer, examples, metric)
     shown = demonstrations(task, settings.shots, settings.seed)
     with scorer.encoder.demonstrating(shown) if shown else nullcontext():
@@ -75,6 +64,12 @@ def evaluate(
         "loss": said.loss,
         "rows": len(examples),
     }
+
+
+def _of_run(run: Run, settings: TaskSettings) -> Task:
+    """A run's task: with its own rows, with those of a data set in their place, or with only another dev or test split."""
+    given = settings if settings.data else run.settings
+    return splits.with_rows(run.spec, sources_of(given), settings.dev or given.dev, settings.test or given.test)
 
 
 def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = lambda p: None) -> list[dict[str, Any]]:

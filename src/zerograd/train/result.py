@@ -7,13 +7,19 @@ from typing import Any
 
 from zerograd.text import evaluation
 from zerograd.text.evaluation import Answers
-from zerograd.text.metrics import Metric, Reference
+from zerograd.text.metrics import Metric, Reference, metric
 from zerograd.text.scoring import Scorer
-from zerograd.text.tasks import Example
+from zerograd.text.tasks import Example, TaskSpec
 from zerograd.train import statistics
 
 LIKELIHOOD = "log-likelihood"
 """The metric of answers that are not generated: the mean over rows of the mean over a right answer's tokens."""
+
+
+def metric_of(name: str, spec: TaskSpec) -> Metric | None:
+    """The metric by name, the task's own, or accuracy; None is the likelihood of free answers. Raises ValueError for no metric."""
+    named = name or spec.metric or ("" if spec.kind == "answer" else "accuracy")
+    return metric(named) if named and named != LIKELIHOOD else None
 
 
 class Judge:

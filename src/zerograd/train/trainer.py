@@ -182,11 +182,8 @@ class ZerothOrderMixin:
             self._way = heads.shortest(plain, rows)
 
         def of_rows(rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
-            states = heads.states(plain, rows, self._way)
-            row, position = (rows.targets >= 0).nonzero(as_tuple=True)
-            likely = heads.log_likelihoods_of(plain, states[row, position], rows.targets[row, position], self._way)
-            sums = torch.zeros(len(rows.targets), device=likely.device).index_add(0, row, likely)
-            return -sums, (rows.targets >= 0).sum(1).float()
+            sums, weights = heads.answered(plain, heads.states(plain, rows, self._way), rows.targets, self._way)
+            return -sums, weights
 
         return of_rows, rows
 

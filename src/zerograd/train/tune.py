@@ -29,7 +29,7 @@ from zerograd.train import environment, loop, memory, order, rates, report, trac
 from zerograd.train.files import write_text
 from zerograd.train.loop import Loop
 from zerograd.train.progress import Listener, Progress
-from zerograd.train.result import Judge, judged, predictions
+from zerograd.train.result import Judge, judged, metric_of, predictions
 from zerograd.train.settings import AUTO, RATES, TaskSettings, TuneSettings
 from zerograd.train.trackers import TensorBoard, Tracker
 
@@ -66,7 +66,8 @@ class Tuning:
         self.task = task_of(settings)
         self.folder = Path(settings.out or f"runs/{self.task.name}-{settings.method}-{settings.seed}")
         self.parent = _writable(self.folder)
-        self.metric = self._metric()
+        objective = "" if settings.objective == objectives.LOSS else settings.objective
+        self.metric = metric_of(settings.metric or objective, self.task.spec)
         listen(Progress("loading the model", 0.0))
         dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
         loaded = models.load(settings.model, dtype, settings.head, device)
@@ -232,13 +233,6 @@ class Tuning:
         """Whether the metric needs no generated answers, so that it can be looked at while training goes on."""
         return self.task.spec.kind != "answer"
 
-    def _metric(self) -> metrics.Metric | None:
-        settings = self.settings
-        named = settings.metric or (settings.objective if settings.objective != objectives.LOSS else "") or self.task.spec.metric
-        if not named and self.task.spec.kind == "answer":
-            return None
-        return metrics.metric(named or "accuracy")
-
     def _cautions(self) -> list[str]:
         """What is worth knowing of the settings before a run."""
         settings, said = self.settings, []
@@ -334,7 +328,7 @@ class Tuning:
 
 def task_of(settings: TaskSettings) -> Task:
     """The task that settings describe, with its rows. Raises ValueError or FileNotFoundError with the mend."""
-    sources = [Source.parse(given) for given in settings.data]
+    sources = sources_of(settings)
     if settings.task:
         spec = tasks.spec(settings.task)
     else:
@@ -344,6 +338,11 @@ def task_of(settings: TaskSettings) -> Task:
     if settings.chat:
         spec = dataclasses.replace(spec, chat=True)
     return splits.with_rows(spec, sources, settings.dev, settings.test)
+
+
+def sources_of(settings: TaskSettings) -> list[Source]:
+    """Where the training rows are said to come from. Raises ValueError for a weight that is none."""
+    return [Source.parse(given) for given in settings.data]
 
 
 def demonstrations(task: Task, count: int, seed: int) -> list[Example]:
