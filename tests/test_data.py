@@ -157,7 +157,7 @@ def test_repeated_and_leaking_rows_are_counted_and_left_out(tmp_path):
 
 def test_a_text_with_two_labels_is_said(tmp_path):
     task = loaded(tmp_path, [*ROWS, {"text": ROWS[0]["text"], "label": "good"}])
-    assert "train: 1 texts stand there with different labels; the last is taken" in task.notes
+    assert "train: texts that stand there with different labels: 1; the last is taken" in task.notes
 
 
 def test_a_weight_is_how_often_an_epoch_sees_a_row(tmp_path):

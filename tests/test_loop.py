@@ -127,9 +127,10 @@ def test_the_noise_scale_is_that_of_gradients_which_are_known():
     model = nn.Linear(width, 1, bias=False)
     optimizer = MeZO(model, relative=False, eps=1e-2)
     signal = Signal(32, examples)
+    parts = [(rows[first:stop], stop - first, 16) for first, stop in ((0, 96), (96, examples))]
     assert math.isnan(signal.noise_scale)
     for _ in range(100):
-        signal.probe(optimizer, lambda given: model(given)[:, 0], rows, examples)
+        signal.probe(optimizer, lambda given: model(given)[:, 0], parts)
     known = float(rows.var(0).sum() / mean.square().sum())
     assert known == pytest.approx(9, rel=0.3)
     assert signal.noise_scale == pytest.approx(known, rel=0.25)
@@ -144,7 +145,7 @@ def test_a_probe_changes_no_weight_and_no_step():
     optimizer = MeZO(net, lr=0.1)
     before = [p.detach().clone() for p in net.parameters()]
     signal = Signal(4, len(batch()))
-    signal.probe(optimizer, net.losses, batch(), signal.examples)
+    signal.probe(optimizer, net.losses, [(batch(), signal.examples, signal.examples)])
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert (optimizer.steps, optimizer.forwards, len(signal.squares)) == (0, 0, 2)
 

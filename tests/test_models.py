@@ -75,6 +75,42 @@ def test_a_flag_that_is_wrong_is_one_line(capsys):
         assert len(error.splitlines()) == 1
 
 
+BESIDE = """
+import sys, threading, time
+from pathlib import Path
+from zerograd.text import models
+models.load(sys.argv[1])  # what loading anything needs
+seen = []
+
+def own():  # of the process alone, without pages of the file
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+
+def watch():
+    while kept is None:
+        seen.append(own())
+        time.sleep(0.002)
+
+kept = None
+watcher = threading.Thread(target=watch)
+watcher.start()
+kept = models.load("demo")
+watcher.join()
+sizes = [p.numel() for p in kept.model.parameters()]
+print(max(seen) - own(), 2 * sum(sizes), 4 * max(sizes))
+"""
+
+
+def test_loading_a_gguf_makes_no_second_copy_of_it(tmp_path):
+    """Beside what stays there is one tensor as float32, while it is made of the file's, and its copy."""
+    tiny_model().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", BESIDE, str(tmp_path)], capture_output=True, text=True, check=True)
+    beside, weights, largest = map(int, done.stdout.split())
+    assert weights > 260e6
+    assert beside < min(2.2 * largest, 0.95 * weights)
+
+
 LOADS = """
 import sys, resource
 from zerograd.text import models

@@ -30,6 +30,7 @@ from zerograd.perturb.directions import Directions, Family
 from zerograd.perturb.forward import MARK, UnresolvedOperation
 from zerograd.perturb.plan import Plan, branch
 from zerograd.perturb.score import score_batch, score_closure
+from zerograd.spaces.weights import collect
 
 every_family = pytest.mark.parametrize("family", really.FAMILIES)
 WIDTH = 8
@@ -335,6 +336,35 @@ def test_self_check_finds_a_use_that_is_partly_missed() -> None:
 
     with pytest.raises(SelfCheckFailed, match="weight"):
         check(model, partly, batch, 2)
+
+
+@pytest.mark.parametrize("missed", [False, True])
+def test_self_check_tells_a_deep_16_bit_models_rounding_from_a_fault(missed: bool) -> None:
+    """Losses that jump by more than the floor where the true effect is small, and are right where it is large."""
+    parameter = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
+    slot = collect([("weight", parameter)], "bfloat16")[0]
+    directions = Directions(Family(), 5, 3)
+    plan = plans.shared_pair(2)
+    z = directions.z(slot, 0)
+
+    def plain() -> torch.Tensor:
+        moved = parameter.detach().float().sub(1).flatten() @ z.flatten() / z.numel()  # sign * eps, rounded
+        return torch.tensor([1.0, 2.0]) + moved
+
+    def score(slots: Any) -> torch.Tensor:
+        jump = 0.15 if slots[0].eps * slots[0].scale < 0.2 else 0.0
+        signs = torch.tensor([1.0, 1.0, -1.0, -1.0])
+        moved = torch.zeros(4) if missed else signs * slots[0].eps * slots[0].scale
+        return torch.tensor([1.0, 2.0, 1.0, 2.0]) + moved + jump * signs
+
+    def run() -> int:
+        return self_check([slot], directions, plan, score, plain, every=True)
+
+    if missed:
+        with pytest.raises(SelfCheckFailed, match="by 0,"):
+            run()
+    else:
+        assert run() == 1
 
 
 @pytest.mark.parametrize("method", [zg.optim.MeZO, zg.optim.PerExample])

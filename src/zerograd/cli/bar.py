@@ -23,7 +23,9 @@ class Bar:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if error[0] is None and self._task is not None:
+        if error[0] is not None:
+            self._progress.live.transient = True  # what is wrong stands alone
+        elif self._task is not None:
             self._progress.update(self._task, completed=1.0)
         self._progress.stop()
 

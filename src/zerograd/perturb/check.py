@@ -99,15 +99,15 @@ def _compare(
             if not bool(torch.isfinite(real).all() and torch.isfinite(mine).all()):
                 return
             error = float((mine - real).abs().max())
-            effect = float((real - clean.repeat(plan.copies)).abs().max())
+            ours, effect = (float((moved - clean.repeat(plan.copies)).abs().max()) for moved in (mine, real))
+            if max(ours, effect) <= 8 * floor and radius != RADII[-1]:
+                continue  # rounding may hide a fault here, or look like one
             if error > tolerance * effect + floor:
-                ours = float((mine - clean.repeat(plan.copies)).abs().max())
                 raise SelfCheckFailed(
                     f"{slot.name}: the perturbed forward changes the loss by {ours:.3g}, really perturbed weights by {effect:.3g}; "
                     "the model uses it in a way that is not understood: freeze it, or pass a closure"
                 )
-            if effect > 8 * floor:
-                return
+            return
     finally:
         slot.eps = eps
 

@@ -19,8 +19,8 @@ def findings(scorer: Scorer) -> list[str]:
         absent = [option.strip() for i, option in enumerate(task.options) if not counts[i]]
         if absent:
             said.append(f"no training row is {absent[0]}, so that it cannot be learnt")
-        (common, count), *_ = Counter(e.label for e in task.test).most_common(1)
-        share = 100 * count / len(task.test)
+        common = max(range(len(task.options)), key=lambda i: counts[i])
+        share = 100 * sum(e.label == common for e in task.test) / len(task.test)
         said.append(f"always answering {task.options[common].strip()} is right on {share:.1f} % of the test rows")
     lengths = sorted(scorer.length(example) for example in task.train)
     said.append(f"rows have {lengths[len(lengths) // 2]:,} tokens in the middle, {lengths[-1]:,} at most")

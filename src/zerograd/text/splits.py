@@ -76,7 +76,7 @@ def _split(task: Task, splits: dict[str, list[Example]], notes: list[str]) -> tu
             labels.setdefault(keys[id(e)], set()).add(e.labels)
         clashing = sum(len(found) > 1 for found in labels.values())
         if clashing:
-            notes.append(f"{split}: {clashing:,} texts stand there with different labels; the last is taken")
+            notes.append(f"{split}: texts that stand there with different labels: {clashing:,}; the last is taken")
         doubled = len({id(e) for e in splits[split]}) - len(unique)
         if doubled:
             notes.append(f"{split}: {doubled:,} of {len(unique) + doubled:,} rows repeat another; one of each is kept")

@@ -106,8 +106,8 @@ class TaskSpec:
         if self.prompt:
             names = Template(self.prompt, "prompt").names - {"mask"}
             if not names:
-                mend = "{{ text }}" if "{" not in self.prompt else "two braces on each side"
-                raise ValueError(f"prompt {self.prompt!r} has no placeholder, so every row would read the same; use {mend}")
+                mend = "name a column in it, such as {{ text }}" if "{" not in self.prompt else "use two braces on each side"
+                raise ValueError(f"prompt {self.prompt!r} has no placeholder, so every row would read the same; {mend}")
 
     def _require_kinds(self) -> None:
         for spec in dataclasses.fields(self):

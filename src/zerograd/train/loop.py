@@ -10,7 +10,7 @@ from zerograd.optim.base import NotFinite
 from zerograd.text import evaluation, objectives
 from zerograd.train import order
 from zerograd.train.progress import Progress
-from zerograd.train.signal import BATCHES, DIRECTIONS, Signal
+from zerograd.train.signal import APART, BATCHES, DIRECTIONS, Signal
 from zerograd.train.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Loop:
             [tuning.scorer.length(e) for e in tuning.task.train], self.settings.batch_size, self.settings.seed
         )
         self._next = 0  # evaluations that were due
+        self._probe_due = APART
 
     def run(self) -> float:
         """Train to the end, and leave the model with the weights that the settings want kept. Returns the seconds of training."""
@@ -116,8 +117,9 @@ class Loop:
         record["dev_loss"] = self._dev = said.loss
         if metric is not None and tuning.is_quick:
             record["dev_value"] = self._dev = evaluation.of(metric, tuning.scorer, tuning.task.dev, said)
-        if self.optimizer.steps and self.settings.objective == objectives.LOSS:
+        if self.optimizer.steps >= self._probe_due and self.settings.objective == objectives.LOSS:
             self._probe(record)
+            self._probe_due = self.optimizer.steps + APART
         self._log(record)
         by_loss = self.settings.objective == objectives.LOSS or "dev_value" not in record
         worse = said.loss if by_loss else -self._dev
@@ -132,9 +134,12 @@ class Loop:
     def _probe(self, record: dict[str, float]) -> None:
         tuning = self.tuning
         first = len(self.signal.squares) // DIRECTIONS * self.signal.examples % len(tuning.task.train)
-        chosen = (tuning.task.train[first:] + tuning.task.train)[: self.signal.examples]  # others every time
-        batch = tuning.scorer.begin(tuning.scorer.batch(chosen, taught=True))
-        self.signal.probe(self.optimizer, tuning.scorer.losses, batch, tuning.micro_batch(batch))
+        others = (tuning.task.train[first:] + tuning.task.train)[: self.signal.examples]  # than the last probe's
+        chosen = sorted(others, key=tuning.scorer.length)  # in batches like a step's, of similar lengths
+        size = self.signal.batch
+        batches = [tuning.batch(chosen[first : first + size]) for first in range(0, len(chosen), size)]
+        parts = [(batch, len(batch.labels), tuning.micro_batch(batch)) for batch in batches]
+        self.signal.probe(self.optimizer, tuning.scorer.losses, parts)
         record["noise_scale"] = self.signal.noise_scale
 
     def _keep(self) -> None:

@@ -13,9 +13,12 @@ after McCandlish et al. (2018, arXiv 1812.06162), along random directions in pla
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
+
+import torch
 
 from zerograd.optim.base import ZerothOrder
 from zerograd.perturb import plan as plans
@@ -27,6 +30,9 @@ DIRECTIONS = 2
 
 BATCHES = 4
 """Steps' batches that a probe's examples make: the noise that hides the signal is so much smaller."""
+
+APART = 4 * DIRECTIONS * BATCHES
+"""Steps between probes, at least: they take a fifth of the time of training at most."""
 
 PROBES = 1 << 31
 """The first step number of probes' directions, which no run comes to."""
@@ -44,15 +50,20 @@ class Signal:
     squares: list[float] = field(default_factory=list)
     variances: list[float] = field(default_factory=list)
 
-    def probe(self, optimizer: ZerothOrder, objective: Any, batch: Any, micro_batch: int) -> None:
-        """Score some new directions, shared by all examples of a batch of `examples`; weights are read only."""
+    def probe(self, optimizer: ZerothOrder, objective: Any, parts: Sequence[tuple[Any, int, int]]) -> None:
+        """Score some new directions, shared by all examples of some batches; weights are read only.
+
+        parts: (batch, examples in it, examples of it that a pass takes), `examples` in all.
+        """
         for slot in optimizer.slots:
             slot.eps = next(g["eps"] for g in optimizer.param_groups if any(p is slot.parameter for p in g["params"]))
         for _ in range(DIRECTIONS):
             directions = Directions(optimizer.family, optimizer.seed, PROBES + len(self.squares))
-            plan = plans.shared_pair(self.examples)
-            scores = score_batch(optimizer.slots, directions, plan, objective, batch, micro_batch=micro_batch)
-            plus, minus = scores.view(2, -1).double()
+            pairs = [
+                score_batch(optimizer.slots, directions, plans.shared_pair(count), objective, batch, micro_batch=pass_).view(2, -1)
+                for batch, count, pass_ in parts
+            ]
+            plus, minus = torch.cat(pairs, 1).double()
             derivative = (plus - minus) / 2
             if bool(derivative.isfinite().all()):
                 self.squares.append(float(derivative.mean()) ** 2)

@@ -155,8 +155,8 @@ class Tuning:
     def attach(self) -> None:
         """The self-check, on the loss, and all that a first step would wait for."""
         self.listen(Progress("self-check", 0.0))
-        first = self.scorer.batch(self.task.train[: self.settings.batch_size], taught=True)
-        self.optimizer.attach(self.scorer.losses, self.scorer.begin(first), micro_batch=self.micro_batch(first))
+        first = self.batch(self.task.train[: self.settings.batch_size])
+        self.optimizer.attach(self.scorer.losses, first, micro_batch=self.micro_batch(first))
 
     def train(self) -> float:
         """The training loop. Returns its seconds, without those of the evaluations on the dev split."""
@@ -166,8 +166,12 @@ class Tuning:
         """One step on some examples, the layers that training leaves alone included. Returns its mean loss."""
         if isinstance(self.objective, objectives.GeneratedObjective):
             return float(self.optimizer.step(self.objective.closure(examples)))
-        batch = self.scorer.begin(self.scorer.batch(examples, taught=True))
+        batch = self.batch(examples)
         return float(self.optimizer.step(self.objective, batch, micro_batch=self.micro_batch(batch)))
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Some examples as a step sees them, with the layers that training leaves alone done."""
+        return self.scorer.begin(self.scorer.batch(examples, taught=True))
 
     def answers(self, examples: Sequence[Example], phase: str) -> Answers:
         """What the model as it is now says of some examples, with progress under the name of the phase."""

@@ -1,0 +1,211 @@
+"""Types every command of the tour and writes what it prints: python docs/tour.py [--out docs/tour.md]
+
+Works in an empty folder, with data made of what is installed: the first sentences of docstrings of five libraries, and the
+sentiment sentences of the package. Fails when a command does not end as it should.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from zerograd.text import models, splits
+
+LIBRARIES = ("matplotlib", "pandas", "scipy", "sympy", "torch")
+EACH = 60
+
+TOUR = """
+# A tour
+
+Every command here was typed by `python docs/tour.py`, in this order, on two CPU cores; what follows each is what it
+printed. Runs are of a few steps, to show how things are done; [the demo](demo.md) shows what minutes bring.
+
+## A table of your own
+
+Five columns, five topics: first sentences of docstrings, and the library they are from.
+
+$ head -n 3 topics.csv
+
+A model answers fastest in words that are one token, so each label is given one. Before anything is trained, `--dry-run`
+checks the rows, takes two real steps, and says what a run would take.
+
+$ cat topics.yaml
+$ zerograd tune --config topics.yaml --dry-run
+$ zerograd tune --config topics.yaml --steps 60 --evals 3 --out runs/topics
+$ ls runs/topics
+$ zerograd eval runs/topics --split dev
+$ zerograd predict runs/topics --data new.csv --out answers.csv
+$ cat answers.csv
+
+## A metric of your own
+
+No gradient is needed of it, so it may be any function of predictions and references, in a file beside the data.
+
+$ cat mine.py
+$ zerograd tune --config topics.yaml --objective mine.py:found --mix 0.5 --metric accuracy --method mezo --steps 9 --out runs/m
+$ zerograd report runs/topics runs/m --out both.html
+
+## Instructions
+
+Conversations are written in the model's own chat template, and only the answers are taught; here to a LoRA adapter.
+
+$ head -n 1 instructions.jsonl
+$ zerograd tune --data instructions.jsonl --scheme lora --batch-size 8 --steps 8 --evals 1 --out runs/instructions
+$ ls runs/instructions/model
+
+## Your own model
+
+A folder that transformers loads, such as the one that the first run wrote, or a GGUF file.
+
+$ zerograd eval --config topics.yaml --model runs/topics/model
+$ zerograd eval --model smollm2.gguf --task stars.yaml --shots 4
+
+## A task as a file
+
+$ cat stars.yaml
+$ zerograd eval --task stars.yaml --calibrate
+
+## Settings as a file
+
+Flags win over the file's fields.
+
+$ zerograd tune --task stars.yaml --scheme norms --lr 0.02 --out runs/norms --show-config > norms.yaml
+$ grep -E "^(task|scheme|lr|out):" norms.yaml
+$ zerograd tune --config norms.yaml --steps 10 --evals 1
+
+## What is wrong is said in one line
+
+! zerograd tune --data topics.csv --text review --label library
+! zerograd tune --data topics.csv --text body --label library --template "Is it torch?"
+! zerograd tune --data topics.csv --text body --label library --options a b
+! zerograd tune --data broken.jsonl --text body --label library
+! zerograd tune --config topics.yaml --device cuda:9
+! zerograd tune --config topics.yaml --metric mine.py:words --steps 1 --evals 0 --out runs/words
+! zerograd eval runs/nothing
+"""
+"""Text, `$ ` before a command that succeeds, `! ` before one that ends with exit code 2."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default=str(Path(__file__).with_name("tour.md")))
+    parsed = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder))
+        written = "\n".join(typed(TOUR.strip(), Path(folder)))
+    Path(parsed.out).write_text(written + "\n", encoding="utf-8")
+
+
+def typed(tour: str, folder: Path) -> Iterator[str]:
+    """The lines of the page."""
+    for line in tour.splitlines():
+        if line[:2] not in ("$ ", "! "):
+            yield line
+            continue
+        command = line[2:]
+        print(line, flush=True)
+        said = run(command, folder, 2 if line[0] == "!" else 0)
+        yield "\n".join(["```console", f"$ {command}", *said, "```"])
+
+
+def run(command: str, folder: Path, code: int) -> list[str]:
+    """What a command prints, as a reader would see it once it has ended."""
+    environment = os.environ | {
+        "COLUMNS": "110",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONWARNINGS": "ignore",
+    }
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode != code:
+        raise SystemExit(f"{command} ended with {done.returncode}, not {code}:\n{done.stdout}")
+    lines = [line.rstrip() for line in done.stdout.splitlines() if "━━━" not in line]
+    return "\n".join(lines).strip("\n").splitlines()
+
+
+def make(folder: Path) -> None:
+    """The files of the tour."""
+    rows = topics()
+    new, rows = rows[:2], rows[2:]
+    write(folder / "topics.csv", rows)
+    write(folder / "new.csv", [{"body": row["body"]} for row in new])
+    (folder / "broken.jsonl").write_text('{"body": "a", "library": "torch"}\n{"body": "b"\n')
+    (folder / "mine.py").write_text(
+        'def found(predictions, references):\n    """The share of torch\'s rows that are found."""\n'
+        '    answers = [p for p, r in zip(predictions, references) if r == "tensors"]\n'
+        '    return answers.count("tensors") / max(1, len(answers))\n\n\n'
+        'def words(predictions, references):\n    return "many"\n'
+    )
+    (folder / "topics.yaml").write_text(
+        "data: [topics.csv]\ntext: body\nlabel: library\ntemplate: '{{ body }} This is about'\n"
+        "options: [matplotlib=plots, pandas=tables, scipy=signals, sympy=algebra, torch=tensors]\n"
+    )
+    asked = "Which library is this from? "
+    talks = [[("user", asked + row["body"]), ("assistant", f"It is from {row['library']}.")] for row in rows[:200]]
+    with (folder / "instructions.jsonl").open("w") as file:
+        for talk in talks:
+            file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]}) + "\n")
+    (folder / "stars.yaml").write_text(
+        "prompt: |-\n  {{ text | trim }}\n  Would the writer come again? Yes or No?\noptions: [' No', ' Yes']\nlabel: liked\n"
+        "data: stars.jsonl\nrows: {test: 100}\n"
+    )
+    with (folder / "stars.jsonl").open("w") as file:
+        for example in splits.load("sentiment-products").train[:300]:
+            file.write(json.dumps({"text": example.row["text"], "liked": example.label}) + "\n")
+    (folder / "smollm2.gguf").symlink_to(models.demo_file())
+
+
+def topics() -> list[dict[str, str]]:
+    """First sentences of docstrings, shuffled, the libraries in equal numbers."""
+    draw, rows = random.Random(0), []
+    for library in LIBRARIES:
+        found = sorted(set(sentences(library)))
+        for name, sentence in draw.sample(found, EACH):
+            rows.append({"id": f"{library}-{len(rows)}", "name": name, "kind": "function", "body": sentence, "library": library})
+    draw.shuffle(rows)
+    return rows
+
+
+def sentences(library: str) -> Iterator[tuple[str, str]]:
+    """(name, first sentence) of a library's documented functions and classes, its own name left out."""
+    module = importlib.import_module(library)
+    modules = [module]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for info in pkgutil.iter_modules(module.__path__):
+            if not info.name.startswith("_") and info.name not in ("tests", "testing", "conftest", "pylab"):
+                try:
+                    modules.append(importlib.import_module(f"{library}.{info.name}"))
+                except Exception:  # a module for what is not installed
+                    continue
+        for one in modules:
+            for name, thing in inspect.getmembers(one, callable):
+                text = inspect.getdoc(thing) if str(getattr(thing, "__module__", "")).startswith(library) else None
+                first = re.split(r"(?<=\.)\s|\n\n", text or "")[0].replace("\n", " ").strip()
+                if not name.startswith("_") and 30 < len(first) < 160 and library not in first.lower():
+                    yield name, first
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
