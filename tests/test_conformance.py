@@ -153,7 +153,7 @@ def test_a_step_moves_every_trainable_tensor(method, storage):
 def test_a_direction_is_the_same_in_its_evaluation_and_in_its_update(method, storage):
     """From weights of zero, where no precision hides it: a probe is eps z away, an update of one direction -z."""
     _, opt = optimiser(method, storage)
-    directions, _ = opt._directions()
+    directions = opt._directions()
     some = int(opt.plan(4).directions[-1])
     for slot in opt.slots:
         slot.parameter.data.zero_()
@@ -170,7 +170,7 @@ def test_a_direction_is_the_same_in_its_evaluation_and_in_its_update(method, sto
 def test_scores_are_float32_and_see_what_16_bits_would_lose(method, storage):
     """Probes so small that a model of 16 bits computes the same hidden values: its vectors and its losses still tell them apart."""
     net, opt = optimiser(method, storage, eps=1e-4)
-    directions, _ = opt._directions()
+    directions = opt._directions()
     plan = opt.plan(4)
     vectors = [slot for slot in opt.slots if not slot.is_matrix]
 

@@ -54,7 +54,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
 def test_scores_come_back_and_everything_else_stays_on_the_device(method, storage, kernels):
     net = Net(tied=True).to("meta")
     opt = method(net, relative=False, storage=storage, self_check=False)
-    directions, _ = opt._directions()
+    directions = opt._directions()
     plan, tokens = opt.plan(4), batch().to("meta")
     with OneDevice() as mode:
         assert score_batch(opt.slots, directions, plan, net.losses, tokens).shape == (len(plan),)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -64,7 +65,8 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     """Base of the methods; see `MeZO` and `PerExample` for what a user holds.
 
     steps: taken so far, skipped ones too. forwards: how often the model was evaluated on the batch, once a branch. fit: what a
-    pass may hold of memory, `fit.memory` in bytes.
+    pass may hold of memory, `fit.memory` in bytes. record: hears what each step does, before it does it; what it raises ends the
+    step with the weights as they were.
     Subclasses set `family` and `per_example`, and say what `plan`, `differences` and `multipliers` are.
     """
 
@@ -76,6 +78,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     skipped: int
     forwards: int
     info: Info | None
+    record: Callable[[apply.Step | apply.Skip], None] | None
     self_check: bool | str
     fit: Fit
     _skips_in_row: int
@@ -112,6 +115,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self.skipped = 0
         self.forwards = 0
         self.info = None
+        self.record = None
         self._skips_in_row = 0
         self.self_check = self_check
         self._checked = False
@@ -158,7 +162,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
                 raise ValueError(f"{name} is {count}; it must be at least 1")
             if count is not None and batch is None:
                 raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
-        directions, group_of = self._directions()
+        directions = self._directions()
         if batch is None:
             scores = self._closure_scores(closure, directions)
         else:
@@ -169,13 +173,12 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             self._skip(loss)
             return loss
         self._skips_in_row = 0
-        updates = {id(group): self.multipliers(differences, group).tolist() for group in self.param_groups}
-        ids = range(len(differences))
+        step = self._step_of(loss, differences)
         with apply.uninterrupted():
-            for slot in self.slots:
-                group = group_of[id(slot.parameter)]
-                decay = 1 - group["lr"] * group["weight_decay"]
-                apply.update(slot, directions, ids, updates[id(group)], decay)
+            if self.record is not None:
+                self.record(step)
+            for slot, group in zip(self.slots, self.group_of, strict=True):
+                apply.update_by(slot, self.family, self.seed, [step], group)
             self.steps += 1
         spread = float(differences.std()) if len(differences) > 1 else math.nan
         self.info = Info(loss, float(differences.mean()), spread, False)
@@ -189,7 +192,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         The rehearsal evaluates the first step's plan and adds none of its directions.
         Raises NotPure, SelfCheckFailed or UnresolvedOperation. Weights stay as they are.
         """
-        directions, _ = self._directions()
+        directions = self._directions()
         scores = self._batch_scores(objective, batch, directions, examples or batches.examples(batch), micro_batch)
         ids = range(len(self.differences(scores)))
         with apply.uninterrupted():
@@ -259,12 +262,17 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self.forwards += plan.copies
         return score_batch(self.slots, directions, plan, objective, batch, micro_batch=micro_batch, fit=self.fit)
 
-    def _directions(self) -> tuple[Directions, dict[int, dict[str, Any]]]:
-        """The directions of the next step, and the group of each parameter by its identity."""
-        group_of = {id(p): group for group in self.param_groups for p in group["params"]}
-        for slot in self.slots:
-            slot.eps = group_of[id(slot.parameter)]["eps"]
-        return Directions(self.family, self.seed, self.steps), group_of
+    def _directions(self) -> Directions:
+        """The directions of the next step."""
+        for slot, group in zip(self.slots, self.group_of, strict=True):
+            slot.eps = self.param_groups[group]["eps"]
+        return Directions(self.family, self.seed, self.steps)
+
+    @property
+    def group_of(self) -> list[int]:
+        """Which group each slot belongs to."""
+        found = {id(p): i for i, group in enumerate(self.param_groups) for p in group["params"]}
+        return [found[id(slot.parameter)] for slot in self.slots]
 
     def _check_batch(
         self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | str | None
@@ -313,8 +321,18 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             self_check(self.slots, directions, plan, score, plain, every=self.self_check == "full")
         self._checked = True
 
+    def _step_of(self, loss: float, differences: torch.Tensor) -> apply.Step:
+        """What the next step does."""
+        lrs = np.array([group["lr"] for group in self.param_groups], np.float32)
+        decays = np.array([1 - group["lr"] * group["weight_decay"] for group in self.param_groups], np.float32)
+        multipliers = np.stack([self.multipliers(differences, group).numpy() for group in self.param_groups])
+        return apply.Step(self.steps, loss, lrs, None if bool((decays == 1).all()) else decays, multipliers)
+
     def _skip(self, loss: float) -> None:
-        self.steps += 1
+        with apply.uninterrupted():
+            if self.record is not None:
+                self.record(apply.Skip(self.steps, loss))
+            self.steps += 1
         self.skipped += 1
         self._skips_in_row += 1
         self.info = Info(loss, math.nan, math.nan, True)

@@ -55,8 +55,8 @@ class Signal:
 
         parts: (batch, examples in it, examples of it that a pass takes), `examples` in all.
         """
-        for slot in optimizer.slots:
-            slot.eps = next(g["eps"] for g in optimizer.param_groups if any(p is slot.parameter for p in g["params"]))
+        for slot, group in zip(optimizer.slots, optimizer.group_of, strict=True):
+            slot.eps = optimizer.param_groups[group]["eps"]
         for _ in range(DIRECTIONS):
             directions = Directions(optimizer.family, optimizer.seed, PROBES + len(self.squares))
             pairs = [

@@ -1,0 +1,63 @@
+"""From a journal back to weights: what the steps did is done again, bit for bit, many steps in a pass over each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from zerograd import apply
+from zerograd.apply import Skip, Step
+from zerograd.journal.format import Record, Restore
+from zerograd.perturb.directions import Family
+from zerograd.spaces.weights import Slot
+
+_Path = tuple[Step, "_Path"] | None
+"""The last step of a way from the base, and the way to it."""
+
+PASS = 256
+"""Steps between two words of progress."""
+
+
+def path(records: Iterable[Record], at: int | None = None) -> list[Step]:
+    """The steps that lead from the base to the weights after `at` steps, or after all; those that were gone back on are left out.
+
+    Raises ValueError when there were not so many steps.
+    """
+    here: _Path = None
+    after: list[_Path] = [here]  # so many steps
+    for record in records:
+        if at is not None and len(after) == at + 1:
+            break
+        if isinstance(record, Restore):
+            here = after[record.step]
+        elif isinstance(record, (Step, Skip)):
+            here = (record, here) if isinstance(record, Step) else here
+            after.append(here)
+    if at is not None and len(after) <= at:
+        raise ValueError(f"step {at} is asked for, and the journal has {len(after) - 1} steps; ask for one that it has")
+    steps = []
+    while here is not None:
+        step, here = here
+        steps.append(step)
+    return steps[::-1]
+
+
+def replay(
+    slots: Sequence[Slot],
+    groups: Sequence[int],
+    family: Family,
+    seed: int,
+    steps: Sequence[Step],
+    listen: Callable[[float], None] = lambda done: None,
+) -> None:
+    """Do to slots what steps did. groups: which group each slot belongs to. listen: hears the share that is done.
+
+    An interrupt leaves the slots between two states: what they were is the caller's to load again.
+    """
+    work = sum(slot.parameter.numel() for slot in slots) * max(1, len(steps))
+    done = 0
+    for slot, group in zip(slots, groups, strict=True):
+        for first in range(0, len(steps), PASS):
+            some = steps[first : first + PASS]
+            apply.update_by(slot, family, seed, some, group)
+            done += slot.parameter.numel() * len(some)
+            listen(done / work)

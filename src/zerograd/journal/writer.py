@@ -1,0 +1,135 @@
+"""Writing a journal: every record is in the system's hands before the update that it describes, and on the disk within a second."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from zerograd.journal.format import Note, Reader, Record, Restore, finite, to_bytes, to_header
+
+SYNC_SECONDS = 1.0
+"""What a loss of power may cost, at most."""
+
+
+class JournalLocked(ValueError):
+    """Another process writes this journal."""
+
+
+class Writer:
+    """A journal that is being written, and locked while it is.
+
+    Make one with `create` or `reopen`. offset, crc: of what was written so far.
+    """
+
+    def __init__(self, path: Path, handle: int, offset: int, crc: int) -> None:
+        self.path = path
+        self.offset = offset
+        self.crc = crc
+        self._handle = handle
+        self._synced = time.monotonic()
+
+    @classmethod
+    def create(cls, path: Path, header: Mapping[str, Any]) -> Writer:
+        """Begin a journal in a new file. Raises FileExistsError, JournalLocked, or OSError when it cannot be written."""
+        made = to_header(header)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
+        try:
+            _lock(handle, path)
+            _write(handle, made)
+            os.fsync(handle)
+            sync_folder(path.parent)
+        except BaseException:
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            raise
+        return cls(path, handle, len(made), int.from_bytes(made[-4:], "little"))
+
+    @classmethod
+    def reopen(cls, path: Path, each: Callable[[Record], None]) -> tuple[Writer, Mapping[str, Any], int]:
+        """Go on with a journal. each: hears of its records. Returns (writer, header, bytes of a torn record that were cut).
+
+        Raises JournalLocked, JournalDamaged, or OSError.
+        """
+        handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            _lock(handle, path)
+            with os.fdopen(os.dup(handle), "rb") as file:
+                reader = Reader(file, os.fstat(handle).st_size)
+                for record in reader:
+                    each(record)
+            if reader.torn:
+                os.ftruncate(handle, reader.offset)
+                os.fsync(handle)
+            os.lseek(handle, reader.offset, os.SEEK_SET)
+        except BaseException:
+            os.close(handle)
+            raise
+        return cls(path, handle, reader.offset, reader.crc), reader.header, reader.torn
+
+    def add(self, record: Record) -> None:
+        """Append a record. Raises OSError when it cannot be written; the journal is then what it was before."""
+        made = to_bytes(record, self.crc)
+        try:
+            _write(self._handle, made)
+        except BaseException:  # an interrupt too: half a record is none
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, self.offset)
+                os.lseek(self._handle, self.offset, os.SEEK_SET)
+            raise
+        self.offset += len(made)
+        self.crc = int.from_bytes(made[-4:], "little")
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
+            self.sync()
+
+    def restore(self, step: int, note: Mapping[str, Any]) -> None:
+        """Append that the weights go back to those after some steps, and make it durable."""
+        self.add(Restore(step, finite(note)))
+        self.sync()
+
+    def note(self, note: Mapping[str, Any]) -> None:
+        """Append what is to be known."""
+        self.add(Note(finite(note)))
+
+    def sync(self) -> None:
+        """Have everything on the disk: before what depends on it is, or is reported final."""
+        os.fsync(self._handle)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Sync, and let others write."""
+        try:
+            self.sync()
+        finally:
+            os.close(self._handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def _lock(handle: int, path: Path) -> None:
+    """One writer at a time; the lock goes with the process. Where the system has none there is none."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise JournalLocked(f"{path} is being written by another process; wait for it, or stop it") from None
