@@ -171,7 +171,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(folder, data, t
         "parameters on 42 rows, chooses on 6, reports on 12",
         "so about 3 steps in",
         "peak memory about",
-        "would write model/",
+        "would write journal.zgj, model/",
     ):
         assert part in said
     assert not out.exists()
@@ -278,7 +278,7 @@ def test_a_full_disk_is_seen_before_anything_is_trained(folder, data, tmp_path, 
 
 
 def test_a_disk_that_fills_while_training_costs_the_best_weights_alone(folder, data, tmp_path, monkeypatch, capsys):
-    def full(snapshot):
+    def full(snapshot, about):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("zerograd.train.snapshot.Snapshot.take", full)

@@ -185,10 +185,10 @@ def test_hidden_states_of_frozen_layers_are_computed_once_and_read_back(options,
     examples = scorer.task.train
     scorer.prefix = prefix_of(model, scorer.batch(examples).ids)
     cache = HiddenCache(tmp_path, 32, torch.float32)
-    written = cache._file.write
-    file = type("File", (), {"seek": cache._file.seek, "readinto": cache._file.readinto})()
-    file.write = lambda row: written(row[: max(0, room - cache.bytes)])
-    monkeypatch.setattr(cache, "_file", file)
+    held = cache._rows
+    file = type("File", (), {"seek": held.seek, "readinto": held.readinto})()
+    file.write = lambda row: held.write(row[: max(0, room - held.tell())])
+    monkeypatch.setattr(cache, "_rows", file)
     rows, asked, computed = [], 0, 0
     model.model.layers[0].register_forward_hook(lambda module, args, out: rows.append(out.shape[0]))
     for chosen in ([0, 1, 2, 3], [3, 1], [2], [0, 2, 3]):

@@ -27,6 +27,11 @@ def count(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
+def use(threads: int) -> None:
+    """Work on so many threads; 0 for as many as there are cores."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
 def each(work: Callable[[T], object], items: Iterable[T], most: int | None = None) -> None:
     """work(item) for every item, in no order, on as many workers as torch has threads, or `most`; here when that is one.
 

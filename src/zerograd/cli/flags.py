@@ -34,9 +34,12 @@ def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
 def read(kind: type[Settings], parsed: argparse.Namespace) -> Settings:
     """The settings that the file and the flags give. Raises ValueError or FileNotFoundError with the mend."""
     fields = _from_file(Path(parsed.config)) if parsed.config else {}
-    given = vars(parsed)
-    fields |= {field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given}
-    return from_mapping(kind, fields, f"config {parsed.config}")
+    return from_mapping(kind, fields | given(kind, parsed), f"config {parsed.config}")
+
+
+def given(kind: type[Any], parsed: argparse.Namespace) -> dict[str, Any]:
+    """The fields that were flags."""
+    return {field.name: value for field in dataclasses.fields(kind) if (value := getattr(parsed, field.name, None)) is not None}
 
 
 def shown(settings: Any) -> str:

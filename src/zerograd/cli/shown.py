@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from zerograd.text.metrics import METRICS
+
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def quiet() -> None:
@@ -34,3 +37,12 @@ def gain(metric: str, number: float, bounds: Sequence[float]) -> str:
     """A difference with its interval."""
     scale, digits = (100, "+.1f") if metric in METRICS else (1, "+.3g")
     return f"{scale * number:{digits}} ({scale * bounds[0]:{digits}}, {scale * bounds[1]:{digits}})"
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """A curve of blocks: the means of at most `width` equal parts of the values."""
+    count = min(width, len(values))
+    edges = [len(values) * i // count for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(means), max(means)
+    return "".join(BLOCKS[round((mean - low) / (high - low) * (len(BLOCKS) - 1)) if high > low else 0] for mean in means)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from zerograd.cli import flags, shown
@@ -16,12 +17,18 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser("tune", help="fine-tune a language model with forward passes only", description=__doc__)
     flags.add(parser, TuneSettings)
     parser.add_argument("--json", action="store_true", help="make the last line of standard output one JSON object")
+    parser.add_argument("--resume", metavar="RUN", default="", help="go on with a run that was cut off, or has more to do now")
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what a run would do and take, and end")
     parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    settings = flags.read(TuneSettings, parsed)
+    from zerograd.train import recording
+
+    if parsed.resume and parsed.config:
+        raise ValueError("config is the run's own with --resume; leave it out")
+    more = flags.given(TuneSettings, parsed)
+    settings = recording.settings_of(Path(parsed.resume), more) if parsed.resume else flags.read(TuneSettings, parsed)
     if parsed.show_config:
         print(flags.shown(settings))
         return 0
@@ -32,7 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
     shown.quiet()
     console = Console(stderr=parsed.json)
     with Bar(console, _state) as bar:
-        tuning = Tuning(settings, bar.show, bar.say)
+        tuning = Tuning(settings, bar.show, bar.say, resume=bool(parsed.resume))
         if not parsed.dry_run:
             result = tuning.run()
     if parsed.dry_run:

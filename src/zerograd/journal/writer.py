@@ -49,8 +49,12 @@ class Writer:
         return cls(path, handle, len(made), int.from_bytes(made[-4:], "little"))
 
     @classmethod
-    def reopen(cls, path: Path, each: Callable[[Record], None]) -> tuple[Writer, Mapping[str, Any], int]:
-        """Go on with a journal. each: hears of its records. Returns (writer, header, bytes of a torn record that were cut).
+    def reopen(
+        cls, path: Path, each: Callable[[Record], None], marks: list[tuple[int, int]] | None = None
+    ) -> tuple[Writer, Mapping[str, Any], int]:
+        """Go on with a journal. each: hears of its records. marks: is given (offset, crc) of the header's and each record's end.
+
+        Returns (writer, header, bytes of a torn record that were cut).
 
         Raises JournalLocked, JournalDamaged, or OSError.
         """
@@ -59,8 +63,12 @@ class Writer:
             _lock(handle, path)
             with os.fdopen(os.dup(handle), "rb") as file:
                 reader = Reader(file, os.fstat(handle).st_size)
+                found = [(reader.offset, reader.crc)]
                 for record in reader:
                     each(record)
+                    found.append((reader.offset, reader.crc))
+                if marks is not None:
+                    marks += found
             if reader.torn:
                 os.ftruncate(handle, reader.offset)
                 os.fsync(handle)
@@ -105,6 +113,12 @@ class Writer:
             self.sync()
         finally:
             os.close(self._handle)
+
+
+def require_unlocked(path: Path) -> None:
+    """Raises JournalLocked when another process writes a journal."""
+    with path.open("rb") as file:
+        _lock(file.fileno(), path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -204,6 +204,15 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         count = examples or batches.examples(batch)
         return score_batch(self.slots, Directions(self.family, self.seed, self.steps), plans.clean(count), objective, batch)
 
+    def go_on(self, steps: int, skipped: int, skips_in_row: int) -> None:
+        """Count as if so many steps had been taken, so many of them skipped, and so many of those at the end."""
+        self.steps, self.skipped, self._skips_in_row = steps, skipped, skips_in_row
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether so many steps in a row were skipped that `step` raises NotFinite when the next one is too."""
+        return self._skips_in_row >= SKIPS_BEFORE_ERROR
+
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, and what makes the next step the same: seed, step, scales and remainders."""
         saved = super().state_dict()
@@ -336,7 +345,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self.skipped += 1
         self._skips_in_row += 1
         self.info = Info(loss, math.nan, math.nan, True)
-        if self._skips_in_row >= SKIPS_BEFORE_ERROR:
+        if self.is_stuck:
             raise NotFinite(
                 f"the loss was {loss} for {self._skips_in_row} steps in a row; the weights are those before them: "
                 "lower lr or eps, or look at the data"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
-
+from zerograd import workers
 from zerograd.text import data, evaluation, splits
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Example, Task, TaskSpec
@@ -36,7 +34,7 @@ def evaluate(
     run: a finished one, whose model, task and data stand in for those of the settings. calibrate: choose options by how much the
     row's content raises their scores. Raises ValueError or FileNotFoundError.
     """
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    workers.use(settings.threads)
     listen(Progress("reading the data", 0.0))
     task = task_of(settings) if run is None else _of_run(run, settings)
     examples: Sequence[Example] = getattr(task, split)
@@ -76,7 +74,7 @@ def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = la
     """The rows of a file with what a run's tuned model answers to each: its own columns, "prediction", and for options
     "probability", of the prediction among the options. Raises ValueError or FileNotFoundError.
     """
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    workers.use(settings.threads)
     listen(Progress("reading the data", 0.0))
     task = Task(_unfiltered(run.spec))
     rows = data.read(source)["train"]

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from zerograd.text import models, tasks
+from zerograd.text import models, schemes, tasks
+from zerograd.text.models import Loaded
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Task, TaskSpec
 from zerograd.train.settings import TuneSettings, from_mapping
@@ -43,6 +44,28 @@ class Run:
     def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
         """The tuned model, asked as it was in training."""
         return scorer(str(self.folder / "model"), self.settings, task or Task(self.spec), device, self.settings.model)
+
+
+def base(settings: TuneSettings, name: str = "") -> Loaded:
+    """The model that a run begins from, with its adapter, and what is trained set so. name: where it is now, if elsewhere."""
+    dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
+    loaded = models.load(name or settings.model, dtype, settings.head, models.device_of(settings.device))
+    model = schemes.select(
+        loaded.model,
+        settings.scheme,
+        layers=settings.layers,
+        pattern=settings.pattern,
+        lora_rank=settings.lora_rank,
+        virtual_tokens=settings.virtual_tokens,
+        head=loaded.head,
+        seed=settings.seed,
+    )
+    return Loaded(model, loaded.tokenizer, loaded.head)
+
+
+def storage(settings: TuneSettings) -> str | None:
+    """How its trained weights are stored, as an optimiser takes it."""
+    return None if settings.storage == "auto" else settings.storage
 
 
 def open_run(folder: str) -> Run:

@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from zerograd.apply import uninterrupted
+from zerograd.journal.writer import sync_folder
 from zerograd.spaces.weights import Slot
+
+_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int16: "I16"}
 
 
 class Snapshot:
-    """The trained tensors of a model, bit for bit, in a file that only this process reads and that goes with it."""
+    """The trained tensors of a model, bit for bit, remainders beside them: a safetensors file that is whole or not there."""
 
     def __init__(self, path: Path, slots: Sequence[Slot]) -> None:
         self.path = path
         self.slots = slots
 
-    def take(self) -> None:
-        """Write the weights as they are now; an older snapshot is there until the new one is whole. Raises OSError."""
+    def take(self, about: Mapping[str, Any] | None = None) -> None:
+        """Write the weights as they are now and have them on the disk; an older snapshot is there until then. Raises OSError.
+
+        about: what `about` gives back, JSON.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         try:
             with partial.open("wb") as file:
-                for tensor in self._tensors():
+                file.write(self._header(about or {}))
+                for _, tensor in self._tensors():
                     file.write(_bytes(tensor.cpu()))
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(self.path)
+            sync_folder(self.path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
+    def about(self) -> Mapping[str, Any] | None:
+        """What was said of a snapshot when it was taken, or None where there is none, or it is not what was written."""
+        try:
+            with self.path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > os.fstat(file.fileno()).st_size:
+                    return None
+                text = file.read(length)
+                found = json.loads(text)["__metadata__"]
+                hashed = hashlib.blake2b(digest_size=16)
+                while chunk := file.read(1 << 20):
+                    hashed.update(chunk)
+            said: Mapping[str, Any] = json.loads(found["about"])
+            return said if hashed.hexdigest() == found["digest"] and text == self._header_text(said, found["digest"]) else None
+        except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError):
+            return None
+
     def restore(self) -> None:
-        """Set the weights to what they were when the snapshot was taken."""
+        """Set the weights to what they were when the snapshot was taken. Raises OSError when it is not there or was cut short."""
         with self.path.open("rb") as file, uninterrupted():
-            for tensor in self._tensors():
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            for _, tensor in self._tensors():
                 read = tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
                 if file.readinto(_bytes(read)) != read.nbytes:
                     raise OSError(f"{self.path} was cut short; the weights are partly older")
@@ -44,11 +77,28 @@ class Snapshot:
         """Forget it."""
         self.path.unlink(missing_ok=True)
 
-    def _tensors(self) -> Iterator[torch.Tensor]:
+    def _header(self, about: Mapping[str, Any]) -> bytes:
+        hashed = hashlib.blake2b(digest_size=16)
+        for _, tensor in self._tensors():
+            hashed.update(_bytes(tensor.cpu()))
+        text = self._header_text(about, hashed.hexdigest())
+        return struct.pack("<Q", len(text)) + text
+
+    def _header_text(self, about: Mapping[str, Any], digest: str) -> bytes:
+        fields: dict[str, Any] = {"__metadata__": {"about": json.dumps(about), "digest": digest}}
+        start = 0
+        for name, tensor in self._tensors():
+            stop = start + tensor.nbytes
+            fields[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
+            start = stop
+        text = json.dumps(fields).encode()
+        return text + b" " * (-len(text) % 8)
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for slot in self.slots:
-            yield slot.parameter.detach()
+            yield slot.name, slot.parameter.detach()
             if slot.remainder is not None:
-                yield slot.remainder
+                yield f"{slot.name}.remainder", slot.remainder
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

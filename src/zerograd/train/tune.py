@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import math
 import os
 import platform
 import shutil
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import zerograd
+from zerograd import journal, workers
 from zerograd.optim import METHODS
 from zerograd.optim.base import ZerothOrder
 from zerograd.text import columns, evaluation, findings, metrics, models, objectives, schemes, splits, tasks
@@ -25,7 +26,7 @@ from zerograd.text.evaluation import Answers
 from zerograd.text.prefix import prefix_of
 from zerograd.text.scoring import Batch, Scorer
 from zerograd.text.tasks import Example, Task
-from zerograd.train import environment, loop, memory, order, rates, report, trackers
+from zerograd.train import environment, loop, memory, order, rates, recording, report, runs, trackers
 from zerograd.train.files import write_text
 from zerograd.train.loop import Loop
 from zerograd.train.progress import Listener, Progress
@@ -36,7 +37,20 @@ from zerograd.train.trackers import TensorBoard, Tracker
 FIT_ROWS = 10_000
 """Training rows, at most, that the untouched model scores to have its offsets fitted."""
 
-FILES = ("model/", "tensorboard/", "settings.json", "task.yaml", "metrics.jsonl", "predictions.jsonl", "result.json", "report.html")
+UNTOUCHED = "untouched.json"
+"""What the model said before training, until the run has ended."""
+
+FILES = (
+    "journal.zgj",
+    "model/",
+    "tensorboard/",
+    "settings.json",
+    "task.yaml",
+    "metrics.jsonl",
+    "predictions.jsonl",
+    "result.json",
+    "report.html",
+)
 """What a run's folder holds."""
 
 DEMONSTRATIONS = 2**32 - 1
@@ -44,7 +58,8 @@ DEMONSTRATIONS = 2**32 - 1
 
 
 class Tuning:
-    """A run from model to report. listen hears how it goes, say what was found in the data and is of note.
+    """A run from model to report. listen hears how it goes, say what was found in the data and is of note. resume: go on with the
+    run of the folder that the settings name, which was cut off.
 
     Raises ValueError or FileNotFoundError for what is wrong before anything is written.
     """
@@ -54,47 +69,41 @@ class Tuning:
         settings: TuneSettings,
         listen: Listener = lambda progress: None,
         say: Callable[[str], None] = lambda line: None,
+        resume: bool = False,
     ) -> None:
         self.settings = settings
+        self.resume = resume
         self.listen = listen
         self.say = say
         self.started = time.perf_counter()
         environment.prepare()
-        torch.set_num_threads(settings.threads or os.cpu_count() or 1)
-        device = models.device_of(settings.device)
+        workers.use(settings.threads)
+        models.device_of(settings.device)  # before any work
         listen(Progress("reading the data", 0.0))
         self.task = task_of(settings)
         self.folder = Path(settings.out or f"runs/{self.task.name}-{settings.method}-{settings.seed}")
         self.parent = _writable(self.folder)
+        if not resume:
+            recording.require_free(self.folder)
         objective = "" if settings.objective == objectives.LOSS else settings.objective
         self.metric = metric_of(settings.metric or objective, self.task.spec)
         listen(Progress("loading the model", 0.0))
-        dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
-        loaded = models.load(settings.model, dtype, settings.head, device)
-        self.head = loaded.head
-        self.model = schemes.select(
-            loaded.model,
-            settings.scheme,
-            layers=settings.layers,
-            pattern=settings.pattern,
-            lora_rank=settings.lora_rank,
-            virtual_tokens=settings.virtual_tokens,
-            head=loaded.head,
-            seed=settings.seed,
-        )
+        loaded = runs.base(settings)
+        self.head, self.model = loaded.head, loaded.model
         self.scorer = Scorer(self.model, loaded.tokenizer, self.task, loaded.head, settings.max_tokens)
         self.scorer.settle(self.task.train[:2])
         few = self.scorer.batch(self.task.train[:2], taught=True)
         if loaded.head == "causal" and settings.scheme not in schemes.ADAPTERS:
             self.scorer.prefix = prefix_of(self.model, few.ids)
-        self.scorer.cache = self._cache(few)
+        self.identity = journal.identity(self.model)
         self.objective = self._objective()
         self.lr = RATES[settings.method] if isinstance(settings.lr, str) else settings.lr
         self.optimizer = self._optimizer()
         self.copies = self.optimizer.plan(settings.batch_size).copies  # of the batch, in a step
         self.rows = self.copies * settings.batch_size  # of a step, and of an evaluation
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        self.trackers: list[Tracker] = []  # of a run that has begun
+        self.journal: journal.Writer | None = None  # of a run that has begun
+        self.trackers: list[Tracker] = []  # the same
         self._trackers = [TensorBoard(), *(trackers.tracker(name) for name in settings.trackers)]
         self.loop = Loop(self)
         self._require_room()
@@ -105,6 +114,40 @@ class Tuning:
         """Train, evaluate before and after, write the run's folder, and return its result."""
         self.attach()
         judge = Judge(self.scorer, self.task.test, self.metric)
+        untouched = self._untouched(judge)
+        memory.reset_peak()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.scorer.cache = self._cache()
+        if self.settings.lr == AUTO and not self.resume:
+            self.lr = rates.find(self)
+            self.say(f"the learning rate is {self.lr:.3g}, by a range test")
+        self.journal = recording.go_on(self) if self.resume else recording.begin(self)
+        self.optimizer.record = self.journal.add
+        result: dict[str, Any] = {}
+        try:
+            for tracker in self._trackers:
+                tracker.begin(self.folder, dataclasses.asdict(self.settings))
+                self.trackers.append(tracker)
+            result = self._trained_and_judged(judge, untouched)
+        finally:
+            self.optimizer.record = None
+            self.journal.close()
+            for tracker in self.trackers:
+                tracker.end(result)
+        self.loop.close()
+        if not self.loop.interrupted:
+            if self.scorer.cache is not None:
+                self.scorer.cache.remove()
+            (self.folder / UNTOUCHED).unlink(missing_ok=True)
+        return result
+
+    def _untouched(self, judge: Judge) -> dict[str, Any]:
+        """What the model says before training, of test rows, of training rows, behind demonstrations, and its peak of memory."""
+        kept = self.folder / UNTOUCHED
+        if self.resume and kept.exists():
+            with contextlib.suppress(ValueError, TypeError):
+                said: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+                return said | {name: Answers(**value) for name, value in said.items() if isinstance(value, dict)}
         memory.reset_peak()
         before = self.answers(self.task.test, "zero-shot, test")
         judge.require(before)
@@ -113,27 +156,12 @@ class Tuning:
         if self.settings.shots:
             with self.scorer.encoder.demonstrating(demonstrations(self.task, self.settings.shots, self.settings.seed)):
                 shots = self.answers(self.task.test, "in-context, test")
-        inference_peak = memory.peak_bytes()
-        memory.reset_peak()
+        found = {"before": before, "fit": fit, "shots": shots, "inference_peak_bytes": memory.peak_bytes()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.settings.lr == AUTO:
-            self.lr = rates.find(self)
-            self.say(f"the learning rate is {self.lr:.3g}, by a range test")
-        for tracker in self._trackers:
-            tracker.begin(self.folder, dataclasses.asdict(self.settings))
-            self.trackers.append(tracker)
-        result: dict[str, Any] = {}
-        try:
-            result = self._trained_and_judged(judge, before, fit, shots, inference_peak)
-        finally:
-            self.loop.close()
-            for tracker in self.trackers:
-                tracker.end(result)
-        return result
+        write_text(kept, json.dumps(found, default=dataclasses.asdict))
+        return found
 
-    def _trained_and_judged(
-        self, judge: Judge, before: Answers, fit: Answers | None, shots: Answers | None, inference_peak: int
-    ) -> dict[str, Any]:
+    def _trained_and_judged(self, judge: Judge, untouched: dict[str, Any]) -> dict[str, Any]:
         seconds = self.train()
         training_peak = memory.peak_bytes()
         self._save_model()
@@ -141,12 +169,13 @@ class Tuning:
             after = self.answers(self.task.test, "tuned, test")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted after training; the tuned model is {self.folder}/model, not evaluated") from None
-        result = self._result() | judged(judge, self.scorer, before, after, fit, shots)
+        before = untouched["before"]
+        result = self._result() | judged(judge, self.scorer, before, after, untouched["fit"], untouched["shots"])
         result |= {
             "seconds": seconds,
             "seconds_per_step": seconds / max(1, self.optimizer.steps),
             "peak_bytes": training_peak,
-            "inference_peak_bytes": inference_peak,
+            "inference_peak_bytes": untouched["inference_peak_bytes"],
             "seconds_total": time.perf_counter() - self.started,
         }
         self._write(result, list(predictions(self.scorer, judge, before, after)))
@@ -216,10 +245,10 @@ class Tuning:
 
     @property
     def _disk_bytes(self) -> int:
-        """What a run writes at most at a time: its model, and the best weights with their remainders."""
+        """What a run writes at most at a time: its model, and the best and the latest weights with their remainders."""
         trained = sum(s.parameter.nbytes + (0 if s.remainder is None else s.remainder.nbytes) for s in self.optimizer.slots)
         saved = trained if self.settings.scheme in schemes.ADAPTERS else self.weight_bytes
-        return saved + trained * (self.settings.keep == "best" and self.settings.evals > 0)
+        return saved + trained * (1 + (self.settings.keep == "best" and self.settings.evals > 0))
 
     def _require_room(self) -> None:
         free, needed = shutil.disk_usage(self.parent).free, self._disk_bytes
@@ -273,7 +302,7 @@ class Tuning:
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             distribution=settings.distribution,
-            storage=None if settings.storage == "auto" else settings.storage,
+            storage=runs.storage(settings),
             seed=settings.seed,
             **options,
         )
@@ -282,16 +311,17 @@ class Tuning:
         """Examples of a batch that a pass takes."""
         return self.scorer.at_a_time(batch.ids.shape[1], self.copies)
 
-    def _cache(self, few: Batch) -> HiddenCache | None:
+    def _cache(self) -> HiddenCache | None:
         """Where the hidden states of frozen layers are kept, when there are such layers and the disk has ample room."""
         if self.scorer.prefix is None or self.scorer.device.type != "cpu":
             return None
+        few = self.scorer.batch(self.task.train[:2], taught=True)
         sample = self.scorer.prefix.below(few.ids)
         tokens = sum(self.scorer.length(example) for example in self.task.train)
         needed = tokens * len(few.ids) // len(few.labels) * sample.shape[-1] * sample.itemsize
         if needed > shutil.disk_usage(self.parent).free // 4:
             return None
-        return HiddenCache(self.parent, sample.shape[-1], sample.dtype)
+        return HiddenCache(self.folder, sample.shape[-1], sample.dtype, self.resume)
 
     def _result(self) -> dict[str, Any]:
         return {
@@ -314,8 +344,6 @@ class Tuning:
         settings = dataclasses.asdict(self.settings)
         write_text(self.folder / "settings.json", json.dumps(settings, indent=1))
         write_text(self.folder / "task.yaml", self.task.spec.to_yaml())
-        finite = [{k: v for k, v in row.items() if math.isfinite(v)} for row in self.loop.history]
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in finite))
         write_text(self.folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         report.write(self.folder / "report.html", result | {"settings": settings}, self.loop.history, rows)
         write_text(self.folder / "result.json", json.dumps(result, indent=1))

@@ -1,0 +1,109 @@
+"""zerograd journal: look at a run's journal, check it, compare two, or cut one short."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from zerograd.cli import shown
+
+
+def add(verbs: Any) -> None:
+    parser = verbs.add_parser("journal", help="look at, check, compare and cut journals", description=__doc__)
+    acts = parser.add_subparsers(dest="act", metavar="ACT", required=True)
+    show = acts.add_parser("show", help="what a run is, its losses, or what one step did")
+    show.add_argument("--step", metavar="N", type=int, default=None, help="what step N did, from 0")
+    verify = acts.add_parser("verify", help="exit 0 when every byte is what was written, 1 when not, and say why")
+    diff = acts.add_parser("diff", help="where two runs part; exit 0 when they do not, 1 when they do")
+    cut = acts.add_parser("cut", help="write the beginning of a journal")
+    for one in (show, verify, diff, cut):
+        one.add_argument("journal", metavar="JOURNAL", help="a journal, or the folder of its run")
+    diff.add_argument("other", metavar="OTHER", help="another one")
+    cut.add_argument("--at", metavar="STEP", type=int, required=True, help="until so many steps were taken")
+    cut.add_argument("--out", metavar="FILE", required=True, help="where it goes")
+    for one, act in ((show, _show), (verify, _verify), (diff, _diff), (cut, _cut)):
+        one.set_defaults(run=act)
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    from zerograd.apply import Skip
+    from zerograd.train import journals
+
+    told = journals.read(journals.find(parsed.journal))
+    if parsed.step is not None:
+        if not 0 <= parsed.step < len(told.steps):
+            raise ValueError(f"step is {parsed.step}; the journal has steps 0 .. {len(told.steps) - 1}")
+        step = told.steps[parsed.step]
+        if isinstance(step, Skip):
+            print(f"step {step.number}: loss {step.loss:.6g}, not finite, so nothing was updated")
+            return 0
+        print(f"step {step.number}: loss {step.loss:.6g}")
+        for group, (lr, some) in enumerate(zip(step.lrs.tolist(), step.multipliers.tolist(), strict=True)):
+            decay = "" if step.decays is None else f", weights times {step.decays[group]:.9g}"
+            name = f"group {group}: " if len(step.lrs) > 1 else ""
+            print(f"{name}learning rate {lr:.6g}{decay}, {len(some)} directions times {' '.join(f'{m:.6g}' for m in some)}")
+        return 0
+    header, base = told.header, told.header["base"]
+    print(f"{told.path}: {told.path.stat().st_size:,} bytes, {len(told.steps):,} steps of {header['method']}")
+    print(f"base {base['model']}, identity {base['identity']}")
+    values = sum(math.prod(row["shape"]) for row in header["tensors"])
+    print(
+        f"trains {len(header['tensors'])} tensors, {values:,} values, scheme {header['settings']['scheme']}, seed {header['seed']}"
+    )
+    if told.torn:
+        print(f"the last record was cut short: {told.torn} bytes of it are there")
+    losses = [step.loss for step in told.steps if math.isfinite(step.loss)]
+    if losses:
+        print(f"loss {shown.sparkline(losses)} {losses[0]:.4g} to {losses[-1]:.4g}, lowest {min(losses):.4g}")
+    return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from zerograd.journal import JournalDamaged
+    from zerograd.train import journals
+
+    path = journals.find(parsed.journal)
+    try:
+        told = journals.read(path)
+    except JournalDamaged as error:
+        print(f"{path}: {error}")
+        return 1
+    if told.torn:
+        print(
+            f"{path}: the last record was cut short, {told.torn} bytes of it are there; {len(told.steps):,} whole steps before it"
+        )
+        return 1
+    print(f"{path}: whole, {len(told.steps):,} steps, {len(told.records):,} records")
+    return 0
+
+
+def _diff(parsed: argparse.Namespace) -> int:
+    from zerograd.train import journals
+
+    first, second = (journals.read(journals.find(name)) for name in (parsed.journal, parsed.other))
+    fields, number = journals.parting(first, second)
+    for name in fields:
+        one, other = (json.dumps(told.header.get(name)) for told in (first, second))
+        print(f"{name}: {_short(one)} and {_short(other)}")
+    if number is None:
+        print(f"all {len(first.steps):,} steps are the same")
+    else:
+        for told in (first, second):
+            there = f"loss {told.steps[number].loss:.9g}" if number < len(told.steps) else "has no such step"
+            print(f"step {number}, {told.path}: {there}")
+    return 0 if number is None and not fields else 1
+
+
+def _cut(parsed: argparse.Namespace) -> int:
+    from zerograd.train import journals
+
+    size = journals.cut(journals.read(journals.find(parsed.journal)), parsed.at, Path(parsed.out))
+    print(f"{parsed.out}: {parsed.at:,} steps, {size:,} bytes")
+    return 0
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,46 @@
+"""zerograd replay: the model of a run, or its adapter, made again from its journal and the base."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from zerograd.cli import shown
+from zerograd.cli.bar import Bar
+
+
+def add(verbs: Any) -> None:
+    parser = verbs.add_parser("replay", help="make a run's model again from its journal", description=__doc__)
+    parser.add_argument("journal", metavar="JOURNAL", help="a journal, or the folder of its run")
+    parser.add_argument("--base", metavar="MODEL", default="", help="what the run began from (default: where it was then)")
+    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write, as plain transformers or PEFT load it")
+    parser.add_argument(
+        "--at", metavar="STEP", type=int, default=None, help="weights after so many steps (default: as the run ended)"
+    )
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
+    parser.add_argument("--threads", metavar="INT", type=int, default=0, help="CPU threads; 0 for all cores (default: 0)")
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from zerograd import workers
+    from zerograd.train import journals
+
+    out = Path(parsed.out)
+    if out.exists():
+        raise ValueError(f"out is {out}, which is there; name another folder")
+    if parsed.at is not None and parsed.at < 0:
+        raise ValueError(f"at is {parsed.at}; it must be a number of steps, at least 0")
+    shown.quiet()
+    workers.use(parsed.threads)
+    console = Console()
+    with Bar(console) as bar:
+        told = journals.read(journals.find(parsed.journal))
+        loaded = journals.replayed(told, parsed.base, parsed.at, parsed.device, bar.show)
+        journals.save(loaded, out)
+    taken = len(told.steps) if parsed.at is None else parsed.at
+    console.print(f"{out}: {told.header['settings']['scheme']} of {told.path} after {taken:,} steps", highlight=False)
+    return 0

@@ -1,0 +1,219 @@
+"""A run's journal: what its header says, how it begins, and how a run that was cut off goes on from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import zerograd
+from zerograd import journal
+from zerograd.journal import Reader, Record, Restore, Skip, Step, Writer, WrongBase
+from zerograd.journal.writer import require_unlocked
+from zerograd.noise import LAYOUT
+from zerograd.perturb.directions import Family
+from zerograd.train.files import write_text
+from zerograd.train.loop import as_line
+from zerograd.train.progress import Progress
+from zerograd.train.settings import TuneSettings, from_mapping
+from zerograd.train.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from zerograd.train.tune import Tuning
+
+NAME = "journal.zgj"
+
+FORMAT = 1
+"""Version of the header's fields."""
+
+FREE = ("minutes", "steps", "evals", "patience", "threads", "device", "trackers")
+"""Settings that a run may go on with other values of."""
+
+
+def header(tuning: Tuning) -> dict[str, Any]:
+    """What a run is: enough to begin it again."""
+    optimizer, settings = tuning.optimizer, tuning.settings
+    return {
+        "format": FORMAT,
+        "layout": LAYOUT,
+        "groups": len(optimizer.param_groups),
+        "method": settings.method,
+        "family": {"distribution": optimizer.family.distribution, "rank": optimizer.family.rank},
+        "seed": optimizer.seed,
+        "lr": tuning.lr,
+        "base": {"model": settings.model, "identity": tuning.identity},
+        "tensors": journal.table(optimizer.slots, optimizer.group_of),
+        "settings": dataclasses.asdict(settings),
+        "task": tuning.task.spec.to_yaml(),
+        "rows": rows_of(tuning),
+        "versions": {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def read_header(path: Path) -> Mapping[str, Any]:
+    """The header of a journal. Raises FileNotFoundError or ValueError when it is not there, or not one that this version reads."""
+    if not path.exists():
+        raise FileNotFoundError(f"journal {path} is not there; give a journal, or the folder of a run")
+    with path.open("rb") as file:
+        found = Reader(file, path.stat().st_size).header
+    for name, own in (("format", FORMAT), ("layout", LAYOUT)):
+        if found.get(name) != own:
+            raise ValueError(
+                f"journal {path} has {name} {found.get(name)!r}, and this zerograd {own}; use the version that wrote it"
+            )
+    return found
+
+
+def family_of(said: Mapping[str, Any]) -> tuple[Family, int]:
+    """(family, seed) of a header. Raises ValueError when it has none."""
+    family, seed = said.get("family"), said.get("seed")
+    if (
+        not isinstance(family, dict)
+        or not isinstance(family.get("rank"), int)
+        or not isinstance(seed, int)
+        or not 0 <= seed < 1 << 64
+    ):
+        raise ValueError(f"the header's family is {family!r} and its seed {seed!r}")
+    return Family(str(family.get("distribution")), family["rank"]), seed
+
+
+def settings_of(run: Path, more: Mapping[str, Any]) -> TuneSettings:
+    """The settings of a run that was cut off, with some other ones.
+
+    Raises ValueError naming one that is the run's own, or when the run has ended and is given nothing more to do.
+    """
+    fields = dict(read_header(run / NAME)["settings"])
+    require_unlocked(run / NAME)
+    own = [name for name in more if name not in FREE]
+    if own:
+        raise ValueError(f"{own[0]} is the run's own; leave it out (only {', '.join(FREE)} may be others)")
+    if (run / "result.json").exists() and not {"minutes", "steps"} & set(more):
+        raise ValueError(f"run {run} has ended; give more --steps or --minutes than it had to go on")
+    return from_mapping(TuneSettings, fields | dict(more) | {"out": str(run)}, f"run {run}")
+
+
+def require_free(folder: Path) -> None:
+    """Raises ValueError when a run in a folder is being written, or was cut off: what it learnt is not to be lost."""
+    path = folder / NAME
+    if not path.exists():
+        return
+    require_unlocked(path)
+    if not (folder / "result.json").exists():
+        with path.open("rb") as file:
+            if any(isinstance(record, Step) for record in Reader(file, path.stat().st_size)):
+                mend = f"go on with --resume {folder}, or name another folder"
+                raise ValueError(f"out is {folder}, whose run was cut off; {mend}")
+
+
+def begin(tuning: Tuning) -> Writer:
+    """Begin the journal of a run, in place of a finished one's."""
+    path = tuning.folder / NAME
+    path.unlink(missing_ok=True)
+    (tuning.folder / "result.json").unlink(missing_ok=True)
+    write_text(tuning.folder / "metrics.jsonl", "")
+    return Writer.create(path, header(tuning))
+
+
+def go_on(tuning: Tuning) -> Writer:
+    """Take up the journal of a run that was cut off, and bring weights, State and loop to where it was.
+
+    Raises WrongBase or ValueError when the model or the rows are others, JournalDamaged, or JournalLocked.
+    """
+    path, optimizer = tuning.folder / NAME, tuning.optimizer
+    said = read_header(path)
+    require_base(said, tuning.identity, str(path))
+    if said["rows"] != rows_of(tuning):
+        raise ValueError(f"the rows of task {tuning.task.name} are not those that run {tuning.folder} began with")
+    records: list[Record] = []
+    marks: list[tuple[int, int]] = []
+    writer, _, torn = Writer.reopen(path, records.append, marks)
+    try:
+        if torn:
+            tuning.say(f"{path}: the last record was cut short, {torn} bytes of it are left out")
+        if tuning.loop.hear(records):
+            again = Restore(optimizer.steps, {})
+            writer.add(again)
+            records.append(again)
+        tuning.lr = said["lr"]
+        _merge(tuning)
+        _go_back_to(tuning, said, records, marks)
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def _go_back_to(tuning: Tuning, said: Mapping[str, Any], records: list[Record], marks: list[tuple[int, int]]) -> None:
+    """Bring the weights to where records leave them: from the newest snapshot on the way there, or from the base; and have the best
+    ones on the disk."""
+    loop, slots = tuning.loop, tuning.optimizer.slots
+    groups = journal.fit(slots, said["tensors"], said["groups"])
+    family, seed = family_of(said)
+
+    def replay(steps: list[Step]) -> None:
+        journal.replay(slots, groups, family, seed, steps, lambda done: tuning.listen(Progress("replaying", done)))
+
+    def way_to(snapshot: Snapshot) -> list[Step] | None:
+        about = snapshot.about() or {}
+        mark = about.get("offset"), about.get("crc")
+        return journal.path(records[: marks.index(mark)]) if mark in marks else None
+
+    if loop.best_step is not None and (loop.best.about() or {}).get("steps") != loop.best_step:
+        base = Snapshot(tuning.folder / "base.safetensors", slots)
+        base.take()
+        replay(journal.path(records, loop.best_step))
+        index = [0, *(i for i, record in enumerate(records, 1) if isinstance(record, (Step, Skip)))][loop.best_step]
+        loop.best.take({"steps": loop.best_step, "offset": marks[index][0], "crc": marks[index][1]})
+        base.restore()
+        base.remove()
+    whole = journal.path(records)
+    known = [(way, snapshot) for snapshot in (loop.best, loop.latest) if (way := way_to(snapshot)) is not None]
+    on_the_way = [(len(way), snapshot) for way, snapshot in known if way == whole[: len(way)]]
+    length, snapshot = max(on_the_way, key=lambda pair: pair[0], default=(0, None))
+    if snapshot is not None:
+        snapshot.restore()
+    replay(whole[length:])
+
+
+def require_base(said: Mapping[str, Any], identity: str, name: str) -> None:
+    """Raises WrongBase when a journal is of another base."""
+    base = said.get("base")
+    if not isinstance(base, dict) or base.get("identity") != identity:
+        there = base.get("identity") if isinstance(base, dict) else None
+        model = base.get("model") if isinstance(base, dict) else None
+        raise WrongBase(
+            f"{name} is of base {model} with identity {there}, and this one has identity {identity}; give the base it is of"
+        )
+
+
+def rows_of(tuning: Tuning) -> str:
+    """A hash of the rows of a task, in the order that training sees them."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for split in ("train", "dev", "test"):
+        for example in getattr(tuning.task, split):
+            hashed.update(json.dumps([split, example.row, example.labels, example.answers], default=str).encode())
+    return hashed.hexdigest()
+
+
+def _merge(tuning: Tuning) -> None:
+    """What was logged before, with what the log lacks from the journal; the log is then that."""
+    path = tuning.folder / "metrics.jsonl"
+    logged: dict[int, Any] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+            logged[int(row["step"])] = row
+        except (ValueError, TypeError, KeyError):
+            continue  # a line that was cut short
+    loop = tuning.loop
+    loop.history = [logged.get(int(row["step"]), row) for row in loop.history]
+    if 0 in logged and (loop.pending is None or loop.pending["step"]):
+        loop.history.insert(0, logged[0])
+    write_text(path, "".join(map(as_line, loop.history)))

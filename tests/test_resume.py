@@ -1,0 +1,294 @@
+"""A run that is cut off anywhere and goes on ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from test_text import characters
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from zerograd import apply, journal
+from zerograd.cli import main
+from zerograd.journal import Note, Restore, Skip, Step, Writer
+from zerograd.text import evaluation, splits
+from zerograd.text.cache import HiddenCache
+from zerograd.text.scoring import Scorer
+from zerograd.text.tasks import Task, TaskSpec
+from zerograd.train import loop, recording, tune
+from zerograd.train.settings import TuneSettings
+from zerograd.train.snapshot import Snapshot
+from zerograd.train.tune import Tuning
+
+pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
+
+
+class Killed(BaseException):
+    """What no code is to handle."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Llama of three layers, so that the lowest is frozen and its states are kept."""
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = LlamaConfig(vocab_size=101, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=1, **size)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    characters().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_task():
+    full = splits.load("sentiment-movies")
+    spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "task_of", lambda settings: Task(spec, full.train[:40], full.dev[:20], full.test[:20]))
+        patch.setattr(loop, "DIVERGED", 0.9)  # a small model's loss cannot grow much
+        yield
+
+
+def settings(folder, out, **more: Any) -> TuneSettings:
+    given = {"minutes": 0, "steps": 12, "batch_size": 8, "threads": 1, "evals": 3, "lr": 0.02}
+    return TuneSettings(model=str(folder), out=str(out), **(given | more))
+
+
+def weights(out) -> bytes:
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def rows(out) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def records(out) -> list[Any]:
+    path = out / recording.NAME
+    with path.open("rb") as file:
+        return list(journal.Reader(file, path.stat().st_size))
+
+
+def learnt(out) -> list[Any]:
+    """What every step found and did."""
+    steps = [record for record in records(out) if isinstance(record, (Step, Skip))]
+    return [(s.number, s.loss, s.multipliers.tolist() if isinstance(s, Step) else None) for s in steps]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "per-example": {},
+    "mezo, back-offs": {"method": "mezo", "lr": 2.0, "schedule": "constant", "weight_decay": 0.01},
+    "bfloat16, all": {"storage": "bfloat16", "scheme": "full", "keep": "last"},
+    "lora": {"scheme": "lora", "schedule": "cosine"},
+}
+
+
+@pytest.fixture(scope="module")
+def straight(folder, tmp_path_factory):
+    """The folders of runs that were not cut off."""
+    made = {}
+    for kind, more in KINDS.items():
+        out = tmp_path_factory.mktemp("straight") / "run"
+        Tuning(settings(folder, out, **more)).run()
+        made[kind] = out
+    return made
+
+
+PLACES: dict[str, tuple[Any, str, bool]] = {
+    "before a record": (Writer, "add", False),
+    "after a record": (Writer, "add", True),
+    "in an update": (apply, "_update", False),
+    "in a forward pass": (Scorer, "losses", False),
+    "in an evaluation": (evaluation, "answers", False),
+    "before a snapshot": (Snapshot, "take", False),
+    "after a snapshot": (Snapshot, "take", True),
+    "before going back": (Snapshot, "restore", False),
+    "after going back": (Snapshot, "restore", True),
+    "in the hidden states": (HiddenCache, "_keep", False),
+    "after hidden states": (HiddenCache, "_keep", True),
+    "before saving": (Tuning, "_save_model", False),
+    "after saving": (Tuning, "_save_model", True),
+    "while all is written": (Tuning, "_write", False),
+}
+
+
+def cut_off(made: Tuning, patch: pytest.MonkeyPatch, place: str, number: int) -> bool:
+    """Run until the number-th time that it comes to a place. Returns whether it came to it."""
+    where, name, after = PLACES[place]
+    real, calls = getattr(where, name), []
+
+    def killing(*given: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) < number:
+            return real(*given, **more)
+        if after:
+            real(*given, **more)
+        raise Killed
+
+    patch.setattr(where, name, killing)
+    try:
+        made.run()
+    except Killed:
+        return True
+    finally:
+        patch.setattr(where, name, real)
+    return False
+
+
+SOME = [
+    (kind, place) for kind in KINDS for place in PLACES if kind in ("per-example", "mezo, back-offs") or place.startswith("after")
+]
+
+
+@pytest.mark.parametrize(("kind", "place"), SOME)
+def test_a_run_that_was_cut_off_ends_with_the_bits_of_one_that_was_not(folder, straight, tmp_path, monkeypatch, kind, place):
+    reached, fails = 0, 0
+    for number in (1, 6):
+        out = tmp_path / str(number)
+        given = settings(folder, out, **KINDS[kind])
+        if not cut_off(Tuning(given), monkeypatch, place, number):
+            break
+        reached += 1
+        if not (out / recording.NAME).exists():
+            continue  # nothing was learnt
+        said = rows(out)
+        taken = sum(isinstance(record, (Step, Skip)) for record in records(out))
+        fails += any(row["step"] > taken for row in said)
+        Tuning(given, resume=True).run()
+        assert learnt(out) == learnt(straight[kind])
+        assert kind == "lora" or weights(out) == weights(straight[kind])
+        assert [row["step"] for row in rows(out)] == [row["step"] for row in rows(straight[kind])]
+        assert rows(out)[-1]["dev_loss"] == rows(straight[kind])[-1]["dev_loss"]
+        left = {path.name for path in out.iterdir()}
+        assert left == {path.name for path in straight[kind].iterdir()}
+        if kind == "lora":
+            name = "model/adapter_model.safetensors"
+            assert (out / name).read_bytes() == (straight[kind] / name).read_bytes()
+    assert reached or kind != "mezo, back-offs" or "hidden" in place
+    assert not fails, "a step was reported that is not in the journal"
+
+
+def test_the_runs_of_these_tests_do_what_they_are_meant_to(straight):
+    """Back-offs happen, hidden states are kept, and records of all kinds are there."""
+    found = records(straight["mezo, back-offs"])
+    assert sum(isinstance(record, Restore) for record in found) >= 2
+    assert any(isinstance(record, Note) for record in found)
+    result = json.loads((straight["per-example"] / "result.json").read_text())
+    assert result["loss_after"] != result["loss_before"], "the best weights are not the untouched ones"
+    assert json.loads((straight["mezo, back-offs"] / "result.json").read_text())["back_offs"] >= 1
+    assert json.loads((straight["per-example"] / "result.json").read_text())["cache_bytes"] > 0
+
+
+def test_a_run_may_be_cut_off_again_and_again(folder, straight, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    given = settings(folder, out)
+    cuts = [("after a record", 3), ("in an evaluation", 4), ("in an update", 3), ("before saving", 1)]
+    for i, (place, number) in enumerate(cuts):
+        assert cut_off(Tuning(given, resume=i > 0), monkeypatch, place, number)
+    Tuning(given, resume=True).run()
+    assert weights(out) == weights(straight["per-example"])
+
+
+@pytest.mark.parametrize("lost", ["best.safetensors", "hidden.cache", "untouched.json", "metrics.jsonl"])
+@pytest.mark.parametrize("how", ["gone", "cut", "changed"])
+def test_what_only_shortens_the_way_may_be_lost(folder, straight, tmp_path, monkeypatch, lost, how):
+    """Snapshots, kept states and logs that are gone or damaged are made again. Hidden states: of an epoch that is not over."""
+    out = tmp_path / "run"
+    given = settings(folder, out)
+    assert cut_off(Tuning(given), monkeypatch, "after a record", 8)
+    path = out / lost
+    data = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(
+            data[: len(data) // 2] + (b"" if how == "cut" else bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :])
+        )
+    Tuning(given, resume=True).run()
+    if lost != "hidden.cache":
+        assert weights(out) == weights(straight["per-example"])
+
+
+def test_the_newest_snapshot_shortens_the_way(folder, straight, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    given = settings(folder, out)
+    monkeypatch.setattr(loop, "TAKEN", 0.0)
+    assert cut_off(Tuning(given), monkeypatch, "after a record", 11)
+    assert sum(isinstance(record, Step) for record in records(out)) > 5
+    done = []
+    real = journal.replay
+    monkeypatch.setattr(journal, "replay", lambda *given: (done.append(len(given[4])), real(*given)))
+    Tuning(given, resume=True).run()
+    assert sum(done) <= 1
+    assert weights(out) == weights(straight["per-example"])
+    assert not (out / "latest.safetensors").exists()
+
+
+def test_a_run_that_was_interrupted_or_is_given_more_goes_on(folder, straight, tmp_path, monkeypatch):
+    """After Ctrl-C the run has a result, of its best weights; going on takes the last ones up again."""
+    out = tmp_path / "run"
+    made = Tuning(settings(folder, out))
+    step, calls = made.step, []
+
+    def interrupted(examples: Any) -> float:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return step(examples)
+
+    made.step = interrupted  # type: ignore[method-assign]
+    assert "interrupted after step 5" in made.run()["stopped"]
+    result = Tuning(settings(folder, out), resume=True).run()
+    assert (result["steps"], result["stopped"]) == (12, None)
+    assert learnt(out) == learnt(straight["per-example"])
+    assert weights(out) == weights(straight["per-example"])
+    more = Tuning(settings(folder, out, steps=15), resume=True).run()
+    assert more["steps"] == 15
+
+
+def command(out, *more: str) -> int:
+    return main(["tune", "--resume", str(out), *more])
+
+
+def test_what_cannot_go_on_is_said_in_one_line(folder, tmp_path, monkeypatch, capsys, straight):
+    out = tmp_path / "run"
+    given = settings(folder, out)
+    assert command(out) == 2
+    assert f"journal {out}/journal.zgj is not there; give a journal, or the folder of a run" in capsys.readouterr().err
+    assert cut_off(Tuning(given), monkeypatch, "after a record", 5)
+    assert main(["tune", "--model", str(folder), "--out", str(out), "--steps", "2"]) == 2
+    assert f"whose run was cut off; go on with --resume {out}, or name another folder" in capsys.readouterr().err
+    assert command(out, "--lr", "0.1") == 2
+    assert "lr is the run's own; leave it out (only minutes, steps," in capsys.readouterr().err
+    whole = (out / recording.NAME).read_bytes()
+    (out / recording.NAME).write_bytes(whole[:-50] + b"?" + whole[-49:])
+    assert command(out) == 2
+    assert "not those that were written, at byte" in capsys.readouterr().err
+    (out / recording.NAME).write_bytes(whole[:-3])
+    holding, _, _ = Writer.reopen(out / recording.NAME, lambda record: None)
+    assert command(out) == 2
+    assert "is being written by another process" in capsys.readouterr().err
+    holding.close()
+    finished = straight["per-example"]
+    assert command(finished) == 2
+    assert "has ended; give more --steps or --minutes than it had to go on" in capsys.readouterr().err
+
+
+def test_another_base_and_other_rows_are_refused(folder, tmp_path, monkeypatch):
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(folder, model)
+    given = settings(model, out)
+    assert cut_off(Tuning(given), monkeypatch, "after a record", 5)
+    full = splits.load("sentiment-movies")
+    spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "task_of", lambda settings: Task(spec, full.train[1:41], full.dev[:20], full.test[:20]))
+        with pytest.raises(ValueError, match="the rows of task letters are not those that run"):
+            Tuning(given, resume=True).run()
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaForCausalLM.from_pretrained(model).config).to(torch.bfloat16).save_pretrained(model)
+    with pytest.raises(journal.WrongBase, match=r"with identity \w{32}, and this one has identity \w{32}; give the base it is of"):
+        Tuning(given, resume=True).run()
+    assert len(records(out))
