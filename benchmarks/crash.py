@@ -1,0 +1,127 @@
+"""One real run killed again and again at random instants, and gone on with each time: does it end with the straight run's bits?
+
+python benchmarks/crash.py --kills 200 --json
+
+Kills are SIGKILL, at instants drawn evenly over the process's life, so inside loading, forward passes, records, updates,
+evaluations and snapshots. A run that ends between kills is begun anew. The last line is one JSON object: kills, resumed, equal
+(every run that ended has the straight run's weights), lost_steps (steps that were logged and are not in the journal).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from record import save
+
+from zerograd.apply import Skip, Step
+from zerograd.journal import Reader
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object, as without it")
+    parser.add_argument("--name", default="", help="of the record that is kept, with every kill")
+    parsed, more = parser.parse_known_args()
+    draw = random.Random(parsed.seed)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        data = rows(folder)
+        flags = ["--model", parsed.model, "--data", str(data), "--steps", str(parsed.steps), "--minutes", "0", "--evals", "3"]
+        flags += ["--batch-size", "8", *more]
+        straight, seconds = folder / "straight", time.monotonic()
+        if tune("--out", str(straight), *flags).wait():
+            raise SystemExit("the straight run failed")
+        seconds = time.monotonic() - seconds
+        expected = digest(straight)
+        run, kills, resumed, ended, equal, lost, where = folder / "run", 0, 0, 0, True, 0, Counter[str]()
+        while kills < parsed.kills:
+            going = (run / "journal.zgj").exists() and not (run / "result.json").exists()
+            process = tune("--resume", str(run)) if going else tune("--out", str(run), *flags)
+            resumed += going
+            try:
+                if process.wait(draw.uniform(0.1, 1.0) * seconds):
+                    raise SystemExit(f"a run ended with {process.returncode}")
+                ended += 1
+                equal &= digest(run) == expected
+                shutil.rmtree(run)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+                taken, said = steps(run), logged(run)
+                lost += max(0, said - taken)
+                where[f"{taken} steps"] += 1
+                print(f"kill {kills}: {taken} steps in the journal, {said} logged", file=sys.stderr, flush=True)
+                if parsed.name:
+                    found = {"kills": kills, "resumed": resumed, "equal": equal, "lost_steps": lost, "ended": ended}
+                    save(
+                        parsed.name, found | {"model": parsed.model, "steps": parsed.steps, "flags": more, "killed_at": dict(where)}
+                    )
+        if (run / "journal.zgj").exists() and not (run / "result.json").exists():
+            resumed += 1
+            if tune("--resume", str(run)).wait():
+                raise SystemExit("the last run failed")
+            ended += 1
+            equal &= digest(run) == expected
+    found = {"kills": kills, "resumed": resumed, "equal": equal and ended > 0, "lost_steps": lost, "ended": ended}
+    print(json.dumps(found))
+
+
+def tune(*flags: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "zerograd", "tune", *flags]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sys.stderr if "--out" in flags else None)
+
+
+def rows(folder: Path) -> Path:
+    """Sixty film reviews, so that loading and evaluating take no more time than steps."""
+    from zerograd.text import splits
+
+    path = folder / "reviews.jsonl"
+    with path.open("w") as file:
+        for example in splits.load("sentiment-movies").train[:60]:
+            file.write(json.dumps({"text": example.row["text"], "label": ["bad", "good"][example.label]}) + "\n")
+    return path
+
+
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def steps(run: Path) -> int:
+    """Steps in a journal; 0 where there is none."""
+    path = run / "journal.zgj"
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(isinstance(record, (Step, Skip)) for record in Reader(file, path.stat().st_size))
+
+
+def logged(run: Path) -> int:
+    """The last step that the log tells of."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = 0
+    for line in lines:
+        try:
+            found = max(found, json.loads(line)["step"])
+        except ValueError:
+            continue  # half a line
+    return found
+
+
+if __name__ == "__main__":
+    main()
