@@ -69,7 +69,8 @@ def main() -> None:
                 if parsed.name:
                     found = {"kills": kills, "resumed": resumed, "equal": equal, "lost_steps": lost, "ended": ended}
                     save(
-                        parsed.name, found | {"model": parsed.model, "steps": parsed.steps, "flags": more, "killed_at": dict(where)}
+                        parsed.name,
+                        found | {"model": Path(parsed.model).name, "steps": parsed.steps, "flags": more, "killed_at": dict(where)},
                     )
         if (run / "journal.zgj").exists() and not (run / "result.json").exists():
             resumed += 1

@@ -10,7 +10,18 @@ if TYPE_CHECKING:
     from zerograd import noise, optim
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "noise", "optim"]
+__all__ = ["__version__", "load", "noise", "optim"]
+
+
+def load(path: str, base: str = "", device: str = "cpu") -> Any:
+    """A tuned model from its shipped file, its journal, or the folder of its run: an object with `model` and `tokenizer`.
+
+    base: the model that the run began from, where it is now; where it was then, when empty.
+    Raises FileNotFoundError, ValueError for another base or a damaged file, or ModuleNotFoundError without the extra `text`.
+    """
+    from zerograd.train import journals
+
+    return journals.replayed(journals.read(journals.find(path)), base, device=device)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,9 +14,10 @@ from zerograd.train.settings import TaskSettings
 def add(verbs: Any) -> None:
     parser = verbs.add_parser("eval", help="evaluate a model, or a finished run", description=__doc__)
     parser.add_argument(
-        "run_folder", metavar="RUN", nargs="?", default="", help="a finished run's folder; --model when there is none"
+        "run_folder", metavar="RUN", nargs="?", default="", help="a finished run's folder, or its shipped file; or give --model"
     )
     flags.add(parser, TaskSettings)
+    parser.add_argument("--base", metavar="MODEL", default="", help="what a shipped run began from (default: where it was then)")
     parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="which rows (default: test)")
     parser.add_argument("--calibrate", action="store_true", help="choose options by how much the row's content raises their scores")
     parser.add_argument("--json", action="store_true", help="make the last line of standard output one JSON object")
@@ -28,19 +29,21 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.show_config:
         print(flags.shown(settings))
         return 0
-    if parsed.run_folder:
-        fixed = [name for name in ("model", "head", "task", "text", "label", "template", "options", "chat") if name in vars(parsed)]
+    name = settings.model if settings.model.endswith(".zg") else parsed.run_folder
+    if name:
+        own = ("model", "head", "task", "text", "label", "template", "options", "chat")
+        fixed = [field for field in own if field in vars(parsed) and vars(parsed)[field] != name]
         if fixed:
             raise ValueError(f"{fixed[0]} is the run's own; leave it out, or leave RUN out")
     from rich.console import Console
 
     from zerograd.train.evaluate import evaluate
-    from zerograd.train.runs import open_run
+    from zerograd.train.journals import opened
 
     shown.quiet()
     console = Console(stderr=parsed.json)
     with Bar(console) as bar:
-        finished = open_run(parsed.run_folder) if parsed.run_folder else None
+        finished = opened(name, parsed.base) if name else None
         result = evaluate(settings, finished, parsed.split, parsed.calibrate, bar.show)
     metric = result["metric"]
     value = f"{shown.title(metric)} {shown.value(metric, result['value'], result['ci'])}, loss {result['loss']:.3f}"

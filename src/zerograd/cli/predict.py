@@ -18,7 +18,9 @@ ENDINGS = (".csv", ".tsv", ".jsonl")
 
 def add(verbs: Any) -> None:
     parser = verbs.add_parser("predict", help="answer new rows with a finished run's model", description=__doc__)
-    parser.add_argument("run_folder", metavar="RUN", help="a finished run's folder")
+    parser.add_argument("run_folder", metavar="RUN", nargs="?", default="", help="a finished run's folder, or its shipped file")
+    parser.add_argument("--model", metavar="FILE", default="", help="a shipped file, in place of RUN")
+    parser.add_argument("--base", metavar="MODEL", default="", help="what a shipped run began from (default: where it was then)")
     parser.add_argument("--data", metavar="FILE", required=True, help="rows with the columns that the run's prompt reads")
     parser.add_argument("--out", metavar="FILE", required=True, help=f"where the answers go; one of {', '.join(ENDINGS)}")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -30,17 +32,19 @@ def run(parsed: argparse.Namespace) -> int:
     out = Path(parsed.out)
     if out.suffix not in ENDINGS:
         raise ValueError(f"out is {parsed.out}; it must end in one of {', '.join(ENDINGS)}")
+    if bool(parsed.run_folder) == bool(parsed.model):
+        raise ValueError("model stands in place of RUN; give one of them")
     settings = TaskSettings(device=parsed.device, threads=parsed.threads)
     from rich.console import Console
 
     from zerograd.train.evaluate import predict
     from zerograd.train.files import write_text
-    from zerograd.train.runs import open_run
+    from zerograd.train.journals import opened
 
     shown.quiet()
     console = Console()
     with Bar(console) as bar:
-        rows = predict(open_run(parsed.run_folder), parsed.data, settings, bar.show)
+        rows = predict(opened(parsed.run_folder or parsed.model, parsed.base), parsed.data, settings, bar.show)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, "".join(json.dumps(row) + "\n" for row in rows) if out.suffix == ".jsonl" else _table(rows, out.suffix))
     console.print(f"{len(rows):,} predictions in {out}", highlight=False)

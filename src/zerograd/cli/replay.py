@@ -18,6 +18,7 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--at", metavar="STEP", type=int, default=None, help="weights after so many steps (default: as the run ended)"
     )
+    parser.add_argument("--rank", metavar="INT", type=int, default=0, help="write a LoRA adapter of this rank instead")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:N or mps (default: cpu)")
     parser.add_argument("--threads", metavar="INT", type=int, default=0, help="CPU threads; 0 for all cores (default: 0)")
     parser.set_defaults(run=run)
@@ -34,11 +35,17 @@ def run(parsed: argparse.Namespace) -> int:
         raise ValueError(f"out is {out}, which is there; name another folder")
     if parsed.at is not None and parsed.at < 0:
         raise ValueError(f"at is {parsed.at}; it must be a number of steps, at least 0")
+    if parsed.rank < 0:
+        raise ValueError(f"rank is {parsed.rank}; it must be at least 1, or left out")
     shown.quiet()
     workers.use(parsed.threads)
     console = Console()
     with Bar(console) as bar:
         told = journals.read(journals.find(parsed.journal))
+        if parsed.rank:
+            lacking = journals.low_rank(told, parsed.rank, parsed.base, parsed.at, out, bar.show)
+            bar.say(f"{out}: a LoRA adapter of rank {parsed.rank}, which lacks {100 * lacking:.1f} % of the change")
+            return 0
         loaded = journals.replayed(told, parsed.base, parsed.at, parsed.device, bar.show)
         journals.save(loaded, out)
     taken = len(told.steps) if parsed.at is None else parsed.at

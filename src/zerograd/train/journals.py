@@ -1,21 +1,37 @@
-"""What can be done with a run's journal beside going on: weights from it, a look at it, two compared, a part of it."""
+"""What can be done with a run's journal beside going on: weights from it, one file to give away, a part of it, two compared."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zerograd import journal
 from zerograd.journal import Note, Reader, Record, Restore, Skip, Step, Writer
 from zerograd.journal.format import to_bytes
 from zerograd.spaces import weights
+from zerograd.text import schemes, tasks
 from zerograd.text.models import Loaded
+from zerograd.text.scoring import Scorer
+from zerograd.text.tasks import Task
 from zerograd.train import environment, recording, runs
 from zerograd.train.progress import Listener, Progress
 from zerograd.train.settings import TuneSettings, from_mapping
+
+LOCAL = ("data", "dev", "test", "text", "label", "template", "options", "out", "trackers", "device", "threads")
+"""Settings that are of a machine, or of columns of its files: the task, which is shipped whole, has what is asked."""
+
+RESULT = (
+    *("task", "method", "scheme", "objective", "seed", "steps", "metric", "test_rows"),
+    *("value_before", "value_after", "ci_before", "ci_after", "ci_gain"),
+)
+"""What a shipped run tells of its result."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +72,29 @@ def replayed(told: Told, base: str = "", at: int | None = None, device: str = "c
 
     base: the model that the run began from; where it was then, when empty. Raises WrongBase when it is another.
     """
-    environment.prepare()
-    settings = from_mapping(TuneSettings, dict(told.header["settings"]) | {"device": device}, f"journal {told.path}")
     steps = journal.path(told.records, at)
+    loaded, slots, groups = _base(told, base, device, listen)
+    family, seed = recording.family_of(told.header)
+    journal.replay(slots, groups, family, seed, steps, lambda done: listen(Progress("replaying", done)))
+    return loaded
+
+
+def _base(told: Told, base: str, device: str, listen: Listener) -> tuple[Loaded, list[weights.Slot], list[int]]:
+    """What a run began from: (its model, what it trained, the group of each). Raises WrongBase."""
+    environment.prepare()
+    settings = dataclasses.replace(_settings(told), device=device)
     listen(Progress("loading the base", 0.0))
     loaded = runs.base(settings, base)
     recording.require_base(told.header, journal.identity(loaded.model), f"journal {told.path}")
     slots = weights.collect(loaded.model, runs.storage(settings))
-    groups = journal.fit(slots, told.header["tensors"], told.header["groups"])
-    family, seed = recording.family_of(told.header)
-    journal.replay(slots, groups, family, seed, steps, lambda done: listen(Progress("replaying", done)))
-    return loaded
+    return loaded, slots, journal.fit(slots, told.header["tensors"], told.header["groups"])
+
+
+def _settings(told: Told) -> TuneSettings:
+    fields = told.header.get("settings")
+    if not isinstance(fields, dict):
+        raise ValueError(f"journal {told.path} has no settings in its header, so that no model can be made of it")
+    return from_mapping(TuneSettings, fields, f"journal {told.path}")
 
 
 def save(loaded: Loaded, out: Path) -> None:
@@ -75,6 +103,102 @@ def save(loaded: Loaded, out: Path) -> None:
     loaded.model.save_pretrained(partial)
     loaded.tokenizer.save_pretrained(partial)
     partial.rename(out)
+
+
+def low_rank(told: Told, rank: int, base: str, at: int | None, out: Path, listen: Listener = lambda p: None) -> float:
+    """Write what a run did to linear layers as a LoRA adapter that PEFT loads: of each change the nearest matrix of a rank.
+
+    Returns the share of the whole change that the adapter lacks, in Frobenius norm: tensors that are no linear layer's are lacking.
+    Raises ValueError for a run that trained an adapter, or changed nothing.
+    """
+    import peft
+    from safetensors.torch import save_file
+
+    settings = _settings(told)
+    if settings.scheme in schemes.ADAPTERS:
+        raise ValueError(f"rank is {rank}, and the run trained an adapter ({settings.scheme}); leave it out")
+    loaded, slots, groups = _base(told, base, "cpu", listen)
+    family, seed = recording.family_of(told.header)
+    steps = journal.path(told.records, at)
+    linear = {f"{name}.weight": name for name, module in loaded.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    factors: dict[str, torch.Tensor] = {}
+    whole = lacking = 0.0
+    for i, (slot, group) in enumerate(zip(slots, groups, strict=True)):
+        listen(Progress("replaying", i / len(slots)))
+        before = slot.exact().clone()
+        journal.replay([slot], [group], family, seed, steps)
+        change = slot.exact() - before
+        whole += float(change.square().sum(dtype=torch.float64))
+        if slot.name in linear:
+            u, s, v = torch.linalg.svd(change, full_matrices=False)
+            half, more = s[:rank].sqrt(), max(0, rank - len(s))
+            left, right = torch.nn.functional.pad(u[:, :rank] * half, (0, more)), half[:, None] * v[:rank]
+            name = f"base_model.model.{linear[slot.name]}"
+            factors[f"{name}.lora_B.weight"] = left.contiguous()
+            factors[f"{name}.lora_A.weight"] = torch.nn.functional.pad(right, (0, 0, 0, more)).contiguous()
+            change -= u[:, :rank] * half @ right
+        lacking += float(change.square().sum(dtype=torch.float64))
+    if not factors or not whole:
+        raise ValueError("the run changed no linear layer, so there is nothing that LoRA could hold")
+    targets = sorted(name for weight, name in linear.items() if f"base_model.model.{name}.lora_A.weight" in factors)
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type=None)
+    config.base_model_name_or_path = base or settings.model
+    partial = out.with_name(f".{out.name}.partial")
+    partial.mkdir(parents=True)
+    config.save_pretrained(str(partial))
+    save_file(factors, partial / "adapter_model.safetensors")
+    loaded.tokenizer.save_pretrained(partial)
+    partial.rename(out)
+    return math.sqrt(lacking / whole)
+
+
+def ship(folder: str, out: Path) -> int:
+    """Write a finished run as one file: a journal of the steps that its weights came from, and its result. Returns its bytes.
+
+    Paths of this machine are left out. Raises FileNotFoundError or ValueError for a run that cannot be shipped.
+    """
+    run = runs.open_run(folder)
+    if out.exists():
+        raise ValueError(f"out is {out}, which is there; name another file")
+    if run.settings.scheme == "prefix":
+        raise ValueError(
+            f"scheme prefix begins from activations, which machines round otherwise; give {run.folder}/model away instead"
+        )
+    told = read(find(folder))
+    steps = {step.number: step for step in journal.path(told.records)}
+    settings = {name: value for name, value in told.header["settings"].items() if name not in LOCAL}
+    model = run.settings.model
+    settings["model"] = Path(model).name if Path(model).exists() else model
+    header = {**told.header, "settings": settings, "base": {**told.header["base"], "model": settings["model"]}}
+    writer = Writer.create(out, header)
+    for step in told.steps[: max(steps, default=-1) + 1]:
+        writer.add(steps.get(step.number, Skip(step.number, step.loss)))
+    writer.note({"result": {name: run.result[name] for name in RESULT if name in run.result}})
+    writer.close()
+    return writer.offset
+
+
+@dataclass(frozen=True)
+class Shipped(runs.Run):
+    """A run that came as one file. base: the model that it began from, on this machine."""
+
+    told: Told
+    base: str = ""
+
+    def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
+        """The tuned model, made again."""
+        loaded = replayed(self.told, self.base, device=device)
+        return Scorer(loaded.model, loaded.tokenizer, task or Task(self.spec), loaded.head, self.settings.max_tokens)
+
+
+def opened(name: str, base: str = "") -> runs.Run:
+    """A run by its folder, or by the file that it was shipped as. Raises FileNotFoundError or ValueError."""
+    if not Path(name).is_file():
+        return runs.open_run(name)
+    told = read(Path(name))
+    results = [record.note["result"] for record in told.records if isinstance(record, Note) and "result" in record.note]
+    spec = tasks.parse(str(told.header.get("task")), Path(name).stem)
+    return Shipped(Path(name), _settings(told), spec, dict(results[0]) if results else {}, told, base)
 
 
 def cut(told: Told, at: int, out: Path) -> int:

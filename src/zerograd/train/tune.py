@@ -304,6 +304,7 @@ class Tuning:
             distribution=settings.distribution,
             storage=runs.storage(settings),
             seed=settings.seed,
+            self_check=not self.resume,  # a run that goes on was checked when it began
             **options,
         )
 
