@@ -50,6 +50,17 @@ $ zerograd eval runs/topics --split dev
 $ zerograd predict runs/topics --data new.csv --out answers.csv
 $ cat answers.csv
 
+## A run is its journal
+
+What every step did is kept. With it whoever has the base has the tuned model; a run that is cut off goes on with
+`zerograd tune --resume runs/topics` ([journal.md](journal.md)).
+
+$ zerograd journal show runs/topics
+$ zerograd ship runs/topics --out tuned.zg
+$ wc -c tuned.zg runs/topics/model/model.safetensors
+$ zerograd predict --model tuned.zg --data new.csv --out again.csv
+$ cmp answers.csv again.csv && echo the same
+
 ## A metric of your own
 
 No gradient is needed of it, so it may be any function of predictions and references, in a file beside the data.

@@ -61,6 +61,10 @@ PROPERTIES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
             "gpu.test_update_low_rank",
         ),
     ),
+    "what is recorded of the steps gives the bits of the run, in any chunks, on any threads and back end": (
+        EVERYWHERE,
+        ("journal.test_a_replay_has_the_bits_of_the_run",),
+    ),
     "no global generator is touched": (EVERYWHERE, ("cost.test_a_step_leaves_every_global_generator_as_it_was",)),
     "the mean step is the gradient's, and its spread the known multiple": (
         KERNELS,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from test_text import characters
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -292,3 +298,58 @@ def test_another_base_and_other_rows_are_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(journal.WrongBase, match=r"with identity \w{32}, and this one has identity \w{32}; give the base it is of"):
         Tuning(given, resume=True).run()
     assert len(records(out))
+
+
+@settings_of_hypothesis(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(PLACES)), st.integers(1, 7)), max_size=5),
+    st.sampled_from(["per-example", "mezo, back-offs"]),
+)
+def test_any_cuts_lead_to_the_bits_of_the_straight_run(folder, straight, tmp_path_factory, cuts, kind):
+    out = tmp_path_factory.mktemp("cuts") / "run"
+    given = settings(folder, out, **KINDS[kind])
+    with pytest.MonkeyPatch.context() as patch:
+        for place, number in cuts:
+            going = (out / recording.NAME).exists()
+            if not cut_off(Tuning(given, resume=going), patch, place, number):
+                break
+        else:
+            Tuning(given, resume=(out / recording.NAME).exists()).run()
+    assert weights(out) == weights(straight[kind])
+    assert learnt(out) == learnt(straight[kind])
+
+
+FULL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_resume
+from zerograd.cli import main
+from zerograd.text import splits
+from zerograd.text.tasks import Task, TaskSpec
+from zerograd.train import tune
+full = splits.load("sentiment-movies")
+spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
+tune.task_of = lambda settings: Task(spec, full.train[:40], full.dev[:20], full.test[:20])
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+sys.exit(main(["tune", *sys.argv[3:]]))
+"""
+
+
+def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_room(folder, straight, tmp_path):
+    """By the system's limit of a file's size: the journal may not grow beyond some steps."""
+    out = tmp_path / "run"
+    flags = ["--model", str(folder), "--out", str(out), "--minutes", "0", "--steps", "12", "--batch-size", "8", "--threads", "1"]
+    flags += ["--evals", "3", "--lr", "0.02"]
+    size = (straight["per-example"] / recording.NAME).stat().st_size
+    tests = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", FULL, tests, str(size - 700), *flags], capture_output=True, text=True)
+    assert done.returncode == 2
+    error = done.stderr.strip().splitlines()[-1]
+    assert "stopped after step " in error
+    assert "File too large" in error
+    assert f"nothing that was recorded is lost: mend that, and go on with --resume {out}" in error
+    taken = sum(isinstance(record, Step) for record in records(out))
+    assert 0 < taken < 12
+    Tuning(settings(folder, out), resume=True).run()
+    assert weights(out) == weights(straight["per-example"])

@@ -87,7 +87,7 @@ class Loop:
         except KeyboardInterrupt:
             self.interrupted = True
             of = "the best weights until then" if self.best_step is not None else "the weights then"
-            self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of {of}"
+            self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of {of}, and --resume goes on"
         note = {"ended": True, "interrupted": self.interrupted, "stopped": self.stopped, **self._state()}
         if self.best_step is not None:
             self._go_back(note)

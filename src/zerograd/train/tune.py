@@ -129,9 +129,14 @@ class Tuning:
                 tracker.begin(self.folder, dataclasses.asdict(self.settings))
                 self.trackers.append(tracker)
             result = self._trained_and_judged(judge, untouched)
+            self.journal.sync()
+        except OSError as error:
+            say = f"run {self.folder} stopped after step {self.optimizer.steps}: {error}; nothing that was recorded is lost"
+            raise OSError(f"{say}: mend that, and go on with --resume {self.folder}") from error
         finally:
             self.optimizer.record = None
-            self.journal.close()
+            with contextlib.suppress(OSError):
+                self.journal.close()
             for tracker in self.trackers:
                 tracker.end(result)
         self.loop.close()
