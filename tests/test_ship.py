@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import zerograd as zg
 from zerograd.apply import Skip
-from zerograd.journal import Restore
+from zerograd.journal import Restore, Writer
 from zerograd.text import splits
 from zerograd.train import journals
 from zerograd.train.tune import Tuning
@@ -106,3 +106,42 @@ def test_a_full_run_as_lora_says_what_it_lacks(folder, straight, tmp_path, capsy
     assert "trained an adapter (lora); leave it out" in said(
         capsys, "replay", straight["lora"], "--out", tmp_path / "x", "--rank", "2", code=2
     )
+
+
+def forged(file, **fields):
+    """A shipped file with other fields in its header, and right checksums."""
+    told = journals.read(file)
+    out = file.with_name("forged.zg")
+    out.unlink(missing_ok=True)
+    writer = Writer.create(out, {**told.header, **fields})
+    for record in told.records:
+        writer.add(record)
+    writer.close()
+    return out
+
+
+def test_a_file_from_elsewhere_runs_nothing_and_asks_for_no_memory(folder, straight, tmp_path, capsys):  # noqa: F811
+    """Functions that it names are not called, patterns are not searched for, sizes are bounded, and settings write nothing."""
+    file = tmp_path / "tuned.zg"
+    said(capsys, "ship", straight["per-example"], "--out", file)
+    told = journals.read(file)
+    before = set(tmp_path.iterdir())
+    task = str(told.header["task"]) + "metric: subprocess:call\n"
+    run = journals.opened(str(forged(file, task=task)), str(folder))
+    assert (run.spec.metric, run.result["metric"]) == ("accuracy", "accuracy")
+    writer_of_results = journals.read(forged(file, task=task))
+    assert all("subprocess" not in str(record) for record in writer_of_results.records)
+    common = dict(told.header["settings"])
+    hang = common | {"scheme": "pattern", "pattern": "(a|a?)+$" * 9}
+    assert zg.load(str(forged(file, settings=hang)), base=str(folder)).model is not None
+    for wrong in (common | {"scheme": "lora", "lora_rank": 1 << 40}, common | {"scheme": "prompt", "virtual_tokens": 1 << 40}):
+        with pytest.raises(ValueError, match="more than 4,096"):
+            zg.load(str(forged(file, settings=wrong)), base=str(folder))
+    for family in ({"distribution": "rademacher", "rank": 1 << 40}, {"distribution": "x", "rank": 1}, {"rank": "1"}, None):
+        with pytest.raises(ValueError, match=r"family|distribution"):
+            zg.load(str(forged(file, family=family)), base=str(folder))
+    for settings_ in (None, {"out": 3}, {"nonsense": 1}):
+        with pytest.raises(ValueError, match=r"settings|out is|nonsense"):
+            zg.load(str(forged(file, settings=settings_)), base=str(folder))
+    (tmp_path / "forged.zg").unlink()
+    assert set(tmp_path.iterdir()) == before

@@ -27,6 +27,9 @@ from zerograd.train.settings import TuneSettings, from_mapping
 LOCAL = ("data", "dev", "test", "text", "label", "template", "options", "out", "trackers", "device", "threads")
 """Settings that are of a machine, or of columns of its files: the task, which is shipped whole, has what is asked."""
 
+MOST = 4096
+"""Of ranks and virtual tokens, that memory is asked for before anything else can tell that a file is no run's."""
+
 RESULT = (
     *("task", "method", "scheme", "objective", "seed", "steps", "metric", "test_rows"),
     *("value_before", "value_after", "ci_before", "ci_after", "ci_gain"),
@@ -83,9 +86,17 @@ def _base(told: Told, base: str, device: str, listen: Listener) -> tuple[Loaded,
     """What a run began from: (its model, what it trained, the group of each). Raises WrongBase."""
     environment.prepare()
     settings = dataclasses.replace(_settings(told), device=device)
+    for name in ("lora_rank", "virtual_tokens"):
+        if getattr(settings, name) > MOST:
+            raise ValueError(f"journal {told.path} has {name} {getattr(settings, name):,}, more than {MOST:,}")
+    own = settings.scheme not in schemes.ADAPTERS
     listen(Progress("loading the base", 0.0))
-    loaded = runs.base(settings, base)
+    loaded = runs.base(dataclasses.replace(settings, scheme="full", layers=0, pattern="") if own else settings, base)
     recording.require_base(told.header, journal.identity(loaded.model), f"journal {told.path}")
+    if own:  # what was trained is what the table names: no pattern of a file is searched for
+        names = {row.get("name") for row in told.header["tensors"] if isinstance(row, dict)}
+        for name, parameter in loaded.model.named_parameters():
+            parameter.requires_grad_(name in names)
     slots = weights.collect(loaded.model, runs.storage(settings))
     return loaded, slots, journal.fit(slots, told.header["tensors"], told.header["groups"])
 
@@ -197,8 +208,11 @@ def opened(name: str, base: str = "") -> runs.Run:
         return runs.open_run(name)
     told = read(Path(name))
     results = [record.note["result"] for record in told.records if isinstance(record, Note) and "result" in record.note]
+    result = dict(results[0]) if results and isinstance(results[0], dict) else {}
     spec = tasks.parse(str(told.header.get("task")), Path(name).stem)
-    return Shipped(Path(name), _settings(told), spec, dict(results[0]) if results else {}, told, base)
+    named = str(result.get("metric") or spec.metric)
+    result["metric"] = "" if ":" in named else named  # a function is called when the user names it, not when a file does
+    return Shipped(Path(name), _settings(told), dataclasses.replace(spec, metric=result["metric"]), result, told, base)
 
 
 def cut(told: Told, at: int, out: Path) -> int:

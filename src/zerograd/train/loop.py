@@ -287,9 +287,9 @@ class Loop:
         return {"loop": loop, "forwards": self.optimizer.forwards, "signal": [self.signal.squares, self.signal.variances]}
 
     def _take(self, note: Mapping[str, Any]) -> None:
-        for name, value in note["loop"].items():
-            own = name if hasattr(self, name) else f"_{name}"
-            setattr(self, own, NO_NUMBER[name] if value is None else value)
+        for name in self._state()["loop"]:
+            value = note["loop"][name]
+            setattr(self, name if hasattr(self, name) else f"_{name}", NO_NUMBER[name] if value is None else value)
         self.optimizer.forwards = note["forwards"]
         self.signal.squares, self.signal.variances = map(list, note["signal"])
 

@@ -32,6 +32,9 @@ NAME = "journal.zgj"
 FORMAT = 1
 """Version of the header's fields."""
 
+MOST_RANK = 4096
+"""Of directions: what memory is asked for is bounded by what a journal may say."""
+
 FREE = ("minutes", "steps", "evals", "patience", "threads", "device", "trackers")
 """Settings that a run may go on with other values of."""
 
@@ -74,14 +77,11 @@ def read_header(path: Path) -> Mapping[str, Any]:
 def family_of(said: Mapping[str, Any]) -> tuple[Family, int]:
     """(family, seed) of a header. Raises ValueError when it has none."""
     family, seed = said.get("family"), said.get("seed")
-    if (
-        not isinstance(family, dict)
-        or not isinstance(family.get("rank"), int)
-        or not isinstance(seed, int)
-        or not 0 <= seed < 1 << 64
-    ):
+    rank = family.get("rank") if isinstance(family, dict) else None
+    good = isinstance(rank, int) and 0 <= rank <= MOST_RANK and isinstance(seed, int) and 0 <= seed < 1 << 64
+    if not good or not isinstance(family, dict):
         raise ValueError(f"the header's family is {family!r} and its seed {seed!r}")
-    return Family(str(family.get("distribution")), family["rank"]), seed
+    return Family(str(family.get("distribution")), family["rank"]), int(said["seed"])
 
 
 def settings_of(run: Path, more: Mapping[str, Any]) -> TuneSettings:
