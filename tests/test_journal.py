@@ -80,8 +80,8 @@ def test_the_layout_is_frozen(tmp_path):
 
     body = head + struct.pack("<I", zlib.crc32(head))
     for record in (
-        bytes([12, 1, 0x5A ^ 12 ^ 1]) + struct.pack("<fff", 0.5, 0.25, 2.0),
-        bytes([4, 3, 0x5A ^ 4 ^ 3]) + struct.pack("<f", 1),
+        bytes([12, 0, 0, 0, 1, 0x5A ^ 12 ^ 1]) + struct.pack("<fff", 0.5, 0.25, 2.0),
+        bytes([4, 0, 0, 0, 3, 0x5A ^ 4 ^ 3]) + struct.pack("<f", 1),
     ):
         crc = zlib.crc32(record, int.from_bytes(body[-4:], "little"))
         body += record + struct.pack("<I", crc)
@@ -203,6 +203,15 @@ except OSError as error:
     assert signal.getsignal(signal.SIGXFSZ) is not None
 
 
+def test_zeros_at_the_end_are_what_a_loss_of_power_left(tmp_path):
+    data = written(tmp_path / "j")
+    for zeros in (1, 5, 6, 30, 100_000):
+        found, reader = read(data + bytes(zeros))
+        assert (len(found), reader.torn) == (len(RECORDS), zeros)
+        with pytest.raises(JournalDamaged):
+            read(data + bytes(30) + b"1" + bytes(zeros))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_bytes_crash_the_reader(data):
@@ -224,7 +233,7 @@ def test_no_bytes_crash_the_reader(data):
             tried = b"zgj1" + struct.pack("<I", len(text)) + text
             tried += struct.pack("<I", zlib.crc32(tried))
         else:
-            head = journal.format._varint(len(text)) + bytes([data.draw(st.integers(1, 5))])
+            head = struct.pack("<IB", len(text), data.draw(st.integers(1, 5)))
             record = head + bytes([journal.format._check(head)]) + text
             tried = good + record + struct.pack("<I", zlib.crc32(record, int.from_bytes(good[-4:], "little")))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from zerograd.text import evaluation, splits
 from zerograd.text.cache import HiddenCache
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Task, TaskSpec
-from zerograd.train import loop, recording, tune
+from zerograd.train import loop, rates, recording, tune
 from zerograd.train.settings import TuneSettings
 from zerograd.train.snapshot import Snapshot
 from zerograd.train.tune import Tuning
@@ -271,7 +272,7 @@ def test_what_cannot_go_on_is_said_in_one_line(folder, tmp_path, monkeypatch, ca
     whole = (out / recording.NAME).read_bytes()
     (out / recording.NAME).write_bytes(whole[:-50] + b"?" + whole[-49:])
     assert command(out) == 2
-    assert "not those that were written, at byte" in capsys.readouterr().err
+    assert " written, at byte " in capsys.readouterr().err
     (out / recording.NAME).write_bytes(whole[:-3])
     holding, _, _ = Writer.reopen(out / recording.NAME, lambda record: None)
     assert command(out) == 2
@@ -353,3 +354,101 @@ def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_r
     assert 0 < taken < 12
     Tuning(settings(folder, out), resume=True).run()
     assert weights(out) == weights(straight["per-example"])
+
+
+def test_a_head_that_the_model_lacks_is_the_same_again(folder, tmp_path, monkeypatch):
+    """A classifier's head is drawn when the run begins, and drawn so again."""
+    out = tmp_path / "run"
+    given = settings(folder, out, head="classifier", steps=4, evals=1)
+    assert cut_off(Tuning(given), monkeypatch, "after a record", 3)
+    torch.manual_seed(12345)
+    assert Tuning(given, resume=True).run()["steps"] == 4
+
+
+def test_more_steps_are_looked_at_and_kept(folder, tmp_path, monkeypatch):
+    """A run that is given more goes on from its last weights, and its evaluations with it; cut off there it goes on so."""
+    out = tmp_path / "run"
+    Tuning(settings(folder, out)).run()
+    longer = settings(folder, out, steps=30)
+    assert cut_off(Tuning(longer, resume=True), monkeypatch, "after a record", 14)
+    assert not (out / "result.json").exists()
+    again = recording.settings_of(out, {})
+    assert again.steps == 30
+    assert Tuning(again, resume=True).run()["steps"] == 30
+    assert [row["step"] for row in rows(out) if "dev_loss" in row][-2:] == [20, 30]
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_ctrl_c_in_an_evaluation_is_made_up_for(folder, straight, tmp_path, monkeypatch, at):
+    out, given = tmp_path / "run", settings(folder, tmp_path / "run")
+    real, calls = evaluation.answers, []
+
+    def interrupted(*some: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2 + at:
+            raise KeyboardInterrupt
+        return real(*some)
+
+    monkeypatch.setattr(evaluation, "answers", interrupted)
+    assert "interrupted" in Tuning(given).run()["stopped"]
+    monkeypatch.setattr(evaluation, "answers", real)
+    assert main(["tune", "--resume", str(out)]) == 0
+    assert learnt(out) == learnt(straight["per-example"])
+    assert weights(out) == weights(straight["per-example"])
+    assert [row["step"] for row in rows(out)] == [row["step"] for row in rows(straight["per-example"])]
+
+
+def test_two_runs_do_not_share_a_folder(folder, tmp_path, monkeypatch):
+    """The second leaves the first's files alone, whenever it comes."""
+    out = tmp_path / "run"
+    given = settings(folder, out)
+    first, second = Tuning(given), Tuning(given)
+    step, seen = first.step, []
+
+    def stepping(examples: Any) -> float:
+        if len(seen) == 2:
+            before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+            with pytest.raises(journal.JournalLocked, match="is being written by another process"):
+                second.run()
+            assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+        seen.append(1)
+        return step(examples)
+
+    first.step = stepping  # type: ignore[method-assign]
+    assert first.run()["steps"] == 12
+
+
+def test_a_task_that_was_changed_is_refused(folder, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    given = settings(folder, out)
+    assert cut_off(Tuning(given), monkeypatch, "after a record", 5)
+    made = Tuning(given, resume=True)
+    made.task.spec = dataclasses.replace(made.task.spec, prompt="{{ text }} so=")
+    with pytest.raises(ValueError, match=r"task letters is not as run .* began with it"):
+        made.run()
+
+
+def test_a_rate_that_diverges_in_a_range_test_leaves_no_count(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "FACTORS", (1.0, 2.0))
+    made = Tuning(settings(folder, tmp_path / "run", lr="auto"))
+    made.optimizer.self_check = False
+    losses, find, finding = made.objective, rates.find, []
+
+    def found(tuning: Tuning) -> float:
+        finding.append(1)
+        try:
+            return find(tuning)
+        finally:
+            finding.clear()
+
+    def diverging(batch: Any) -> Any:
+        finding.extend(finding[:1])
+        return losses(batch) * (torch.nan if len(finding) > 6 else 1)
+
+    monkeypatch.setattr(rates, "find", found)
+
+    made.attach()
+    monkeypatch.setattr(made, "attach", lambda: None)
+    made.objective = diverging
+    result = made.run()
+    assert (result["steps"], result["skipped_steps"]) == (12, 0)

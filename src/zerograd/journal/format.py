@@ -1,7 +1,7 @@
 """The journal's bytes: a header that says what a run is, then one checksummed record a step (docs/journal.md).
 
     file     magic "zgj1"   length u32   header (JSON, UTF-8)   crc u32
-    record   length varint  kind u8      check u8               payload (length bytes)   crc u32
+    record   length u32     kind u8      check u8               payload (length bytes)   crc u32
 
 All numbers are little-endian. A crc is CRC-32 over everything before it, from the file's first byte on, so that a record which is
 changed, missing or moved does not fit. check is the exclusive or of the bytes of length and kind, so that a changed length is not
@@ -86,7 +86,7 @@ def to_bytes(record: Record, crc: int) -> bytes:
         kind, payload = NOTE, json.dumps(record.note, allow_nan=False).encode()
     if len(payload) > MOST:
         raise ValueError(f"a record has {len(payload):,} bytes, more than {MOST:,}")
-    head = _varint(len(payload)) + bytes([kind])
+    head = struct.pack("<IB", len(payload), kind)
     made = head + bytes([_check(head)]) + payload
     return made + struct.pack("<I", zlib.crc32(made, crc))
 
@@ -133,31 +133,32 @@ class Reader:
 
     def _record(self) -> Record | None:
         """The next record, or None where the file ends before it does. Raises JournalDamaged."""
-        head = b""
-        while not head or head[-1] & 0x80:
-            more = self.file.read(1)
-            if not more:
-                return None
-            head += more
-            if len(head) > 5 or (len(head) > 1 and head[-1] == 0):
-                raise JournalDamaged("a record's length is none", self.offset)
-        length = sum((byte & 0x7F) << (7 * i) for i, byte in enumerate(head))
-        head += self.file.read(1)
-        check = self.file.read(1)
+        head, check = self.file.read(5), self.file.read(1)
         if not check:
             return None
-        if check[0] != _check(head) or not STEP <= head[-1] <= NOTE or length > MOST:
+        length, kind = struct.unpack("<IB", head)
+        if check[0] != _check(head) or not STEP <= kind <= NOTE or length > MOST:
+            if self._rest_is_zero(head + check):
+                return None
             raise JournalDamaged("a record's head is not what was written", self.offset)
-        end = self.offset + len(head) + 1 + length + 4
+        end = self.offset + 6 + length + 4
         if end > self.size:
             return None
         payload = self.file.read(length)
         crc = zlib.crc32(head + check + payload, self.crc)
         if self.file.read(4) != struct.pack("<I", crc):
             raise JournalDamaged("a record's bytes are not those that were written", self.offset)
-        found = self._parsed(head[-1], payload)
+        found = self._parsed(kind, payload)
         self.offset, self.crc = end, crc
         return found
+
+    def _rest_is_zero(self, first: bytes) -> bool:
+        """Whether nothing but zeros follows: a file that was lengthened before a loss of power, and not written."""
+        while first:
+            if any(first):
+                return False
+            first = self.file.read(1 << 16)
+        return True
 
     def _parsed(self, kind: int, payload: bytes) -> Record:
         if kind == NOTE:
@@ -196,15 +197,6 @@ def finite(value: Any) -> Any:
 
 def _floats(values: npt.ArrayLike) -> bytes:
     return np.asarray(values, "<f4").tobytes()
-
-
-def _varint(value: int) -> bytes:
-    made = bytearray()
-    while True:
-        made.append(value & 0x7F | (0x80 if value > 0x7F else 0))
-        value >>= 7
-        if not value:
-            return bytes(made)
 
 
 def _check(head: Sequence[int]) -> int:

@@ -36,15 +36,19 @@ class Writer:
     def create(cls, path: Path, header: Mapping[str, Any]) -> Writer:
         """Begin a journal in a new file. Raises FileExistsError, JournalLocked, or OSError when it cannot be written."""
         made = to_header(header)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644)
+        if path.exists():
+            raise FileExistsError(f"{path} is there; name another file")
+        partial = path.with_name(f".{path.name}.partial")
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
         try:
-            _lock(handle, path)
+            lock(handle, path)
             _write(handle, made)
             os.fsync(handle)
+            partial.rename(path)  # a journal has a whole header, or is not there
             sync_folder(path.parent)
         except BaseException:
             os.close(handle)
-            path.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
         return cls(path, handle, len(made), int.from_bytes(made[-4:], "little"))
 
@@ -60,7 +64,7 @@ class Writer:
         """
         handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
-            _lock(handle, path)
+            lock(handle, path)
             with os.fdopen(os.dup(handle), "rb") as file:
                 reader = Reader(file, os.fstat(handle).st_size)
                 found = [(reader.offset, reader.crc)]
@@ -118,7 +122,7 @@ class Writer:
 def require_unlocked(path: Path) -> None:
     """Raises JournalLocked when another process writes a journal."""
     with path.open("rb") as file:
-        _lock(file.fileno(), path)
+        lock(file.fileno(), path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -137,7 +141,7 @@ def _write(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def _lock(handle: int, path: Path) -> None:
+def lock(handle: int, path: Path) -> None:
     """One writer at a time; the lock goes with the process. Where the system has none there is none."""
     try:
         import fcntl

@@ -23,13 +23,15 @@ class HiddenCache:
     For causal decoders with rows padded on the right: no token sees the padding, so it is left out and read back as zeros.
     When the disk is full nothing more is kept, and the rest is computed as often as it is asked for.
     The rows of a batch are kept together, unless the disk is full: an entry of the index has their CRC-32 and its own.
-    folder: an existing one. width: of a hidden state. dtype: of the model. again: keep what is there, else begin anew.
+    folder: an existing one. width: of a hidden state. dtype: of the model. about: what else they come from. again: keep what is
+    there, if it is about the same; else begin anew.
     Raises OSError when no file can be made there.
     """
 
-    def __init__(self, folder: Path, width: int, dtype: torch.dtype, again: bool = False) -> None:
+    def __init__(self, folder: Path, width: int, dtype: torch.dtype, about: str = "", again: bool = False) -> None:
         self.width = width
         self.dtype = dtype
+        self.about = about
         self.bytes = 0
         self._paths = folder / "hidden.cache", folder / "hidden.index"
         mode = "r+b" if again and all(path.exists() for path in self._paths) else "w+b"
@@ -94,7 +96,14 @@ class HiddenCache:
 
     def _load(self) -> None:
         """Take what is whole; cut what is not."""
-        size, good = os.fstat(self._rows.fileno()).st_size, 0
+        said = hashlib.blake2b(f"{self.width} {self.dtype} {self.about}".encode(), digest_size=16).digest()
+        size = os.fstat(self._rows.fileno()).st_size
+        if self._index.read(len(said)) != said:
+            size = 0
+            self._index.seek(0)
+            self._index.truncate(0)
+            self._index.write(said)
+        good = len(said)
         while found := _entry(self._index):
             crc, rows = found
             stop = self.bytes + sum(length for _, _, length in rows)

@@ -45,16 +45,16 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
     """
     import transformers
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"trust_remote_code": False}
     unpacked: dict[str, Any] = {}
     path = demo_file() if name == DEMO else Path(name)
     found: Any = name
     if path.suffix == ".gguf" and path.exists():
-        options = {"gguf_file": path.name, "local_files_only": True}
+        options |= {"gguf_file": path.name, "local_files_only": True}
         unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)}
         found, head = path.parent, "causal" if head == "auto" else head
     elif path.exists():
-        found, options = path, {"local_files_only": True}
+        found, options = path, options | {"local_files_only": True}
     elif path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
         raise _missing(name)
     try:

@@ -43,11 +43,17 @@ def with_rows(given: TaskSpec, sources: Sequence[Source] = (), dev: str = "", te
     return Task(given, *_split(task, splits, notes), notes)
 
 
+def is_packaged(name: str) -> bool:
+    """Whether rows of this name come with the package."""
+    file = resources.files("zerograd.text").joinpath(name)
+    return name.endswith(".jsonl.gz") and ".." not in name and not name.startswith("/") and file.is_file()
+
+
 def _packaged(name: str) -> dict[str, list[Row]] | None:
     """Rows that come with the package, or None."""
-    file = resources.files("zerograd.text").joinpath(name)
-    if not name.endswith(".jsonl.gz") or not file.is_file():
+    if not is_packaged(name):
         return None
+    file = resources.files("zerograd.text").joinpath(name)
     return {"train": [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]}
 
 

@@ -29,6 +29,10 @@ _BUILTIN = resources.files("zerograd.text").joinpath("builtin")
 TASKS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _BUILTIN.iterdir() if entry.name.endswith(".yaml")))
 
 
+LONGEST = 1 << 20
+"""Characters of a task."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A row as a task reads it.
@@ -322,8 +326,10 @@ def spec(name: str) -> TaskSpec:
 def parse(text: str, name: str) -> TaskSpec:
     """The fields of a task from YAML. Raises ValueError naming what is wrong."""
     try:
+        if len(text) > LONGEST or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError(f"task {name} has an alias, or more than {LONGEST:,} characters; write it out, and shorter")
         fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"task {name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"task {name} holds a {type(fields).__name__}; it must be fields and values")

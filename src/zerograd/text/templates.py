@@ -8,7 +8,29 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+LONGEST = 10_000
+"""What a template may repeat a text by, or pad it to: a task may come from elsewhere, and ask for all memory."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, with operators that cannot make a text of any length."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
+        if operator == "**" and numbers and max(abs(left), abs(right)) > LONGEST:
+            raise TemplateError(f"{left} ** {right} is too large")
+        if operator == "*" and not numbers and max(x for x in (left, right, 0) if isinstance(x, int)) > LONGEST:
+            raise TemplateError(f"a text is repeated more than {LONGEST:,} times")
+        if operator == "%" and not numbers:
+            raise TemplateError("% is for numbers; write {{ column }}")
+        return super().call_binop(context, operator, left, right)
+
+
+_ENVIRONMENT = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+for _name in ("center", "format", "indent"):  # they pad to any width
+    del _ENVIRONMENT.filters[_name]
 
 ROW = "row"
 """The whole row, for columns whose names are no identifiers: `{{ row['review text'] }}`."""

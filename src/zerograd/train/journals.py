@@ -16,19 +16,22 @@ from zerograd import journal
 from zerograd.journal import Note, Reader, Record, Restore, Skip, Step, Writer
 from zerograd.journal.format import to_bytes
 from zerograd.spaces import weights
-from zerograd.text import schemes, tasks
+from zerograd.text import models, schemes, splits, tasks
 from zerograd.text.models import Loaded
 from zerograd.text.scoring import Scorer
-from zerograd.text.tasks import Task
+from zerograd.text.tasks import Task, TaskSpec
 from zerograd.train import environment, recording, runs
 from zerograd.train.progress import Listener, Progress
 from zerograd.train.settings import TuneSettings, from_mapping
 
-LOCAL = ("data", "dev", "test", "text", "label", "template", "options", "out", "trackers", "device", "threads")
+LOCAL = ("task", "data", "dev", "test", "text", "label", "template", "options", "out", "trackers", "device", "threads")
 """Settings that are of a machine, or of columns of its files: the task, which is shipped whole, has what is asked."""
 
 MOST = 4096
 """Of ranks and virtual tokens, that memory is asked for before anything else can tell that a file is no run's."""
+
+NUMBERS = 1 << 29
+"""Of the factors of a step's directions in a tensor: 2 GB."""
 
 RESULT = (
     *("task", "method", "scheme", "objective", "seed", "steps", "metric", "test_rows"),
@@ -67,6 +70,8 @@ def read(path: Path) -> Told:
     with path.open("rb") as file:
         reader = Reader(file, path.stat().st_size)
         records = list(reader)
+    if "shipped" in header and (reader.torn or reader.steps != header["shipped"] or not isinstance(records[-1], Note)):
+        raise ValueError(f"{path} was cut short: it has {reader.steps} of its {header['shipped']} steps; fetch it again")
     return Told(path, header, records, reader.torn)
 
 
@@ -78,8 +83,17 @@ def replayed(told: Told, base: str = "", at: int | None = None, device: str = "c
     steps = journal.path(told.records, at)
     loaded, slots, groups = _base(told, base, device, listen)
     family, seed = recording.family_of(told.header)
+    _require_bounded(told, family.rank, slots)
     journal.replay(slots, groups, family, seed, steps, lambda done: listen(Progress("replaying", done)))
     return loaded
+
+
+def _require_bounded(told: Told, rank: int, slots: list[weights.Slot]) -> None:
+    """Raises ValueError where the factors of a step's directions would be larger than any run's."""
+    most = max((step.multipliers.shape[1] for step in told.steps if isinstance(step, Step)), default=0)
+    largest = max(slot.view[0] * (slot.view[1] + slot.view[2]) for slot in slots)
+    if most * rank * largest > NUMBERS:
+        raise ValueError(f"journal {told.path} has a step of {most:,} directions of rank {rank:,}, more than can be held")
 
 
 def _base(told: Told, base: str, device: str, listen: Listener) -> tuple[Loaded, list[weights.Slot], list[int]]:
@@ -89,16 +103,19 @@ def _base(told: Told, base: str, device: str, listen: Listener) -> tuple[Loaded,
     for name in ("lora_rank", "virtual_tokens"):
         if getattr(settings, name) > MOST:
             raise ValueError(f"journal {told.path} has {name} {getattr(settings, name):,}, more than {MOST:,}")
+    if "shipped" in told.header and not base and settings.model != models.DEMO:
+        raise ValueError(f"{told.path} is of base {settings.model}; name where that is with --base")
     own = settings.scheme not in schemes.ADAPTERS
     listen(Progress("loading the base", 0.0))
     loaded = runs.base(dataclasses.replace(settings, scheme="full", layers=0, pattern="") if own else settings, base)
     recording.require_base(told.header, journal.identity(loaded.model), f"journal {told.path}")
-    if own:  # what was trained is what the table names: no pattern of a file is searched for
-        names = {row.get("name") for row in told.header["tensors"] if isinstance(row, dict)}
+    said = told.header.get("tensors")
+    if own and isinstance(said, list):  # what was trained is what the table names: no pattern of a file is searched for
+        names = {str(row.get("name")) for row in said if isinstance(row, dict)}
         for name, parameter in loaded.model.named_parameters():
             parameter.requires_grad_(name in names)
     slots = weights.collect(loaded.model, runs.storage(settings))
-    return loaded, slots, journal.fit(slots, told.header["tensors"], told.header["groups"])
+    return loaded, slots, journal.fit(slots, said, told.header["groups"])
 
 
 def _settings(told: Told) -> TuneSettings:
@@ -178,15 +195,37 @@ def ship(folder: str, out: Path) -> int:
     told = read(find(folder))
     steps = {step.number: step for step in journal.path(told.records)}
     settings = {name: value for name, value in told.header["settings"].items() if name not in LOCAL}
-    model = run.settings.model
-    settings["model"] = Path(model).name if Path(model).exists() else model
-    header = {**told.header, "settings": settings, "base": {**told.header["base"], "model": settings["model"]}}
-    writer = Writer.create(out, header)
-    for step in told.steps[: max(steps, default=-1) + 1]:
-        writer.add(steps.get(step.number, Skip(step.number, step.loss)))
-    writer.note({"result": {name: run.result[name] for name in RESULT if name in run.result}})
-    writer.close()
+    model = Path(run.settings.model)
+    settings["model"] = model.name if model.is_absolute() or model.exists() else run.settings.model
+    objective = _no_function(run.settings.objective) or "loss"
+    settings |= {"metric": _no_function(run.settings.metric), "objective": objective, "mix": 1.0}
+    task = _without_functions(run.spec).to_yaml()
+    base = {**told.header["base"], "model": settings["model"]}
+    header = {**told.header, "settings": settings, "task": task, "base": base}
+    result = {name: run.result[name] for name in RESULT if name in run.result}
+    kept = told.steps[: max(steps, default=-1) + 1]
+    partial = out.with_name(f".{out.name}.part")
+    try:
+        writer = Writer.create(partial, {**header, "shipped": len(kept)})
+        for step in kept:
+            writer.add(steps.get(step.number, Skip(step.number, step.loss)))
+        writer.note({"result": result | {"metric": _no_function(str(result["metric"]))}})
+        writer.close()
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
     return writer.offset
+
+
+def _no_function(name: str) -> str:
+    """The name of a metric, or nothing where it is a function's: that is a file of some machine."""
+    return "" if ":" in name else name
+
+
+def _without_functions(spec: TaskSpec) -> TaskSpec:
+    """A task that names no function, and no rows but those of the package."""
+    data = spec.data if splits.is_packaged(str(spec.data)) else ""
+    return dataclasses.replace(spec, data=data, metric=_no_function(spec.metric))
 
 
 @dataclass(frozen=True)
@@ -210,9 +249,11 @@ def opened(name: str, base: str = "") -> runs.Run:
     results = [record.note["result"] for record in told.records if isinstance(record, Note) and "result" in record.note]
     result = dict(results[0]) if results and isinstance(results[0], dict) else {}
     spec = tasks.parse(str(told.header.get("task")), Path(name).stem)
-    named = str(result.get("metric") or spec.metric)
-    result["metric"] = "" if ":" in named else named  # a function is called when the user names it, not when a file does
-    return Shipped(Path(name), _settings(told), dataclasses.replace(spec, metric=result["metric"]), result, told, base)
+    # a function is called, and a file read, when the user names it, not when a file from elsewhere does
+    result["metric"] = _no_function(str(result.get("metric") or spec.metric))
+    spec = dataclasses.replace(_without_functions(spec), metric=result["metric"])
+    fields = {key: value for key, value in dict(told.header["settings"]).items() if key not in LOCAL}
+    return Shipped(Path(name), from_mapping(TuneSettings, fields, f"journal {name}"), spec, result, told, base)
 
 
 def cut(told: Told, at: int, out: Path) -> int:

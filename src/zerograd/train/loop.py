@@ -48,7 +48,8 @@ class Loop:
     elapsed: seconds of training, without those of evaluations. history: a row a logged step. flat_steps: those whose branches
     scored the same. stopped: why the run ended before its limit. back_offs: how often the learning rate was lowered. best_step:
     steps before the weights that were best on the dev split; None where none are kept. pending: the last step's row, until it is
-    logged. interrupted: whether that ended the run, which may then go on.
+    logged. interrupted: whether that ended the run, which may then go on. has_ended: before it was taken
+    up again, with nothing more to do.
     """
 
     def __init__(self, tuning: Tuning) -> None:
@@ -75,11 +76,11 @@ class Loop:
         self._probe_due = APART
         self.pending: Row | None = {"step": 0, "seconds": 0.0} if self.settings.evals else None
         self._noted = self._taken = 0.0
-        self._has_ended = self.interrupted = False
+        self.has_ended = self.interrupted = False
 
     def run(self) -> float:
         """Train to the end, and leave the model with the weights that the settings want kept. Returns the seconds of training."""
-        if self._has_ended:
+        if self.has_ended:
             return self.elapsed
         self.interrupted = False
         try:
@@ -88,7 +89,9 @@ class Loop:
             self.interrupted = True
             of = "the best weights until then" if self.best_step is not None else "the weights then"
             self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of {of}, and --resume goes on"
-        note = {"ended": True, "interrupted": self.interrupted, "stopped": self.stopped, **self._state()}
+        note = {"ended": True, "interrupted": self.interrupted, "stopped": self.stopped}
+        if not self.interrupted:  # what was interrupted is found again from the records before
+            note |= self._state()
         if self.best_step is not None:
             self._go_back(note)
         elif self.tuning.journal is not None:
@@ -102,9 +105,11 @@ class Loop:
         self.latest.remove()
 
     def _run(self) -> None:
-        if self.optimizer.is_stuck and not self._back_off("the loss was not finite"):
-            self.stopped = f"ended at step {self.optimizer.steps}: the loss was not finite"
-            return
+        if self.optimizer.is_stuck:
+            self.pending = None
+            if not self._back_off("the loss was not finite"):
+                self.stopped = f"ended at step {self.optimizer.steps}: the loss was not finite"
+                return
         while True:
             if self.pending is not None:
                 row, self.pending = self.pending, None
@@ -286,6 +291,10 @@ class Loop:
         }
         return {"loop": loop, "forwards": self.optimizer.forwards, "signal": [self.signal.squares, self.signal.variances]}
 
+    def retime(self) -> None:
+        """Evaluations are due anew: the run was given other limits than it had."""
+        self._next = max(0, int(self._done() * self.settings.evals + 1e-9))
+
     def _take(self, note: Mapping[str, Any]) -> None:
         for name in self._state()["loop"]:
             value = note["loop"][name]
@@ -311,21 +320,24 @@ class Loop:
                 self.pending = self._seen(record.loss, float(record.lrs[-1]) if isinstance(record, Step) else math.nan)
                 self.history.append(self.pending)
                 continue
-            note, since = record.note, 0
-            self.elapsed = float(note.get("seconds", self.elapsed))
+            note = record.note
             ended = note if "ended" in note else {}
+            if "seconds" in note:
+                self.elapsed, since = float(note["seconds"]), 0
             if "loop" in note:
                 self._take(note)
-                self.pending = None
+                self.pending, since = None, 0
+            if "settings" in note:
+                self.retime()
             in_row = 0 if isinstance(record, Restore) else in_row
         if steps and self.pending is not None:
             self.history.pop()  # it is logged when it is seen whether an evaluation is due
         self.elapsed = self._noted = self._taken = self.elapsed + since * self.elapsed / max(1, steps - since)
         self.optimizer.go_on(steps, skipped, in_row)
         next(itertools.islice(self._batches, steps, steps), None)
-        self._has_ended = bool(ended) and not ended["interrupted"] and (self._done() >= 1 or ended["stopped"] is not None)
-        self.stopped = ended["stopped"] if self._has_ended else None
-        return bool(ended) and not self._has_ended
+        self.has_ended = bool(ended) and not ended["interrupted"] and (self._done() >= 1 or ended["stopped"] is not None)
+        self.stopped = ended["stopped"] if self.has_ended else None
+        return bool(ended) and not self.has_ended
 
 
 def as_line(row: Row) -> str:

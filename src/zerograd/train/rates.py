@@ -49,7 +49,7 @@ def find(tuning: Tuning) -> float:
             except NotFinite:
                 loss = math.inf
             before.restore()
-            optimizer.steps = 0
+            optimizer.go_on(0, 0, 0)
             if loss < lowest:
                 lowest, best = loss, group["lr"]
             if not loss <= 1.5 * start:
@@ -57,7 +57,7 @@ def find(tuning: Tuning) -> float:
     finally:
         before.restore()
         before.remove()
-        optimizer.steps = 0
+        optimizer.go_on(0, 0, 0)
     return best
 
 

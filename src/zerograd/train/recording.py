@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ import torch
 
 import zerograd
 from zerograd import journal
-from zerograd.journal import Reader, Record, Restore, Skip, Step, Writer, WrongBase
-from zerograd.journal.writer import require_unlocked
+from zerograd.journal import Note, Reader, Record, Restore, Skip, Step, Writer, WrongBase
+from zerograd.journal.writer import lock, require_unlocked
 from zerograd.noise import LAYOUT
 from zerograd.perturb.directions import Family
 from zerograd.train.files import write_text
@@ -55,6 +56,7 @@ def header(tuning: Tuning) -> dict[str, Any]:
         "settings": dataclasses.asdict(settings),
         "task": tuning.task.spec.to_yaml(),
         "rows": rows_of(tuning),
+        "cache": tuning.scorer.cache is not None,
         "versions": {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "threads": torch.get_num_threads(),
     }
@@ -89,14 +91,36 @@ def settings_of(run: Path, more: Mapping[str, Any]) -> TuneSettings:
 
     Raises ValueError naming one that is the run's own, or when the run has ended and is given nothing more to do.
     """
-    fields = dict(read_header(run / NAME)["settings"])
-    require_unlocked(run / NAME)
+    path = run / NAME
+    fields = dict(read_header(path)["settings"])
+    require_unlocked(path)
+    has_ended = False
+    with path.open("rb") as file:
+        for record in Reader(file, path.stat().st_size):
+            if isinstance(record, (Restore, Note)):
+                fields |= record.note.get("settings", {})
+                has_ended = bool(record.note.get("ended")) and not record.note.get("interrupted")
     own = [name for name in more if name not in FREE]
     if own:
         raise ValueError(f"{own[0]} is the run's own; leave it out (only {', '.join(FREE)} may be others)")
-    if (run / "result.json").exists() and not {"minutes", "steps"} & set(more):
+    if has_ended and (run / "result.json").exists() and not {"minutes", "steps"} & set(more):
         raise ValueError(f"run {run} has ended; give more --steps or --minutes than it had to go on")
     return from_mapping(TuneSettings, fields | dict(more) | {"out": str(run)}, f"run {run}")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a run's folder, and keep other processes out of it; it goes again when nothing was written. Raises JournalLocked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("wb") as file:
+        lock(file.fileno(), folder)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def require_free(folder: Path) -> None:
@@ -129,6 +153,10 @@ def go_on(tuning: Tuning) -> Writer:
     path, optimizer = tuning.folder / NAME, tuning.optimizer
     said = read_header(path)
     require_base(said, tuning.identity, str(path))
+    if said["task"] != tuning.task.spec.to_yaml():
+        raise ValueError(
+            f"task {tuning.task.name} is not as run {tuning.folder} began with it; give it back its prompt and options"
+        )
     if said["rows"] != rows_of(tuning):
         raise ValueError(f"the rows of task {tuning.task.name} are not those that run {tuning.folder} began with")
     records: list[Record] = []
@@ -137,10 +165,19 @@ def go_on(tuning: Tuning) -> Writer:
     try:
         if torn:
             tuning.say(f"{path}: the last record was cut short, {torn} bytes of it are left out")
-        if tuning.loop.hear(records):
-            again = Restore(optimizer.steps, {})
-            writer.add(again)
-            records.append(again)
+        again = tuning.loop.hear(records)
+        limits = {name: getattr(tuning.settings, name) for name in ("minutes", "steps", "evals", "patience")}
+        old = dict(said["settings"])
+        for record in records:
+            old |= record.note.get("settings", {}) if isinstance(record, (Restore, Note)) else {}
+        if again:
+            records.append(Restore(optimizer.steps, {}))
+            writer.add(records[-1])
+        if limits != {name: old[name] for name in limits}:
+            writer.note({"settings": limits})
+            tuning.loop.retime()
+        if not tuning.loop.has_ended:
+            (tuning.folder / "result.json").unlink(missing_ok=True)
         tuning.lr = said["lr"]
         _merge(tuning)
         _go_back_to(tuning, said, records, marks)

@@ -49,7 +49,9 @@ class Run:
 def base(settings: TuneSettings, name: str = "") -> Loaded:
     """The model that a run begins from, with its adapter, and what is trained set so. name: where it is now, if elsewhere."""
     dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
-    loaded = models.load(name or settings.model, dtype, settings.head, models.device_of(settings.device))
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)  # a head that the model was saved without is drawn, the same one every time
+        loaded = models.load(name or settings.model, dtype, settings.head, models.device_of(settings.device))
     model = schemes.select(
         loaded.model,
         settings.scheme,

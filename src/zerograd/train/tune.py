@@ -106,17 +106,23 @@ class Tuning:
         self.trackers: list[Tracker] = []  # the same
         self._trackers = [TensorBoard(), *(trackers.tracker(name) for name in settings.trackers)]
         self.loop = Loop(self)
-        self._require_room()
+        if not resume:
+            self._require_room()
         for line in findings.findings(self.scorer) + self._cautions():
             say(line)
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate before and after, write the run's folder, and return its result."""
+        with recording.alone(self.folder):
+            if not self.resume:
+                recording.require_free(self.folder)
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         self.attach()
         judge = Judge(self.scorer, self.task.test, self.metric)
         untouched = self._untouched(judge)
         memory.reset_peak()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.scorer.cache = self._cache()
         if self.settings.lr == AUTO and not self.resume:
             self.lr = rates.find(self)
@@ -162,7 +168,6 @@ class Tuning:
             with self.scorer.encoder.demonstrating(demonstrations(self.task, self.settings.shots, self.settings.seed)):
                 shots = self.answers(self.task.test, "in-context, test")
         found = {"before": before, "fit": fit, "shots": shots, "inference_peak_bytes": memory.peak_bytes()}
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(kept, json.dumps(found, default=dataclasses.asdict))
         return found
 
@@ -325,9 +330,12 @@ class Tuning:
         sample = self.scorer.prefix.below(few.ids)
         tokens = sum(self.scorer.length(example) for example in self.task.train)
         needed = tokens * len(few.ids) // len(few.labels) * sample.shape[-1] * sample.itemsize
-        if needed > shutil.disk_usage(self.parent).free // 4:
-            return None
-        return HiddenCache(self.folder, sample.shape[-1], sample.dtype, self.resume)
+        if self.resume:
+            there = bool(recording.read_header(self.folder / recording.NAME).get("cache"))  # as it was decided then
+        else:
+            there = needed <= shutil.disk_usage(self.parent).free // 4
+        about = f"{self.identity} {self.scorer.prefix.depth}"
+        return HiddenCache(self.folder, sample.shape[-1], sample.dtype, about, self.resume) if there else None
 
     def _result(self) -> dict[str, Any]:
         return {
