@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from test_replay import said
@@ -12,9 +13,10 @@ from test_resume import KINDS, folder, settings, small_task, straight, weights  
 from transformers import AutoModelForCausalLM
 
 import zerograd as zg
-from zerograd.apply import Skip
+from zerograd.apply import Skip, Step
 from zerograd.journal import Restore, Writer
-from zerograd.text import splits
+from zerograd.text import splits, tasks
+from zerograd.text.templates import Template
 from zerograd.train import journals
 from zerograd.train.tune import Tuning
 
@@ -145,3 +147,55 @@ def test_a_file_from_elsewhere_runs_nothing_and_asks_for_no_memory(folder, strai
             zg.load(str(forged(file, settings=settings_)), base=str(folder))
     (tmp_path / "forged.zg").unlink()
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_file_that_was_cut_anywhere_is_refused(folder, straight, tmp_path, capsys):  # noqa: F811
+    """Within a record, between two, and before the note at the end."""
+    file = tmp_path / "tuned.zg"
+    said(capsys, "ship", straight["per-example"], "--out", file)
+    data = file.read_bytes()
+    for length in range(len(data) - 900, len(data)):
+        file.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"was cut short: it has \d+ of its \d+ steps; fetch it again|no journal|header"):
+            journals.read(file)
+
+
+def test_a_file_says_neither_what_is_read_nor_where_its_base_is(folder, straight, tmp_path, capsys):  # noqa: F811
+    file, secret = tmp_path / "tuned.zg", tmp_path / "secret.jsonl"
+    secret.write_text('{"text": "mine", "label": 0}\n')
+    said(capsys, "ship", straight["per-example"], "--out", file)
+    told = journals.read(file)
+    for fields in (
+        {"settings": told.header["settings"] | {"data": [str(secret)], "dev": str(secret)}},
+        {"task": str(told.header["task"]) + f"data: {secret}\n"},
+    ):
+        text = said(capsys, "eval", "--model", forged(file, **fields), "--base", folder, code=2)
+        assert "give --data" in text
+        assert "secret" not in text
+    assert "name where that is with --base" in said(capsys, "predict", file, "--data", secret, "--out", tmp_path / "a.csv", code=2)
+    step = told.steps[0]
+    wide = Step(0, 0.5, step.lrs, None, np.zeros((1, 250_000), np.float32))
+    path = tmp_path / "wide.zg"
+    writer = Writer.create(path, {**told.header, "family": {"distribution": "rademacher", "rank": 4096}, "shipped": 1})
+    writer.add(wide)
+    writer.note({"result": {}})
+    writer.close()
+    with pytest.raises(ValueError, match="250,000 directions of rank 4,096, more than can be held"):
+        zg.load(str(path), base=str(folder))
+    for tensors in (5, [{"name": [1]}], None):
+        with pytest.raises(ValueError, match=r"table of tensors|nothing is trainable"):
+            zg.load(str(forged(file, tensors=tensors)), base=str(folder))
+
+
+@pytest.mark.parametrize(
+    "wide", ["{{ 'a' * 3000000000 }}", "{{ '%1999999999d' % 1 }}", "{{ 9 ** 9 ** 9 }}", "{{ text|center(9) }}"]
+)
+def test_a_template_cannot_ask_for_all_memory(wide):
+    with pytest.raises(ValueError, match="prompt"):
+        Template("{{ text }}" + wide, "prompt").render({"text": "x"})
+
+
+def test_a_task_has_no_aliases_and_no_depth_without_end():
+    for text in ("a: &x [1]\nprompt: *x\n", "[" * 5000, "x" * (2 << 20)):
+        with pytest.raises(ValueError, match="task t"):
+            tasks.parse(text, "t")
