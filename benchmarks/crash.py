@@ -4,7 +4,7 @@ python benchmarks/crash.py --kills 200 --json
 
 Kills are SIGKILL, at instants drawn evenly over a tenth to the whole of the straight run's time: inside loading, forward passes,
 records, updates, evaluations and snapshots. A run that ends between kills is begun anew, and the last one ends. The last line is
-one JSON object: kills, resumed, equal (every run that ended has the straight run's weights), lost_steps (logged, not in the journal).
+one JSON object: kills, resumed, equal (every run that ended has the straight run's weights), lost_steps (logged, not journalled).
 """
 
 from __future__ import annotations

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
 from methods import COMMON, Net, batch, every_method, every_storage, same, shared_only, stored
 
+from zerograd import apply
 from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite, NotPure
 from zerograd.perturb.check import SelfCheckFailed
 
@@ -160,22 +162,20 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-class Pressed(float):
-    """A weight decay that presses Ctrl-C when the update multiplies with it: a signal at a known place inside the update."""
+@contextlib.contextmanager
+def pressed_in_updates() -> Iterator[list[int]]:
+    """Ctrl-C before every tensor of an update; how often."""
+    presses: list[int] = []
+    update = apply.update_by
 
-    presses = 0
-
-    def __rmul__(self, other: float) -> float:
-        type(self).presses += 1
+    def pressing(*given: Any) -> None:
+        presses.append(1)
         signal.raise_signal(signal.SIGINT)
-        return other * float(self)
+        update(*given)
 
-    __mul__ = __rmul__
-
-    @classmethod
-    def fresh(cls, value: float) -> Self:
-        cls.presses = 0
-        return cls(value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apply, "update_by", pressing)
+        yield presses
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -187,16 +187,14 @@ def test_ctrl_c_during_the_update_waits_for_its_end(method, storage):
     opt = method(net, lr=0.01, weight_decay=0.1, storage=storage)
     before = stored(opt)
     handler = signal.getsignal(signal.SIGINT)
-    opt.param_groups[0]["weight_decay"] = Pressed.fresh(0.1)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), pressed_in_updates() as presses:
         opt.step(net.losses, batch())
-    assert Pressed.presses >= 1
+    assert len(presses) == len(opt.slots)
     assert signal.getsignal(signal.SIGINT) is handler
     twin.step(undisturbed.losses, batch())
     assert not same(stored(opt), before)
     assert same(stored(opt), stored(twin))
     assert opt.steps == twin.steps == 1
-    opt.param_groups[0]["weight_decay"] = 0.1
     for o, n in ((opt, net), (twin, undisturbed)):
         o.step(n.losses, batch(seed=1))
     assert same(stored(opt), stored(twin))
@@ -207,13 +205,13 @@ def test_ctrl_c_during_the_update_waits_for_its_end(method, storage):
 def test_ctrl_c_during_the_update_is_left_to_a_handler_that_the_program_has_set(own):
     net, heard = Net(), []
     opt = COMMON["mezo"](net, lr=0.01)
-    opt.param_groups[0]["weight_decay"] = Pressed.fresh(0.1)
     signal.signal(signal.SIGINT, (lambda number, frame: heard.append(stored(opt))) if own else signal.SIG_IGN)
     try:
-        opt.step(net.losses, batch())
+        with pressed_in_updates() as presses:
+            opt.step(net.losses, batch())
     except KeyboardInterrupt:
         pytest.fail("the program's own handling of Ctrl-C was set aside")
-    assert Pressed.presses >= 1
+    assert len(presses) == len(opt.slots)
     assert len(heard) == own
     assert all(same(state, stored(opt)) for state in heard)  # it is told when the update has ended
 
