@@ -83,7 +83,6 @@ def replayed(told: Told, base: str = "", at: int | None = None, device: str = "c
     steps = journal.path(told.records, at)
     loaded, slots, groups = _base(told, base, device, listen)
     family, seed = recording.family_of(told.header)
-    _require_bounded(told, family.rank, slots)
     journal.replay(slots, groups, family, seed, steps, lambda done: listen(Progress("replaying", done)))
     return loaded
 
@@ -115,6 +114,7 @@ def _base(told: Told, base: str, device: str, listen: Listener) -> tuple[Loaded,
         for name, parameter in loaded.model.named_parameters():
             parameter.requires_grad_(name in names)
     slots = weights.collect(loaded.model, runs.storage(settings))
+    _require_bounded(told, recording.family_of(told.header)[0].rank, slots)
     return loaded, slots, journal.fit(slots, said, told.header["groups"])
 
 
