@@ -16,6 +16,7 @@ from zerograd import journal
 from zerograd.journal import Step
 from zerograd.perturb.directions import Family
 from zerograd.spaces import weights
+from zerograd.state import State
 from zerograd.text import models, schemes
 
 CASES = {
@@ -47,9 +48,9 @@ def main() -> None:
         records = [
             Step(i, 0.5, np.float32([1e-6]), decays, draw.normal(0, 1e-5, (1, directions)).astype(np.float32)) for i in range(steps)
         ]
-        journal.replay(slots, [0] * len(slots), family, 1, records[:2])  # kernels are loaded
+        journal.replay(slots, [0] * len(slots), family, State(), 1, records[:2])  # kernels are loaded
         wall, cpu = time.perf_counter(), time.process_time()
-        journal.replay(slots, [0] * len(slots), family, 1, records)
+        journal.replay(slots, [0] * len(slots), family, State(), 1, records)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         values = sum(slot.parameter.numel() for slot in slots)
         rows.append({"case": name, "steps": steps, "values": values, "directions": directions, "wall": wall, "cpu": cpu})

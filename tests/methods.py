@@ -24,6 +24,26 @@ COMMON: dict[str, Callable[..., Any]] = {
     "rank2-gaussian": functools.partial(zg.optim.PerExample, rank=2, distribution="gaussian"),
     "rank1-plain": functools.partial(zg.optim.PerExample, standardised=False),
     "rank2-plain": functools.partial(zg.optim.PerExample, rank=2, standardised=False),
+    "mezo-populations": functools.partial(zg.optim.MeZO, directions=2, sides=1),
+    "grzo": zg.optim.GRZO,
+    "leave-one-out": functools.partial(zg.optim.LeaveOneOut, directions=3, rank=1),
+    "momentum": zg.optim.Momentum,
+    "adam": zg.optim.Adam,
+    "adamezo": functools.partial(zg.optim.AdaMeZO, history=3),
+    "meazo": zg.optim.MEAZO,
+    "sign": zg.optim.Sign,
+    "sign-published": zg.optim.SignPublished,
+    "conservative": zg.optim.Conservative,
+    "kerzoo": zg.optim.KerZOO,
+    "lozo": functools.partial(zg.optim.LOZO, period=2),
+    "lozo-m": functools.partial(zg.optim.LOZOM, period=2),
+    "subzero": functools.partial(zg.optim.SubZero, rank=2, period=2),
+    "zo-muon": functools.partial(zg.optim.ZOMuon, rank=2, period=2),
+    "hizoo": functools.partial(zg.optim.HiZOO, smoothing=1e-3),
+    "sparse-mezo": zg.optim.SparseMeZO,
+    "static-mask": functools.partial(zg.optim.StaticMask, keep=0.2),
+    "block-wise": zg.optim.BlockWise,
+    "random-layers": functools.partial(zg.optim.RandomLayers, share=0.75),
 }
 STORAGES = ("float32", "split", "bfloat16")
 
@@ -35,11 +55,23 @@ def _some(names: list[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("method", [COMMON[name] for name in names], ids=names)
 
 
-mezo_only = _some([name for name in COMMON if name.startswith("mezo")])
-shared_only = _some([name for name in COMMON if not name.startswith("rank")])
-per_example_only = _some([name for name in COMMON if name.startswith("rank")])
-plain_only = _some([name for name in COMMON if name.startswith("mezo") or name.endswith("plain")])
+mezo_only = _some(["mezo", "mezo-gaussian"])
+shared_only = _some([name for name in COMMON if not name.startswith(("rank", "grzo"))])
+per_example_only = _some([name for name in COMMON if name.startswith(("rank", "grzo"))])
+plain_only = _some(["mezo", "mezo-gaussian", "rank1-plain", "rank2-plain"])
 """Those whose mean step is the gradient's."""
+
+pass_sharing_only = _some(
+    [
+        name
+        for name in COMMON
+        if name.startswith(("mezo", "rank", "fzoo", "leave", "sign-p", "subzero", "conserv", "kerzoo", "meazo"))
+    ]
+)
+"""Those whose steps need nothing of a weight but itself: many are done in a pass over it."""
+
+AS_RECORDED = [name for name in COMMON if name.startswith(("mezo", "rank", "fzoo", "grzo", "leave", "sign-p", "subzero", "static"))]
+"""Those whose step subtracts its multipliers' directions, and nothing else."""
 
 
 class Net(nn.Module):

@@ -17,9 +17,9 @@ from zerograd.spaces import weights
 from zerograd.spaces.weights import Slot
 
 FAMILIES = {
-    "dense-shared": (Family("rademacher"), plans.shared_pair),
+    "dense-shared": (Family("rademacher"), plans.shared_pairs),
     "dense-gaussian-each": (Family("gaussian"), plans.example_pairs),
-    "rank1-shared": (Family("rademacher", 1), plans.shared_pair),
+    "rank1-shared": (Family("rademacher", 1), plans.shared_pairs),
     "rank1-each": (Family("gaussian", 1), plans.example_pairs),
     "rank2-each": (Family("rademacher", 2), plans.example_pairs),
 }

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from methods import Net, batch, every_method, same, stored
+from methods import Net, batch, every_method, exact, same, stored
 
 import zerograd as zg
 from zerograd.perturb import fit
@@ -46,10 +46,11 @@ def test_out_of_memory_halves_the_examples_and_gives_the_same_step(method, error
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opt.step(objective, batch(8, seed=1))  # what did not fit is not tried again
-    assert objective.seen == [2 * copies] * 4
+    assert max(objective.seen) <= objective.rows
+    assert sum(objective.seen) == 8 * (copies + 3 * (method is zg.optim.Conservative))  # whose candidates are three
     for seed in range(2):
         whole.step(twin.losses, batch(8, seed=seed), micro_batch=2)
-    assert same(stored(opt), stored(whole))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(exact(opt), exact(whole), strict=True))
 
 
 def test_one_example_that_does_not_fit_is_an_error_that_leaves_the_weights():

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from methods import Net, batch, every_method, every_storage, same, stored
+from methods import Net, batch, every_method, every_storage, pass_sharing_only, same, stored
 
 import zerograd as zg
 from zerograd import journal, noise
@@ -300,7 +300,10 @@ def replayed(method: Any, storage: str, opt: Any, steps: list[Step]) -> list[tor
     names = [slot.name for slot in opt.slots]
     fresh.slots.sort(key=lambda slot: names.index(slot.name))
     groups = journal.fit(fresh.slots, journal.table(opt.slots, opt.group_of), 2)
-    journal.replay(fresh.slots, groups, opt.family, opt.seed, steps)
+    family, held = fresh.parts(**fresh.chosen)
+    held.begin(fresh.slots, 2)
+    family.begin(fresh.slots)
+    journal.replay(fresh.slots, groups, family, held, opt.seed, steps)
     return stored(fresh)
 
 
@@ -327,7 +330,7 @@ def test_a_replay_has_the_bits_of_the_run(method, storage, monkeypatch, recwarn)
     assert same(replayed(method, storage, opt, journal.path(records)), whole)
 
 
-@every_method
+@pass_sharing_only
 def test_many_steps_share_a_pass_over_a_tensor(method, monkeypatch, recwarn):
     """Without decay as many as a pass takes; each step of its own where weights decay in between or are rounded at random."""
     net = Net()
@@ -341,11 +344,11 @@ def test_many_steps_share_a_pass_over_a_tensor(method, monkeypatch, recwarn):
     for name in ("update", "update_low_rank"):
         real = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, real=real: (passes.append(1), real(*a)))
-    journal.replay(opt.slots, opt.group_of, opt.family, opt.seed, records)
+    journal.replay(opt.slots, opt.group_of, opt.family, opt.held, opt.seed, records)
     assert len(passes) == len(opt.slots)
     passes.clear()
     decayed = [Step(s.number, s.loss, s.lrs, np.float32([0.9]), s.multipliers) for s in records]
-    journal.replay(opt.slots, opt.group_of, opt.family, opt.seed, decayed)
+    journal.replay(opt.slots, opt.group_of, opt.family, opt.held, opt.seed, decayed)
     assert len(passes) == len(opt.slots) * len(records)
 
 

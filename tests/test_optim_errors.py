@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -33,6 +34,8 @@ MeZO, PerExample = zg.optim.MeZO, zg.optim.PerExample
     ],
 )
 def test_a_setting_outside_its_range_raises_an_error_with_its_name_and_value(method, field, value):
+    if field == "distribution" and field not in inspect.signature(method).parameters:
+        pytest.skip("the method has one distribution")
     with pytest.raises(ValueError, match=rf"{field} .*{value}"):
         method(Net(), **{field: value})
 

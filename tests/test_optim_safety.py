@@ -14,7 +14,6 @@ import pytest
 import torch
 from methods import COMMON, Net, batch, every_method, every_storage, same, shared_only, stored
 
-from zerograd import apply
 from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite, NotPure
 from zerograd.perturb.check import SelfCheckFailed
 
@@ -163,10 +162,10 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def pressed_in_updates() -> Iterator[list[int]]:
+def pressed_in_updates(opt: Any) -> Iterator[list[int]]:
     """Ctrl-C before every tensor of an update; how often."""
     presses: list[int] = []
-    update = apply.update_by
+    update = opt.held.update
 
     def pressing(*given: Any) -> None:
         presses.append(1)
@@ -174,7 +173,7 @@ def pressed_in_updates() -> Iterator[list[int]]:
         update(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apply, "update_by", pressing)
+        patch.setattr(opt.held, "update", pressing)
         yield presses
 
 
@@ -187,7 +186,7 @@ def test_ctrl_c_during_the_update_waits_for_its_end(method, storage):
     opt = method(net, lr=0.01, weight_decay=0.1, storage=storage)
     before = stored(opt)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), pressed_in_updates() as presses:
+    with pytest.raises(KeyboardInterrupt), pressed_in_updates(opt) as presses:
         opt.step(net.losses, batch())
     assert len(presses) == len(opt.slots)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -207,7 +206,7 @@ def test_ctrl_c_during_the_update_is_left_to_a_handler_that_the_program_has_set(
     opt = COMMON["mezo"](net, lr=0.01)
     signal.signal(signal.SIGINT, (lambda number, frame: heard.append(stored(opt))) if own else signal.SIG_IGN)
     try:
-        with pressed_in_updates() as presses:
+        with pressed_in_updates(opt) as presses:
             opt.step(net.losses, batch())
     except KeyboardInterrupt:
         pytest.fail("the program's own handling of Ctrl-C was set aside")

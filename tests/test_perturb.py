@@ -74,7 +74,7 @@ def loss(model: nn.Module, batch: Any) -> torch.Tensor:
 def check(model: nn.Module, objective: Any, batch: Any, count: int, each: bool = False) -> None:
     slots = really.slots_of(model)
     directions = Directions(Family("gaussian", 1 if each else 0), 5, 3)
-    plan = plans.example_pairs(count) if each else plans.shared_pair(count)
+    plan = plans.example_pairs(count) if each else plans.shared_pairs(count)
     self_check(
         slots,
         directions,
@@ -116,7 +116,7 @@ def test_variants_cover_each_example_once(pairs: list[tuple[int, float]]) -> Non
 
 
 def test_plans_of_the_methods() -> None:
-    shared, each, clean, one = plans.shared_pair(3), plans.example_pairs(3), plans.clean(3), plans.branch(7, -1)
+    shared, each, clean, one = plans.shared_pairs(3), plans.example_pairs(3), plans.clean(3), plans.branch(7, -1)
     assert [(v.direction, v.sign, v.span) for v in shared.variants] == [(0, 1.0, (0, 3)), (0, -1.0, (3, 6))]
     assert each.direction.tolist() == [0, 1, 2] * 2
     assert each.sign.tolist() == [1] * 3 + [-1] * 3
@@ -260,7 +260,7 @@ def test_positions_of_a_batch_keep_the_dtype_that_they_were_cast_to(rank: int) -
         return y.float().square().mean((1, 2))
 
     slots, x, directions = really.slots_of(table), torch.randn(2, 7, WIDTH).bfloat16(), Directions(Family("gaussian", rank), 5, 3)
-    score_batch(slots, directions, plans.shared_pair(2), losses, x)
+    score_batch(slots, directions, plans.shared_pairs(2), losses, x)
     ((dtype, y),) = seen
     assert dtype == torch.float32
     for half, sign in enumerate((1.0, -1.0)):
@@ -272,7 +272,7 @@ def test_positions_of_a_batch_keep_the_dtype_that_they_were_cast_to(rank: int) -
 @pytest.mark.parametrize("pair", [False, True])
 def test_a_large_population_takes_several_passes_with_the_same_scores(copies: int, pair: bool, monkeypatch) -> None:
     """Copies that share a direction stay together; others go as many at a time as a pass may have."""
-    plan = plans.shared_pair(3) if pair else plans.population(3, 4)
+    plan = plans.shared_pairs(3) if pair else plans.population(3, 4)
     model, batch, directions = small(), some_ids(3), Directions(Family(), 5, 3)
     slots, seen = really.slots_of(model), []
 
@@ -344,7 +344,7 @@ def test_self_check_tells_a_deep_16_bit_models_rounding_from_a_fault(missed: boo
     parameter = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
     slot = collect([("weight", parameter)], "bfloat16")[0]
     directions = Directions(Family(), 5, 3)
-    plan = plans.shared_pair(2)
+    plan = plans.shared_pairs(2)
     z = directions.z(slot, 0)
 
     def plain() -> torch.Tensor:

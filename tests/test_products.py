@@ -44,7 +44,7 @@ def test_low_rank_products_are_added_group_by_group(dtype, family, transposed, w
     x, y = torch.randn(12, m, generator=generator).to(dtype), torch.randn(12, n, generator=generator).to(dtype)
     directions, scales = torch.tensor([4, 4, 9, 0]), torch.tensor([0.1, -0.1, 2.0, 0.0])
     rows = slice(2 * rank, 3 * rank)  # of the third matrix of a stack
-    left, right = (LEFT, first), (RIGHT, 0)
+    left, right = (LEFT, AT.step, first), (RIGHT, AT.step, 0)
     into, onto = (left, right) if transposed else (right, left)
     expected = y.double()
     for group in range(4):

@@ -226,7 +226,7 @@ def test_the_newest_snapshot_shortens_the_way(folder, straight, tmp_path, monkey
     assert sum(isinstance(record, Step) for record in records(out)) > 5
     done = []
     real = journal.replay
-    monkeypatch.setattr(journal, "replay", lambda *given: (done.append(len(given[4])), real(*given)))
+    monkeypatch.setattr(journal, "replay", lambda *given: (done.append(len(given[5])), real(*given)))
     Tuning(given, resume=True).run()
     assert sum(done) <= 1
     assert weights(out) == weights(straight["per-example"])

@@ -137,9 +137,9 @@ def test_a_file_from_elsewhere_runs_nothing_and_asks_for_no_memory(folder, strai
     for wrong in (common | {"scheme": "lora", "lora_rank": 1 << 40}, common | {"scheme": "prompt", "virtual_tokens": 1 << 40}):
         with pytest.raises(ValueError, match="more than 4,096"):
             zg.load(str(forged(file, settings=wrong)), base=str(folder))
-    for family in ({"distribution": "rademacher", "rank": 1 << 40}, {"distribution": "x", "rank": 1}, {"rank": "1"}, None):
-        with pytest.raises(ValueError, match=r"family|distribution"):
-            zg.load(str(forged(file, family=family)), base=str(folder))
+    for parts in ({"distribution": "rademacher", "rank": 1 << 40}, {"distribution": "x", "rank": 1}, {"rank": "1"}, {"x": 1}, None):
+        with pytest.raises(ValueError, match=r"parts|rank|distribution"):
+            zg.load(str(forged(file, parts=parts)), base=str(folder))
     for settings_ in (None, {"out": 3}, {"nonsense": 1}):
         with pytest.raises(ValueError, match=r"settings|out is|nonsense"):
             zg.load(str(forged(file, settings=settings_)), base=str(folder))
@@ -174,7 +174,7 @@ def test_a_file_says_neither_what_is_read_nor_where_its_base_is(folder, straight
     step = told.steps[0]
     wide = Step(0, 0.5, step.lrs, None, np.zeros((1, 250_000), np.float32))
     path = tmp_path / "wide.zg"
-    writer = Writer.create(path, {**told.header, "family": {"distribution": "rademacher", "rank": 4096}, "shipped": 1})
+    writer = Writer.create(path, {**told.header, "parts": {"distribution": "rademacher", "rank": 4096}, "shipped": 1})
     writer.add(wide)
     writer.note({"result": {}})
     writer.close()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from zerograd.optim.momentum import MomentumState
 from zerograd.perturb.fit import Live
 from zerograd.spaces import weights
 from zerograd.train.snapshot import Snapshot
@@ -22,6 +26,13 @@ def slots(storage: str) -> list[weights.Slot]:
     return found
 
 
+def optimiser(found: list[weights.Slot]) -> Any:
+    """What a snapshot sees of one that keeps a State."""
+    held = MomentumState(0.9)
+    held.begin(found, 1)
+    return SimpleNamespace(slots=found, held=held)
+
+
 def bits(found: list[weights.Slot]) -> list[torch.Tensor]:
     held = [tensor for slot in found for tensor in (slot.parameter.detach(), slot.remainder) if tensor is not None]
     return [tensor.clone() for tensor in held]
@@ -31,7 +42,7 @@ def bits(found: list[weights.Slot]) -> list[torch.Tensor]:
 def test_every_bit_comes_back(tmp_path, storage):
     found = slots(storage)
     before = bits(found)
-    snapshot = Snapshot(tmp_path / "run" / ".best", found)
+    snapshot = Snapshot(tmp_path / "run" / ".best", optimiser(found))
     snapshot.take()
     for slot in found:
         with torch.no_grad():
@@ -48,7 +59,7 @@ def test_every_bit_comes_back(tmp_path, storage):
 
 def test_a_full_disk_leaves_the_older_snapshot_and_no_partial_file(tmp_path, monkeypatch):
     found = slots("float32")
-    snapshot = Snapshot(tmp_path / ".best", found)
+    snapshot = Snapshot(tmp_path / ".best", optimiser(found))
     snapshot.take()
     before = (tmp_path / ".best").read_bytes()
     with torch.no_grad():
@@ -66,7 +77,7 @@ def test_a_full_disk_leaves_the_older_snapshot_and_no_partial_file(tmp_path, mon
 
 def test_a_snapshot_that_was_cut_short_is_refused(tmp_path):
     found = slots("float32")
-    snapshot = Snapshot(tmp_path / ".best", found)
+    snapshot = Snapshot(tmp_path / ".best", optimiser(found))
     snapshot.take()
     (tmp_path / ".best").write_bytes(b"short")
     with pytest.raises(OSError, match="was cut short"):

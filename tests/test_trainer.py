@@ -237,7 +237,7 @@ def test_the_loss_of_a_step_is_that_of_the_model_itself(tmp_path, build):
 def test_label_smoothing_is_not_left_out_silently(tmp_path):
     args = arguments(tmp_path, label_smoothing_factor=0.1, max_steps=1, learning_rate=0.0)
     trainer = ZOTrainer(tiny_model(), args, train_dataset=rows(), data_collator=collate)
-    with pytest.raises(ValueError, match="only method 'mezo' can step with it"):
+    with pytest.raises(ValueError, match="which method per-example needs; use method mezo"):
         trainer.train()
 
 
@@ -255,7 +255,7 @@ def test_a_loss_of_the_users_own_is_a_closure(tmp_path):
     assert calls
     assert not same(weights(model), weights(tiny_model()))
     trainer = Own(tiny_model(), arguments(tmp_path), train_dataset=rows(), data_collator=collate)
-    with pytest.raises(ValueError, match="only method 'mezo' can step with it"):
+    with pytest.raises(ValueError, match="which method per-example needs; use method mezo"):
         trainer.train()
 
 
@@ -269,8 +269,8 @@ def test_a_loss_of_the_users_own_is_a_closure(tmp_path):
 def test_arguments_that_a_forward_cannot_have_are_refused(tmp_path, more, says):
     with pytest.raises(ValueError, match=says):
         ZOTrainer(tiny_model(), arguments(tmp_path, **more), train_dataset=rows(), data_collator=collate)
-    with pytest.raises(ValueError, match="method is 'adam'; choose one of mezo, per-example"):
-        ZerothOrderConfig(method="adam")
+    with pytest.raises(ValueError, match="method is 'adamw'; choose one of mezo, per-example"):
+        ZerothOrderConfig(method="adamw")
 
 
 def test_the_order_of_an_epoch_has_the_length_that_it_says():

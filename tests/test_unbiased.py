@@ -221,7 +221,7 @@ def test_forty_steps_go_downhill(method, storage):
     opt = method(net, storage=storage)
     opt.param_groups[0]["lr"] = 0.01 if opt.per_example else 0.03
     first = float(opt.evaluate(net.losses, tokens).mean())
-    for _ in range(40):
+    for _ in range(200 if method is zg.optim.BlockWise else 40):  # of which a tensor sees a few
         opt.step(net.losses, tokens)
     assert float(opt.evaluate(net.losses, tokens).mean()) < first - 0.03
 

@@ -9,10 +9,10 @@ bitwise equal on every machine. Once started it completes: an interrupt waits fo
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zerograd import noise
-from zerograd.noise import ROUNDING
+from zerograd import noise, workers
+from zerograd.noise import ROUNDING, Address
 from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
 
@@ -33,6 +33,10 @@ MOST = 1024
 
 FACTORS = 4 << 20
 """Numbers of factors that a pass holds when it subtracts several steps."""
+
+
+CHUNK = 1 << 16
+"""Values of a weight whose whole estimate is held by a worker at a time."""
 
 
 Floats = npt.NDArray[np.float32]
@@ -68,7 +72,10 @@ def update(slot: Slot, directions: Directions, ids: Sequence[int], multipliers: 
     ids, multipliers: the directions in order and what each is multiplied by, the slot's scale not included.
     decay: what the weights are multiplied by first; 1 for none.
     """
-    _update(slot, [directions], [ids], multipliers, decay)
+    if directions.family.has_shape(slot):
+        _change(slot, directions, ids, multipliers, decay)
+    else:
+        _update(slot, [directions], [ids], multipliers, decay)
 
 
 def update_by(slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
@@ -76,9 +83,14 @@ def update_by(slot: Slot, family: Family, seed: int, steps: Sequence[Step], grou
     after the other. group: of the slot, in the steps' rows.
     """
     held: list[Step] = []
+    if family.has_shape(slot):
+        change_by(slot, family, seed, steps, group, lambda estimate, rows, step: estimate)
+        return
     most = MOST if not family.has_factors(slot) else max(1, FACTORS // (sum(slot.view) * family.rank * slot.view[0]))
     count = 0
     for step in steps:
+        if not family.touches(slot, seed, step.number):
+            continue
         decays = step.decays is not None and step.decays[group] != 1
         if held and (slot.stochastic or decays or count + step.multipliers.shape[1] > most):
             _update_held(slot, family, seed, held, group)
@@ -87,6 +99,80 @@ def update_by(slot: Slot, family: Family, seed: int, steps: Sequence[Step], grou
         count += step.multipliers.shape[1]
     if held:
         _update_held(slot, family, seed, held, group)
+
+
+def change_by(
+    slot: Slot,
+    family: Family,
+    seed: int,
+    steps: Sequence[Step],
+    group: int,
+    change: Callable[[torch.Tensor, slice, Step], torch.Tensor],
+) -> None:
+    """w <- decay w - scale * change(estimate) for steps in order, with the whole estimate of some rows at a time.
+
+    change: takes the estimate, sum_i multiplier_i z_i, float32 (rows, columns) and its own to overwrite, where its rows are, and
+    the step; workers call it at once for different rows. It must give any row as it would give it alone.
+    """
+    for step in steps:
+        if family.touches(slot, seed, step.number):
+            directions, multipliers = Directions(family, seed, step.number), step.multipliers[group].tolist()
+            decay = 1.0 if step.decays is None else float(step.decays[group])
+            _change(slot, directions, range(len(multipliers)), multipliers, decay, functools.partial(_of_step, change, step))
+
+
+def subtract(slot: Slot, change: torch.Tensor, decay: float, directions: Directions) -> None:
+    """w <- decay w - change. change: float32 (stack * rows, columns), the slot's scale in it. directions: of the step, whose noise
+    rounds.
+    """
+    _store(slot, slice(0, len(change)), change, decay, directions.address(slot, domain=ROUNDING) if slot.stochastic else None)
+
+
+def subtract_products(slot: Slot, left: torch.Tensor, right: torch.Tensor, decay: float, directions: Directions) -> None:
+    """w <- decay w - sum_q left_q right_q^T of each matrix. left: float32 (stack, q, rows), the slot's scale in it. right: float32
+    (stack, q, columns). directions: of the step, whose noise rounds.
+    """
+    rounding = directions.address(slot, domain=ROUNDING) if slot.stochastic else None
+    kernels, rows = noise.backend(slot.flat), slot.view[1]
+    for e in range(slot.view[0]):
+        part = slice(e * rows, (e + 1) * rows)
+        low = None if slot.flat_remainder is None else slot.flat_remainder[part]
+        kernels.update_low_rank(slot.flat[part], low, left[e].contiguous(), right[e].contiguous(), decay, rounding, part.start)
+
+
+def _store(slot: Slot, rows: slice, change: torch.Tensor, decay: float, rounding: Address | None) -> None:
+    """Some rows of w <- decay w - change, rounded as they are stored."""
+    low = None if slot.flat_remainder is None else slot.flat_remainder[rows]
+    exact = noise.to_float(slot.flat[rows], low)
+    exact = exact if decay == 1 else exact * decay
+    exact = torch.where(change == 0, exact, exact - change)  # a change of 0 leaves -0.0
+    noise.store(slot.flat[rows], low, exact, torch.arange(rows.start, rows.stop, device=exact.device), rounding)
+
+
+def _of_step(
+    change: Callable[[torch.Tensor, slice, Step], torch.Tensor], step: Step, estimate: torch.Tensor, rows: slice
+) -> torch.Tensor:
+    return change(estimate, rows, step)
+
+
+def _change(
+    slot: Slot,
+    directions: Directions,
+    ids: Sequence[int],
+    multipliers: Sequence[float],
+    decay: float,
+    change: Callable[[torch.Tensor, slice], torch.Tensor] = lambda estimate, rows: estimate,
+) -> None:
+    sums, (stack, height, columns) = directions.sums(slot, ids, multipliers), slot.view
+    rounding = directions.address(slot, domain=ROUNDING) if slot.stochastic else None
+    each = max(1, CHUNK // columns)
+
+    def work(first: int) -> None:
+        rows = slice(first, min(first + each, stack * height))
+        with torch.no_grad():
+            _store(slot, rows, change(sums(rows), rows) * slot.scale, decay, rounding)
+
+    workers.each(work, range(0, stack * height, each), workers.count(slot.flat.device))
 
 
 def _update_held(slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
@@ -113,7 +199,7 @@ def _update(
         kernels.update(flat, remainder, family.distribution, addresses, scaled, decay, rounding)
         return
     stack, rows, columns = slot.view
-    scale = slot.scale / math.sqrt(family.rank)
+    scale = slot.scale * family.unit(slot)
     factor = torch.tensor([m * scale for m in multipliers], dtype=torch.float32, device=flat.device)[:, None, None]
     right = torch.cat([one.right(slot, some) for one, some in pairs]).view(-1, stack, family.rank, columns)
     left = torch.cat([one.left(slot, some) for one, some in pairs]).view(-1, stack, family.rank, rows)

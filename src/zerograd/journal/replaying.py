@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from zerograd import apply
 from zerograd.apply import Skip, Step
 from zerograd.journal.format import Record, Restore
 from zerograd.perturb.directions import Family
 from zerograd.spaces.weights import Slot
+from zerograd.state import State
 
 _Path = tuple[Step, "_Path"] | None
 """The last step of a way from the base, and the way to it."""
 
-PASS = 256
-"""Steps between two words of progress."""
+PASS = 1024
+"""Steps that are resolved at a time."""
 
 
 def path(records: Iterable[Record], at: int | None = None) -> list[Step]:
@@ -45,19 +45,21 @@ def replay(
     slots: Sequence[Slot],
     groups: Sequence[int],
     family: Family,
+    held: State,
     seed: int,
     steps: Sequence[Step],
     listen: Callable[[float], None] = lambda done: None,
 ) -> None:
-    """Do to slots what steps did. groups: which group each slot belongs to. listen: hears the share that is done.
+    """Do to slots what steps did. groups: which group each slot belongs to. held: what the method kept before the first of them; it
+    goes on. listen: hears the share that is done.
 
     An interrupt leaves the slots between two states: what they were is the caller's to load again.
     """
     work = sum(slot.parameter.numel() for slot in slots) * max(1, len(steps))
     done = 0
-    for slot, group in zip(slots, groups, strict=True):
-        for first in range(0, len(steps), PASS):
-            some = steps[first : first + PASS]
-            apply.update_by(slot, family, seed, some, group)
+    for first in range(0, len(steps), PASS):
+        some = held.resolved(steps[first : first + PASS], seed)
+        for slot, group in zip(slots, groups, strict=True):
+            held.update(slot, family, seed, some, group)
             done += slot.parameter.numel() * len(some)
             listen(done / work)

@@ -14,10 +14,12 @@ from types import ModuleType
 import torch
 
 from zerograd.noise import reference
-from zerograd.noise.address import DENSE, LAYOUT, LEFT, ORDER, RIGHT, ROUNDING, Address, stream
-from zerograd.noise.reference import FAMILIES, split, to_float
+from zerograd.noise.address import CHANCE, COMMON, DENSE, LAYOUT, LEFT, ORDER, RIGHT, ROUNDING, Address, stream
+from zerograd.noise.reference import FAMILIES, split, store, to_float
 
 __all__ = [
+    "CHANCE",
+    "COMMON",
     "DENSE",
     "FAMILIES",
     "LAYOUT",
@@ -29,6 +31,7 @@ __all__ = [
     "backend",
     "is_fast",
     "split",
+    "store",
     "stream",
     "to_float",
 ]

@@ -14,9 +14,9 @@ from typing import NamedTuple
 LAYOUT = 1
 """Version of the address and bit layout. A change of any number the generator gives changes it."""
 
-DENSE, LEFT, RIGHT, ROUNDING, ORDER = range(5)
+DENSE, LEFT, RIGHT, ROUNDING, ORDER, COMMON, CHANCE = range(7)
 """Domains: a dense direction; the left (rows) and right (columns) factors of a low-rank one; stochastic
-rounding; the order of the data."""
+rounding; the order of the data; a matrix that all examples' directions have in common; what a step draws lots for."""
 
 RADEMACHER_BLOCK = 128
 """Columns that one stage-two call covers in a Rademacher row: one bit each, low bit of the first word first."""

@@ -130,7 +130,7 @@ def update(
         for address, multiplier in zip(addresses, rounded, strict=True):
             if multiplier != 0:
                 exact = exact - FAMILIES[family](address, rows, 0, weight.shape[1]) * multiplier
-        _store(weight, remainder, i, exact, rows, rounding)
+        store(weight[i], None if remainder is None else remainder[i], exact, rows, rounding)
 
 
 def update_low_rank(
@@ -154,7 +154,7 @@ def update_low_rank(
         for q in range(left.shape[0]):
             if used[q]:
                 exact = exact - left[q, i, None] * right[q]
-        _store(weight, remainder, i, exact, rows, rounding)
+        store(weight[i], None if remainder is None else remainder[i], exact, rows, rounding)
 
 
 def to_float(weight: torch.Tensor, remainder: torch.Tensor | None) -> torch.Tensor:
@@ -188,20 +188,16 @@ def _decayed(weight: torch.Tensor, remainder: torch.Tensor | None, i: slice, dec
     return exact if decay == 1 else exact * decay
 
 
-def _store(
-    weight: torch.Tensor,
-    remainder: torch.Tensor | None,
-    i: slice,
-    exact: torch.Tensor,
-    rows: torch.Tensor,
-    rounding: Address | None,
+def store(
+    weight: torch.Tensor, remainder: torch.Tensor | None, exact: torch.Tensor, rows: torch.Tensor, rounding: Address | None
 ) -> None:
+    """float32 values into their storage: whole, in two halves, or rounded stochastically by the noise of their rows."""
     if remainder is not None:
-        weight[i], remainder[i] = split(exact)
-    elif rounding is not None:
-        weight[i] = stochastic_round(exact, rows, rounding)
+        high, low = split(exact)
+        weight.copy_(high)
+        remainder.copy_(low)
     else:
-        weight[i] = exact
+        weight.copy_(exact if rounding is None else stochastic_round(exact, rows, rounding))
 
 
 def _row_chunks(tensor: torch.Tensor) -> list[slice]:

@@ -1,9 +1,89 @@
 """Methods, one a file."""
 
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from zerograd.optim.adam import Adam
+from zerograd.optim.adamezo import AdaMeZO
+from zerograd.optim.base import ZerothOrder
+from zerograd.optim.blocks import BlockWise, RandomLayers
+from zerograd.optim.conservative import Conservative
 from zerograd.optim.fzoo import FZOO
+from zerograd.optim.grzo import GRZO
+from zerograd.optim.hizoo import HiZOO
+from zerograd.optim.kerzoo import KerZOO
+from zerograd.optim.leave_one_out import LeaveOneOut
+from zerograd.optim.lozo import LOZO, LOZOM
+from zerograd.optim.masks import SparseMeZO, StaticMask
+from zerograd.optim.meazo import MEAZO
 from zerograd.optim.mezo import MeZO
+from zerograd.optim.momentum import Momentum
 from zerograd.optim.per_example import PerExample
+from zerograd.optim.sign import Sign, SignPublished
+from zerograd.optim.subzero import SubZero
+from zerograd.optim.zo_muon import ZOMuon
 
-METHODS = {"mezo": MeZO, "per-example": PerExample}
+METHODS: dict[str, type[ZerothOrder]] = {
+    "mezo": MeZO,
+    "per-example": PerExample,
+    "grzo": GRZO,
+    "fzoo": FZOO,
+    "leave-one-out": LeaveOneOut,
+    "momentum": Momentum,
+    "adam": Adam,
+    "adamezo": AdaMeZO,
+    "meazo": MEAZO,
+    "sign": Sign,
+    "sign-published": SignPublished,
+    "conservative": Conservative,
+    "kerzoo": KerZOO,
+    "lozo": LOZO,
+    "lozo-m": LOZOM,
+    "subzero": SubZero,
+    "zo-muon": ZOMuon,
+    "hizoo": HiZOO,
+    "sparse-mezo": SparseMeZO,
+    "static-mask": StaticMask,
+    "block-wise": BlockWise,
+    "random-layers": RandomLayers,
+}
 
-__all__ = ["FZOO", "METHODS", "MeZO", "PerExample"]
+SHARED = ("self", "params", "lr", "eps", "common")
+"""What every method takes."""
+
+
+def options_of(method: str) -> dict[str, Any]:
+    """The settings that a method has beside what every method takes, with their defaults."""
+    parameters = inspect.signature(METHODS[method]).parameters
+    return {name: spec.default for name, spec in parameters.items() if name not in SHARED}
+
+
+__all__ = [
+    "FZOO",
+    "GRZO",
+    "LOZO",
+    "LOZOM",
+    "MEAZO",
+    "METHODS",
+    "AdaMeZO",
+    "Adam",
+    "BlockWise",
+    "Conservative",
+    "HiZOO",
+    "KerZOO",
+    "LeaveOneOut",
+    "MeZO",
+    "Momentum",
+    "PerExample",
+    "RandomLayers",
+    "Sign",
+    "SignPublished",
+    "SparseMeZO",
+    "StaticMask",
+    "SubZero",
+    "ZOMuon",
+    "ZerothOrder",
+    "options_of",
+]

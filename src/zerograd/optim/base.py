@@ -7,13 +7,15 @@ A method says which plan it wants, which family its directions have, and how sco
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from zerograd.perturb.fit import Fit
 from zerograd.perturb.plan import Plan
 from zerograd.perturb.score import Closure, Objective, score_batch, score_closure
 from zerograd.spaces import weights
+from zerograd.state import State
 
 SKIPS_BEFORE_ERROR = 10
 
@@ -61,17 +64,41 @@ class Info:
     skipped: bool
 
 
+class Common(TypedDict, total=False):
+    """What every method takes beside its own settings.
+
+    weight_decay: decoupled, at least 0. relative: a unit of direction is each tensor's rms, so eps and lr are relative changes;
+    False is what papers mean. storage: "float32", "split", "bfloat16", or None to choose by the parameters' dtype; see
+    `spaces.weights`. seed: 0 <= seed < 2**64; with the step number it names every direction. self_check: compare the perturbed
+    forward with really perturbed weights at the first step(objective, batch); "full" checks every tensor, True each kind of tensor.
+    """
+
+    weight_decay: float
+    relative: bool
+    storage: str | None
+    seed: int
+    self_check: bool | str
+
+
 class ZerothOrder(torch.optim.Optimizer, ABC):
     """Base of the methods; see `MeZO` and `PerExample` for what a user holds.
 
     steps: taken so far, skipped ones too. forwards: how often the model was evaluated on the batch, once a branch. fit: what a
     pass may hold of memory, `fit.memory` in bytes. record: hears what each step does, before it does it; what it raises ends the
-    step with the weights as they were.
-    Subclasses set `family` and `per_example`, and say what `plan`, `differences` and `multipliers` are.
+    step with the weights as they were. held: what the method keeps. chosen: the settings that `parts` takes.
+    Subclasses set `per_example` and RATE, and say what `plan`, `differences` and `multipliers` are, and with `parts` what a
+    direction is and what is kept, where that is more than MeZO's.
     """
 
+    RATE: ClassVar[float]
+    """The learning rate that suits the method when directions are relative."""
+
+    per_example: ClassVar[bool] = False
+    """Whether it needs a loss an example, so that it cannot step on a closure."""
+
     family: Family
-    per_example: bool
+    held: State
+    chosen: dict[str, Any]
     slots: list[weights.Slot]
     seed: int
     steps: int
@@ -87,15 +114,18 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
+        chosen: dict[str, Any],
         *,
         lr: float,
         eps: float,
-        weight_decay: float,
-        relative: bool,
-        storage: str | None,
-        seed: int,
-        self_check: bool | str,
+        weight_decay: float = 0.0,
+        relative: bool = True,
+        storage: str | None = None,
+        seed: int = 0,
+        self_check: bool | str = True,
     ) -> None:
+        self.chosen = chosen
+        self.family, self.held = self.parts(**chosen)
         if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64:
             raise ValueError(f"seed {seed} is not an integer in 0 .. 2**64 - 1; choose one")
         if self_check not in (True, False, "full"):
@@ -110,6 +140,8 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         for group in groups:
             group["params"] = [p for p in group["params"] if id(p) in by_id]
         super().__init__([group for group in groups if group["params"]], defaults)
+        self.held.begin(self.slots, len(self.param_groups))
+        self.family.begin(self.slots)
         self.seed = int(seed)
         self.steps = 0
         self.skipped = 0
@@ -124,8 +156,18 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             warnings.warn(
                 f"bfloat16 storage rounds at random: unbiased, but a walk of up to {100 * ROUNDING_WALK:.2f} % of a weight a step, "
                 f"{100 * ROUNDING_WALK * 1000**0.5:.0f} % after 1,000 steps; storage 'split' has none",
-                stacklevel=3,
+                stacklevel=_outside(),
             )
+
+    @property
+    def state_bytes(self) -> int:
+        """What the method keeps from step to step, beside the weights and their remainders."""
+        return self.held.bytes + self.family.bytes
+
+    @classmethod
+    def parts(cls, **chosen: Any) -> tuple[Family, State]:
+        """What a direction is, and what is kept: all that a replay needs. Raises ValueError for a setting out of range."""
+        return Family(**chosen), State()
 
     @abstractmethod
     def plan(self, examples: int) -> Plan:
@@ -137,7 +179,11 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """What each direction is multiplied by in a group's update: float32 (directions,)."""
+        """What each direction is multiplied by in a group's update, or in the estimate that State takes: float32 (directions,)."""
+
+    def reconsidered(self, differences: torch.Tensor, plan: Plan, score: Callable[[Plan], torch.Tensor]) -> torch.Tensor:
+        """The differences, after more evaluations on the same batch. plan: the one that gave them. score: the scores of another."""
+        return differences
 
     def step(  # type: ignore[override]
         self, closure: Any, batch: Any = None, *, examples: int | None = None, micro_batch: int | str | None = None
@@ -164,11 +210,17 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
                 raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
         directions = self._directions()
         if batch is None:
-            scores = self._closure_scores(closure, directions)
+            self._check_closure(closure, directions)
+            score = functools.partial(self._closure_scores, closure, directions)
+            plan = self.plan(1)
         else:
-            scores = self._batch_scores(closure, batch, directions, examples or batches.examples(batch), micro_batch)
+            count = examples or batches.examples(batch)
+            self._check_batch(closure, batch, directions, count, micro_batch)
+            score = functools.partial(self._batch_scores, closure, batch, directions, micro_batch)
+            plan = self.plan(count)
+        scores = score(plan)
         loss = float(scores.mean())
-        differences = self.differences(scores)
+        differences = self.reconsidered(self.differences(scores), plan, score)
         if not math.isfinite(loss) or not bool(torch.isfinite(differences).all()):
             self._skip(loss)
             return loss
@@ -177,8 +229,9 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         with apply.uninterrupted():
             if self.record is not None:
                 self.record(step)
+            resolved = self.held.resolved([step], self.seed)
             for slot, group in zip(self.slots, self.group_of, strict=True):
-                apply.update_by(slot, self.family, self.seed, [step], group)
+                self.held.update(slot, self.family, self.seed, resolved, group)
             self.steps += 1
         spread = float(differences.std()) if len(differences) > 1 else math.nan
         self.info = Info(loss, float(differences.mean()), spread, False)
@@ -192,8 +245,9 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         The rehearsal evaluates the first step's plan and adds none of its directions.
         Raises NotPure, SelfCheckFailed or UnresolvedOperation. Weights stay as they are.
         """
-        directions = self._directions()
-        scores = self._batch_scores(objective, batch, directions, examples or batches.examples(batch), micro_batch)
+        directions, count = self._directions(), examples or batches.examples(batch)
+        self._check_batch(objective, batch, directions, count, micro_batch)
+        scores = self._batch_scores(objective, batch, directions, micro_batch, self.plan(count))
         ids = range(len(self.differences(scores)))
         with apply.uninterrupted():
             for slot in self.slots:
@@ -222,6 +276,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             "skipped": self.skipped,
             "forwards": self.forwards,
             "slots": weights.state(self.slots),
+            "state": {name: tensor.clone() for name, tensor in self.held.tensors.items()},
         }
         return saved
 
@@ -236,6 +291,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         weights.require_loadable(self.slots, ours["slots"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zerograd"})
         weights.load_state(self.slots, ours["slots"])
+        self.held.load(ours["state"])
         self.seed, self.steps = ours["seed"], ours["steps"]
         self.skipped, self.forwards = ours["skipped"], ours["forwards"]
 
@@ -248,28 +304,20 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
 
-    def _closure_scores(self, closure: Closure, directions: Directions) -> torch.Tensor:
-        if self.per_example:
-            raise ValueError("per-example directions need step(objective, batch): a closure's scalar hides the examples")
-        if not self._checked:
-            self._check(
-                lambda: score_closure(self.slots, directions, plans.branch(0, 0), closure),
-                directions,
-                plans.branch(0, 1),
-                lambda slots: score_closure(slots, directions, plans.branch(0, 1), closure),
-                lambda: score_closure([], directions, plans.branch(0, 0), closure),
-            )
-        plan = self.plan(1)
+    def _closure_scores(self, closure: Closure, directions: Directions, plan: Plan) -> torch.Tensor:
         self.forwards += plan.copies
-        return score_closure(self.slots, directions, plan, closure)
+        return score_closure(self._touched, directions, plan, closure)
 
     def _batch_scores(
-        self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | str | None
+        self, objective: Objective, batch: Any, directions: Directions, micro_batch: int | str | None, plan: Plan
     ) -> torch.Tensor:
-        self._check_batch(objective, batch, directions, count, micro_batch)
-        plan = self.plan(count)
         self.forwards += plan.copies
-        return score_batch(self.slots, directions, plan, objective, batch, micro_batch=micro_batch, fit=self.fit)
+        return score_batch(self._touched, directions, plan, objective, batch, micro_batch=micro_batch, fit=self.fit)
+
+    @property
+    def _touched(self) -> list[weights.Slot]:
+        """What the next step's directions have anything in."""
+        return [slot for slot in self.slots if self.family.touches(slot, self.seed, self.steps)]
 
     def _directions(self) -> Directions:
         """The directions of the next step."""
@@ -282,6 +330,18 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         """Which group each slot belongs to."""
         found = {id(p): i for i, group in enumerate(self.param_groups) for p in group["params"]}
         return [found[id(slot.parameter)] for slot in self.slots]
+
+    def _check_closure(self, closure: Closure, directions: Directions) -> None:
+        if self.per_example:
+            raise ValueError("per-example directions need step(objective, batch): a closure's scalar hides the examples")
+        if not self._checked:
+            self._check(
+                lambda: score_closure(self.slots, directions, plans.branch(0, 0), closure),
+                directions,
+                plans.branch(0, 1),
+                lambda slots: score_closure(slots, directions, plans.branch(0, 1), closure),
+                lambda: score_closure([], directions, plans.branch(0, 0), closure),
+            )
 
     def _check_batch(
         self, objective: Objective, batch: Any, directions: Directions, count: int, micro_batch: int | str | None
@@ -350,6 +410,14 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
                 f"the loss was {loss} for {self._skips_in_row} steps in a row; the weights are those before them: "
                 "lower lr or eps, or look at the data"
             )
+
+
+def _outside() -> int:
+    """The stacklevel of a warning that is for who called zerograd."""
+    level, frame = 2, sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("zerograd.optim."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _groups(params: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:

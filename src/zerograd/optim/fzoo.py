@@ -8,14 +8,13 @@ All n + 1 losses come from one forward. The deviation of the losses stands for e
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from zerograd import estimate
-from zerograd.optim.base import ZerothOrder
-from zerograd.perturb.directions import Family
+from zerograd.optim.base import Common, ZerothOrder
 from zerograd.perturb.plan import Plan, population
 
 
@@ -31,10 +30,10 @@ class FZOO(ZerothOrder):
         lr: learning rate, at least 0. When relative it is the relative change of a weight per step, times about sqrt(n).
         eps: smoothing radius, above 0. The paper's is 1e-4 with relative=False.
         directions: n, at least 2; the paper's is 8. A step evaluates n + 1 branches.
-        weight_decay, relative, distribution, storage, seed, self_check: as in `MeZO`.
+        distribution and the rest: as in `MeZO`.
     """
 
-    per_example = False
+    RATE = 0.005
 
     def __init__(
         self,
@@ -43,27 +42,13 @@ class FZOO(ZerothOrder):
         eps: float = 1e-2,
         *,
         directions: int = 8,
-        weight_decay: float = 0.0,
-        relative: bool = True,
         distribution: str = "rademacher",
-        storage: str | None = None,
-        seed: int = 0,
-        self_check: bool | str = True,
+        **common: Unpack[Common],
     ) -> None:
         if directions < 2:
             raise ValueError(f"directions is {directions}; it must be at least 2, for their losses to have a deviation")
         self.directions = directions
-        self.family = Family(distribution)
-        super().__init__(
-            params,
-            lr=lr,
-            eps=eps,
-            weight_decay=weight_decay,
-            relative=relative,
-            storage=storage,
-            seed=seed,
-            self_check=self_check,
-        )
+        super().__init__(params, {"distribution": distribution}, lr=lr, eps=eps, **common)
 
     def plan(self, examples: int) -> Plan:
         return population(examples, self.directions)

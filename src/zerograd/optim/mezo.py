@@ -1,43 +1,39 @@
-"""MeZO (Malladi et al. 2023, arXiv 2305.17333, Algorithm 1): one direction for the whole batch, two sides.
+r"""MeZO (Malladi et al. 2023, arXiv 2305.17333): two-point zeroth-order SGD along directions that are shared by the batch.
 
-c = (L(w + eps z) - L(w - eps z)) / (2 eps),        w <- w - lr * (c z + weight_decay w)
+d_i = (L(w + eps z_i) - L(w - eps z_i)) / 2,        w <- w - lr (1 / n) sum_i (d_i / eps) z_i
+
+With n above 1 it is the paper's n-SPSA; others call it ZO-SGD, or the randomised gradient estimate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import nn
 
-from zerograd import estimate
-from zerograd.optim.base import ZerothOrder
-from zerograd.perturb.directions import Family
-from zerograd.perturb.plan import Plan, shared_pair
+from zerograd.optim.base import Common
+from zerograd.optim.shared import Plain
 
 
-class MeZO(ZerothOrder):
-    r"""Two-point zeroth-order SGD with a dense direction shared by the batch.
+class MeZO(Plain):
+    r"""Zeroth-order SGD with dense directions shared by the batch.
 
     .. math::
-        c = \frac{L(w + \epsilon D) - L(w - \epsilon D)}{2 \epsilon}, \qquad
-        w \leftarrow (1 - \gamma \lambda) w - \gamma\, c\, D, \qquad D = s \odot z
+        c_i = \frac{L(w + \epsilon D_i) - L(w - \epsilon D_i)}{2 \epsilon}, \qquad
+        w \leftarrow (1 - \gamma \lambda) w - \frac{\gamma}{n} \sum_i c_i D_i, \qquad D = s \odot z
 
     Args:
         params: a module, (name, parameter) pairs, parameters, or torch's groups of these.
         lr: learning rate, at least 0. The paper's range for full tuning is 1e-7 to 1e-6 with relative=False.
         eps: smoothing radius, above 0. The paper's is 1e-3 with relative=False.
-        weight_decay: decoupled, at least 0 (the paper uses 0).
-        relative: a unit of direction is each tensor's rms (s), so eps and lr are relative changes; False is the paper.
+        directions: n, at least 1 (the paper's default).
+        sides: 2 for central differences, 1 for differences from the clean model, n + 1 evaluations.
         distribution: "rademacher" (lower variance, cheaper) or "gaussian" (the paper).
-        storage: "float32", "split", "bfloat16", or None to choose by the parameters' dtype; see `spaces.weights`.
-        seed: 0 <= seed < 2**64; with the step number it names every direction.
-        self_check: compare the perturbed forward with really perturbed weights at the first step(objective, batch);
-            "full" checks every tensor, True each kind of tensor.
+        weight_decay, relative, storage, seed, self_check: see `optim.base.Common`.
     """
 
-    per_example = False
+    RATE = 0.005
 
     def __init__(
         self,
@@ -45,32 +41,10 @@ class MeZO(ZerothOrder):
         lr: float = 1e-3,
         eps: float = 1e-2,
         *,
-        weight_decay: float = 0.0,
-        relative: bool = True,
+        directions: int = 1,
+        sides: int = 2,
         distribution: str = "rademacher",
-        storage: str | None = None,
-        seed: int = 0,
-        self_check: bool | str = True,
+        **common: Unpack[Common],
     ) -> None:
-        self.family = Family(distribution)
-        super().__init__(
-            params,
-            lr=lr,
-            eps=eps,
-            weight_decay=weight_decay,
-            relative=relative,
-            storage=storage,
-            seed=seed,
-            self_check=self_check,
-        )
-
-    def plan(self, examples: int) -> Plan:
-        return shared_pair(examples)
-
-    def differences(self, scores: torch.Tensor) -> torch.Tensor:
-        plus, minus = estimate.halves(scores)
-        return estimate.central(plus.mean(), minus.mean()).view(1)
-
-    def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        scale: float = group["lr"] / group["eps"]
-        return differences * scale
+        chosen = {"distribution": distribution}
+        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)

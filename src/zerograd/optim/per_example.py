@@ -16,14 +16,13 @@ and keeps the even terms of the loss in eps.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from zerograd import estimate
-from zerograd.optim.base import ZerothOrder
-from zerograd.perturb.directions import Family
+from zerograd.optim.base import Common, ZerothOrder
 from zerograd.perturb.plan import Plan, example_pairs, example_populations
 
 
@@ -43,9 +42,10 @@ class PerExample(ZerothOrder):
         sides: 2 for central differences, 1 for leave-one-out among an example's directions.
         rank: of a matrix's direction, at least 1; vectors have dense directions.
         standardised: divide by the standard deviation of the differences (GRZO); False is the plain estimate.
-        weight_decay, relative, distribution, storage, seed, self_check: as in `MeZO`.
+        distribution and the rest: as in `MeZO`.
     """
 
+    RATE = 0.04
     per_example = True
 
     def __init__(
@@ -58,12 +58,8 @@ class PerExample(ZerothOrder):
         sides: int = 2,
         rank: int = 1,
         standardised: bool = True,
-        weight_decay: float = 0.0,
-        relative: bool = True,
         distribution: str = "rademacher",
-        storage: str | None = None,
-        seed: int = 0,
-        self_check: bool | str = True,
+        **common: Unpack[Common],
     ) -> None:
         if rank < 1:
             raise ValueError(f"rank is {rank}; it must be at least 1")
@@ -75,18 +71,8 @@ class PerExample(ZerothOrder):
             )
         self.directions = directions
         self.sides = sides
-        self.family = Family(distribution, rank)
         self.standardised = standardised
-        super().__init__(
-            params,
-            lr=lr,
-            eps=eps,
-            weight_decay=weight_decay,
-            relative=relative,
-            storage=storage,
-            seed=seed,
-            self_check=self_check,
-        )
+        super().__init__(params, {"distribution": distribution, "rank": rank}, lr=lr, eps=eps, **common)
 
     def plan(self, examples: int) -> Plan:
         if self.sides == 2:

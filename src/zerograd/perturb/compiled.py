@@ -61,17 +61,17 @@ def _add_products_rows(  # type: ignore[no-untyped-def]
     words, key, z = np.empty(64, np.uint32), np.empty(4, np.uint64), np.empty(SCRATCH, np.float32)
     rank, unshifted, sums = rows.shape[0], np.full(y_width, NOTHING), np.empty(4, np.float32)
     b, a, held = np.empty((rank, x_width), np.float32), np.empty((rank, y_width), np.float32), np.empty(4 * y_width, np.uint32)
-    seed, step, tensor = address
+    seed, tensor = address
     t, drawn = start, -1
     while t < stop:
         group = t // each
         if directions[group] != drawn:
             drawn = directions[group]
             for j in range(rank):
-                select(seed, step, drawn, tensor, into[0], key, words)
-                _vector(kind, key, rows[j], into[1], x_width, table, words, z, b[j])
-                select(seed, step, drawn, tensor, onto[0], key, words)
-                _vector(kind, key, rows[j], onto[1], y_width, table, words, z, a[j])
+                select(seed, into[1], drawn, tensor, into[0], key, words)
+                _vector(kind, key, rows[j], into[2], x_width, table, words, z, b[j])
+                select(seed, onto[1], drawn, tensor, onto[0], key, words)
+                _vector(kind, key, rows[j], onto[2], y_width, table, words, z, a[j])
         some = min(4, stop - t, (group + 1) * each - t)
         shift = unshifted
         if shifts.shape[0] > 0:
@@ -148,21 +148,21 @@ def add_products(
     scales: torch.Tensor,
     family: str,
     address: Address,
-    into: tuple[int, int],
-    onto: tuple[int, int],
+    into: tuple[int, int, int],
+    onto: tuple[int, int, int],
     rows: slice,
     shifts: torch.Tensor | None = None,
 ) -> None:
     """y[t] += scales[g] * sum_j (x[t] . b_j) a_j + shifts[h] for the tokens t of each group g, with a_j and b_j of its direction.
 
     y: (tokens, n) and x: (tokens, m), contiguous. directions: int64 and scales: float32, (groups,), of as many consecutive tokens
-    each. into, onto: the domain of b and of a, and the column where they begin. rows: the factors' rows in the address.
-    shifts: float32 (other groups, n).
+    each. into, onto: the domain and the step of b and of a, and the column where they begin. rows: the factors' rows in the
+    address. shifts: float32 (other groups, n).
     """
-    seed, step, tensor, _ = place(address)
+    seed, _, tensor, _ = place(address)
     arguments = (storage(y), y.shape[1], storage(x), x.shape[1], len(y) // len(directions), directions.numpy(), scales.numpy())
     added = (np.empty((0, 0), np.float32), 1) if shifts is None else (shifts.contiguous().numpy(), len(y) // len(shifts))
-    groups = (*added, KINDS[family], (seed, step, tensor), into, onto)
+    groups = (*added, KINDS[family], (seed, tensor), into, onto)
     over_rows(_add_products_rows, (*arguments, *groups, np.arange(rows.start, rows.stop), TABLE), len(y), y.numel() + x.numel())
 
 

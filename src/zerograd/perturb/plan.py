@@ -127,9 +127,10 @@ def _span(examples: Sequence[int]) -> tuple[int, int] | None:
     return (first, stop) if stop - first == len(examples) else None
 
 
-def shared_pair(examples: int) -> Plan:
-    """MeZO's plan: [+z ; -z], one direction for all examples."""
-    return Plan(torch.zeros(2 * examples, dtype=torch.int64), _signs(examples), 2)
+def shared_pairs(examples: int, directions: int = 1) -> Plan:
+    """MeZO's plan: [+z ; -z] for all examples, each direction a block of them on either side."""
+    count = examples * directions
+    return Plan(torch.arange(directions).repeat_interleave(examples).repeat(2), _signs(count), 2 * directions)
 
 
 def example_pairs(examples: int, directions: int = 1) -> Plan:
@@ -149,6 +150,17 @@ def population(examples: int, directions: int) -> Plan:
     sign = torch.ones(directions + 1)
     sign[-1] = 0
     return Plan(direction, sign.repeat_interleave(examples), directions + 1)
+
+
+def along_each(examples: int, directions: int) -> Plan:
+    """Block i has direction i, one side, for all examples."""
+    return Plan(torch.arange(directions).repeat_interleave(examples), torch.ones(directions * examples), directions)
+
+
+def along(examples: int, signs: Sequence[float]) -> Plan:
+    """Direction 0 for all examples, a block of them for each sign of eps."""
+    direction = torch.zeros(len(signs) * examples, dtype=torch.int64)
+    return Plan(direction, torch.tensor(signs, dtype=torch.float32).repeat_interleave(examples), len(signs))
 
 
 def trial(examples: int) -> Plan:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from zerograd import noise, workers
 from zerograd.noise import LEFT, RIGHT
 from zerograd.noise.reference import PerturbRows
-from zerograd.perturb.directions import Directions
+from zerograd.perturb.directions import SHAPED, Directions
 from zerograd.perturb.plan import Variant
 from zerograd.spaces.weights import Slot
 
@@ -98,9 +98,12 @@ def low_rank(
         return y, False
     e, rank = part.first // slot.view[1], directions.family.rank
     within = slice(e * rank, (e + 1) * rank)
-    rows = (LEFT, part.first - e * slot.view[1])
-    into, onto = (rows, (RIGHT, 0)) if transposed else ((RIGHT, 0), rows)
-    if part.ids is None and noise.is_fast(x, y):
+    if directions.family.has_shape(slot):
+        return _shaped(forward, x, part, signs, seen, transposed, y), False
+    if part.ids is None and directions.family.is_drawn_in_kernels and noise.is_fast(x, y):
+        rows = (LEFT, directions.step, part.first - e * slot.view[1])
+        columns = (RIGHT, directions.family.right_step(directions.step), 0)
+        into, onto = (rows, columns) if transposed else (columns, rows)
         from zerograd.perturb import compiled
 
         flat, address = x.reshape(-1, x.shape[-1]).contiguous(), directions.address(slot)
@@ -116,6 +119,41 @@ def low_rank(
     u *= signs.to(x.dtype)[:, None, None]
     y.view(len(index), -1, y.shape[-1]).baddbmm_(u, a[index])
     return y, False
+
+
+def _shaped(
+    forward: PerturbedForward,
+    x: torch.Tensor,
+    part: Part,
+    signs: torch.Tensor,
+    seen: slice | torch.Tensor,
+    transposed: bool,
+    y: torch.Tensor,
+) -> torch.Tensor:
+    """y with what factored perturbations of a shape F add: sum_j a_j * (F (b_j * x)) example by example, rows of F in chunks."""
+    directions, plan, slot = forward.directions, forward.plan, part.slot
+    index = plan.places[seen]
+    e, rank = part.first // slot.view[1], directions.family.rank
+    a, b = directions.factors(slot, plan.directions)
+    a = a[..., part.first - e * slot.view[1] : part.stop - e * slot.view[1]] if part.ids is None else a[..., part.ids]
+    within = slice(e * rank, (e + 1) * rank)
+    a, b = a[index, within].to(x.dtype), b[index, within].to(x.dtype)  # (groups, rank, rows), (groups, rank, columns)
+    flat = x.reshape(len(index), -1, x.shape[-1])
+    made, scale = y.view(len(index), -1, y.shape[-1]), signs.to(x.dtype)[:, None, None]
+    where = torch.arange(part.first, part.stop, device=x.device) if part.ids is None else part.ids
+    step = max(1, SHAPED // slot.view[2])
+    for first in range(0, len(where), step):
+        some = slice(first, min(first + step, len(where)))
+        shape = directions.shape(slot, where[some])
+        assert shape is not None
+        shape = shape.to(x.dtype)
+        for j in range(rank):
+            left, right = a[:, j, None, some], b[:, j, None]
+            if transposed:
+                made += torch.matmul(flat[..., some] * left, shape) * (right * scale)
+            else:
+                made[..., some] += torch.matmul(flat * right, shape.t()) * (left * scale)
+    return y
 
 
 def dense(
@@ -224,14 +262,7 @@ class Chunks:
         return buffers
 
     def _perturber(self, direction: int, columns: slice) -> PerturbRows:
-        part, slot = self.part, self.part.slot
-        weight = part.weight()[:, columns]
-        low = None if slot.flat_remainder is None else slot.flat_remainder[part.first : part.stop, columns]
-        address = self.directions.address(slot, direction)
-        family, first = self.directions.family.distribution, columns.start or 0
-        made: PerturbRows
-        made = noise.backend(weight).perturber(weight, low, family, address, part.first, first)
-        return made
+        return self.directions.perturber(self.part.slot, direction, slice(self.part.first, self.part.stop), columns)
 
 
 def _step(width: int, row_bytes: int, directions: int, threads: int, buffer: int) -> int:

@@ -243,7 +243,8 @@ def _looked_up(forward: PerturbedForward, ids: torch.Tensor, slot: Slot, repeat:
     direction = plan.variant_places[variant]
     u = a.transpose(1, 2)[direction[:, None], each] * (signs[variant] * directions.amplitude(slot))[:, None, None]
     exact = noise.to_float(slot.flat[flat], None if slot.flat_remainder is None else slot.flat_remainder[flat])
-    made = exact.view(*each.shape, -1).baddbmm_(u, b[direction])
+    made, shape = exact.view(*each.shape, -1), directions.shape(slot, flat)
+    made = made.baddbmm_(u, b[direction]) if shape is None else made + torch.bmm(u, b[direction]) * shape.view(made.shape)
     return made.view(*ids.shape, -1).to(slot.parameter.dtype)
 
 
@@ -328,7 +329,7 @@ def _values(forward: PerturbedForward, value: torch.Tensor) -> torch.Tensor:
 def _vector(forward: PerturbedForward, slot: Slot) -> torch.Tensor:
     """A vector of ours for each variant: float32 (variants, n)."""
     flat, directions = slot.flat, forward.directions
-    if not noise.is_fast(flat):
+    if not noise.is_fast(flat) or directions.family.has_shape(slot):
         return _at_rows(forward, slot, torch.zeros(1, dtype=torch.int64, device=flat.device))[:, 0]
     from zerograd.perturb import compiled
 

@@ -82,8 +82,10 @@ def replayed(told: Told, base: str = "", at: int | None = None, device: str = "c
     """
     steps = journal.path(told.records, at)
     loaded, slots, groups = _base(told, base, device, listen)
-    family, seed = recording.family_of(told.header)
-    journal.replay(slots, groups, family, seed, steps, lambda done: listen(Progress("replaying", done)))
+    family, held, seed = recording.parts_of(told.header)
+    held.begin(slots, told.header["groups"])
+    family.begin(slots)
+    journal.replay(slots, groups, family, held, seed, steps, lambda done: listen(Progress("replaying", done)))
     return loaded
 
 
@@ -114,7 +116,7 @@ def _base(told: Told, base: str, device: str, listen: Listener) -> tuple[Loaded,
         for name, parameter in loaded.model.named_parameters():
             parameter.requires_grad_(name in names)
     slots = weights.collect(loaded.model, runs.storage(settings))
-    _require_bounded(told, recording.family_of(told.header)[0].rank, slots)
+    _require_bounded(told, recording.parts_of(told.header)[0].rank, slots)
     return loaded, slots, journal.fit(slots, said, told.header["groups"])
 
 
@@ -146,7 +148,6 @@ def low_rank(told: Told, rank: int, base: str, at: int | None, out: Path, listen
     if settings.scheme in schemes.ADAPTERS:
         raise ValueError(f"rank is {rank}, and the run trained an adapter ({settings.scheme}); leave it out")
     loaded, slots, groups = _base(told, base, "cpu", listen)
-    family, seed = recording.family_of(told.header)
     steps = journal.path(told.records, at)
     linear = {f"{name}.weight": name for name, module in loaded.model.named_modules() if isinstance(module, torch.nn.Linear)}
     factors: dict[str, torch.Tensor] = {}
@@ -154,7 +155,10 @@ def low_rank(told: Told, rank: int, base: str, at: int | None, out: Path, listen
     for i, (slot, group) in enumerate(zip(slots, groups, strict=True)):
         listen(Progress("replaying", i / len(slots)))
         before = slot.exact().clone()
-        journal.replay([slot], [group], family, seed, steps)
+        family, held, seed = recording.parts_of(told.header)
+        held.begin([slot], told.header["groups"])
+        family.begin(slots)
+        journal.replay([slot], [group], family, held, seed, steps)
         change = slot.exact() - before
         whole += float(change.square().sum(dtype=torch.float64))
         if slot.name in linear:

@@ -64,8 +64,8 @@ class Loop:
         self.best_step: int | None = None
         batch, rows = self.settings.batch_size, len(tuning.task.train)
         self.signal = Signal(min(batch, rows), min(BATCHES * batch, rows))
-        self.best = Snapshot(tuning.folder / "best.safetensors", self.optimizer.slots)
-        self.latest = Snapshot(tuning.folder / "latest.safetensors", self.optimizer.slots)
+        self.best = Snapshot(tuning.folder / "best.safetensors", self.optimizer)
+        self.latest = Snapshot(tuning.folder / "latest.safetensors", self.optimizer)
         self._lowest = self._lowest_loss = math.inf
         self._waited = 0
         self._loss = self._dev = math.nan

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from zerograd.optim import METHODS
 from zerograd.optim.base import NotFinite
 from zerograd.text import evaluation
 from zerograd.train import order
 from zerograd.train.progress import Progress
-from zerograd.train.settings import RATES
 from zerograd.train.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ def find(tuning: Tuning) -> float:
     """
     optimizer, settings, task = tuning.optimizer, tuning.settings, tuning.task
     lengths = [tuning.scorer.length(example) for example in task.train]
-    before = Snapshot(tuning.folder / ".before", optimizer.slots)
+    before = Snapshot(tuning.folder / ".before", optimizer)
     before.take()
     start = _loss(tuning)
-    lowest, best = math.inf, RATES[settings.method] * FACTORS[0]
+    lowest, best = math.inf, METHODS[settings.method].RATE * FACTORS[0]
     try:
         for i, factor in enumerate(FACTORS):
             tuning.listen(Progress("learning rate", i / len(FACTORS)))
             for group in optimizer.param_groups:
-                group["lr"] = RATES[settings.method] * factor
+                group["lr"] = METHODS[settings.method].RATE * factor
             batches = order.batches(lengths, settings.batch_size, settings.seed)
             try:
                 for _ in range(STEPS):

@@ -18,7 +18,9 @@ from zerograd import journal
 from zerograd.journal import Note, Reader, Record, Restore, Skip, Step, Writer, WrongBase
 from zerograd.journal.writer import lock, require_unlocked
 from zerograd.noise import LAYOUT
+from zerograd.optim import METHODS, options_of
 from zerograd.perturb.directions import Family
+from zerograd.state import State
 from zerograd.train.files import write_text
 from zerograd.train.loop import as_line
 from zerograd.train.progress import Progress
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "journal.zgj"
 
-FORMAT = 1
+FORMAT = 2
 """Version of the header's fields."""
 
 MOST_RANK = 4096
@@ -48,7 +50,7 @@ def header(tuning: Tuning) -> dict[str, Any]:
         "layout": LAYOUT,
         "groups": len(optimizer.param_groups),
         "method": settings.method,
-        "family": {"distribution": optimizer.family.distribution, "rank": optimizer.family.rank},
+        "parts": optimizer.chosen,
         "seed": optimizer.seed,
         "lr": tuning.lr,
         "base": {"model": settings.model, "identity": tuning.identity},
@@ -76,14 +78,22 @@ def read_header(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def family_of(said: Mapping[str, Any]) -> tuple[Family, int]:
-    """(family, seed) of a header. Raises ValueError when it has none."""
-    family, seed = said.get("family"), said.get("seed")
-    rank = family.get("rank") if isinstance(family, dict) else None
-    good = isinstance(rank, int) and 0 <= rank <= MOST_RANK and isinstance(seed, int) and 0 <= seed < 1 << 64
-    if not good or not isinstance(family, dict):
-        raise ValueError(f"the header's family is {family!r} and its seed {seed!r}")
-    return Family(str(family.get("distribution")), family["rank"]), int(said["seed"])
+def parts_of(said: Mapping[str, Any]) -> tuple[Family, State, int]:
+    """(family, State, seed) of a header. Raises ValueError when it has none, or one that no run has."""
+    method, parts, seed = said.get("method"), said.get("parts"), said.get("seed")
+    if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"the header's seed is {seed!r}")
+    known = set(options_of(method)) - {"sensitivity"} if isinstance(method, str) and method in METHODS else set()
+    if not isinstance(method, str) or method not in METHODS or not isinstance(parts, dict) or not known.issuperset(parts):
+        raise ValueError(f"the header's method is {method!r} with parts {parts!r}")
+    for name in ("rank", "directions", "history"):
+        if isinstance(parts.get(name), int) and parts[name] > MOST_RANK:
+            raise ValueError(f"the header's {name} is {parts[name]:,}, more than {MOST_RANK:,}")
+    try:
+        family, held = METHODS[method].parts(**parts)
+    except (TypeError, KeyError, ArithmeticError) as error:
+        raise ValueError(f"the header's method is {method!r} with parts {parts!r}: {error}") from None
+    return family, held, seed
 
 
 def settings_of(run: Path, more: Mapping[str, Any]) -> TuneSettings:
@@ -190,12 +200,12 @@ def go_on(tuning: Tuning) -> Writer:
 def _go_back_to(tuning: Tuning, said: Mapping[str, Any], records: list[Record], marks: list[tuple[int, int]]) -> None:
     """Bring the weights to where records leave them: from the newest snapshot on the way there, or from the base; and have the best
     ones on the disk."""
-    loop, slots = tuning.loop, tuning.optimizer.slots
+    loop, optimizer, slots = tuning.loop, tuning.optimizer, tuning.optimizer.slots
     groups = journal.fit(slots, said["tensors"], said["groups"])
-    family, seed = family_of(said)
 
     def replay(steps: list[Step]) -> None:
-        journal.replay(slots, groups, family, seed, steps, lambda done: tuning.listen(Progress("replaying", done)))
+        parts = optimizer.family, optimizer.held, optimizer.seed
+        journal.replay(slots, groups, *parts, steps, lambda done: tuning.listen(Progress("replaying", done)))
 
     def way_to(snapshot: Snapshot) -> list[Step] | None:
         about = snapshot.about() or {}
@@ -203,7 +213,7 @@ def _go_back_to(tuning: Tuning, said: Mapping[str, Any], records: list[Record], 
         return journal.path(records[: marks.index(mark)]) if mark in marks else None
 
     if loop.best_step is not None and (loop.best.about() or {}).get("steps") != loop.best_step:
-        base = Snapshot(tuning.folder / "base.safetensors", slots)
+        base = Snapshot(tuning.folder / "base.safetensors", optimizer)
         base.take()
         replay(journal.path(records, loop.best_step))
         index = [0, *(i for i, record in enumerate(records, 1) if isinstance(record, (Step, Skip)))][loop.best_step]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from zerograd.optim import METHODS
-from zerograd.perturb.directions import DISTRIBUTIONS
+import yaml
+
+from zerograd.optim import METHODS, options_of
 from zerograd.spaces.weights import STORAGES
 from zerograd.text.metrics import METRICS
 from zerograd.text.models import HEADS
 from zerograd.text.schemes import ADAPTERS, SCHEMES
 
 SCHEDULES = ("constant", "linear", "cosine")
-
-RATES = {"mezo": 0.005, "per-example": 0.04}
-"""The learning rates that suit each method, in its own units."""
 
 AUTO = "auto"
 """In place of a learning rate: find one."""
@@ -93,16 +92,13 @@ class TuneSettings(TaskSettings):
     batch_size: int = _setting(32, "examples a step")
     lr: float | str = _setting(
         None,
-        "learning rate, or auto, by a range test; by default " + ", ".join(f"{v} for {k}" for k, v in RATES.items()),
+        "learning rate, or auto, by a range test; by default what suits the method",
         kind=float,
     )
     eps: float = _setting(2e-2, "smoothing radius, relative to each tensor's rms")
     schedule: str = _setting("linear", "how the learning rate falls over the run", SCHEDULES)
     weight_decay: float = _setting(0.0, "decoupled weight decay")
-    directions: int = _setting(1, "directions an example sees in a step (per-example)")
-    sides: int = _setting(2, "2: central differences; 1: leave-one-out among an example's directions (per-example)")
-    rank: int = _setting(1, "rank of a matrix's direction (per-example)")
-    distribution: str = _setting("rademacher", "of the entries of a direction", DISTRIBUTIONS)
+    method_options: tuple[str, ...] = _setting((), "NAME=VALUE of the method's own settings, such as rank=2 distribution=gaussian")
     storage: str = _setting("auto", "how trained weights are stored; auto: split, adapters float32", ("auto", *STORAGES))
     evals: int = _setting(10, "evaluations on the dev split during training; they do not count as training time")
     keep: str = _setting("best", "which weights the run ends with: those of the lowest dev loss, or the last", ("best", "last"))
@@ -113,8 +109,8 @@ class TuneSettings(TaskSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr is None:
-            object.__setattr__(self, "lr", RATES[self.method])
-        for name in ("batch_size", "directions", "sides", "rank", "lora_rank", "virtual_tokens"):
+            object.__setattr__(self, "lr", METHODS[self.method].RATE)
+        for name in ("batch_size", "lora_rank", "virtual_tokens"):
             _at_least(name, getattr(self, name), 1)
         for name in ("layers", "minutes", "steps", "lr", "weight_decay", "evals", "patience"):
             if getattr(self, name) != AUTO:
@@ -126,14 +122,25 @@ class TuneSettings(TaskSettings):
             raise ValueError(f"mix is {self.mix}; it is a share, at most 1")
         if not self.minutes and not self.steps:
             raise ValueError("minutes and steps are both 0: the run would have no end; give one of them")
-        if self.method == "per-example" and self.batch_size < 2:
+        if METHODS[self.method].per_example and self.batch_size < 2:
             raise ValueError("batch_size is 1; per-example directions are scaled by their spread, which needs at least 2")
+        self.own()
         self._require_use()
+
+    def own(self) -> dict[str, Any]:
+        """The method's own settings that method_options name. Raises ValueError for one that it has not, or cannot take."""
+        known, found = options_of(self.method), {}
+        for given in self.method_options:
+            name, sign, text = given.partition("=")
+            if not sign or name not in known:
+                say = f"method_options has {given!r}; method {self.method} has {', '.join(known) or 'no settings of its own'}"
+                raise ValueError(say + ", each given as NAME=VALUE" * (not sign))
+            found[name] = _value(given, text, known[name])
+        return found
 
     def _require_use(self) -> None:
         """Raises ValueError for a setting that nothing would read."""
         uses = {
-            ("directions", "sides", "rank"): ("method", "per-example"),
             ("layers",): ("scheme", "upper"),
             ("pattern",): ("scheme", "pattern"),
             ("lora_rank",): ("scheme", "lora"),
@@ -178,6 +185,23 @@ def _require_kind(spec: dataclasses.Field[Any], value: Any) -> None:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         words = {tuple: "a list of texts", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
         raise ValueError(f"{spec.name} is {value!r}; it must be {words[kind]}")
+
+
+def _value(given: str, text: str, default: Any) -> Any:
+    """A text as a value of the kind of a default: a text, or what YAML reads."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(default, float) and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # 1e-8 is a text to YAML
+    kinds = (int, float) if isinstance(default, float) else list if isinstance(default, tuple) else type(default)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise ValueError(f"method_options has {given!r}; its value must be of the kind of {default!r}")
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _at_least(name: str, value: float, least: float) -> None:

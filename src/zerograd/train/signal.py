@@ -60,7 +60,7 @@ class Signal:
         for _ in range(DIRECTIONS):
             directions = Directions(optimizer.family, optimizer.seed, PROBES + len(self.squares))
             pairs = [
-                score_batch(optimizer.slots, directions, plans.shared_pair(count), objective, batch, micro_batch=pass_).view(2, -1)
+                score_batch(optimizer.slots, directions, plans.shared_pairs(count), objective, batch, micro_batch=pass_).view(2, -1)
                 for batch, count, pass_ in parts
             ]
             plus, minus = torch.cat(pairs, 1).double()

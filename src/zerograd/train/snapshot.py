@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,24 @@ import torch
 
 from zerograd.apply import uninterrupted
 from zerograd.journal.writer import sync_folder
-from zerograd.spaces.weights import Slot
+from zerograd.optim.base import ZerothOrder
 
-_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int16: "I16"}
+_TYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
 
 
 class Snapshot:
-    """The trained tensors of a model, bit for bit, remainders beside them: a safetensors file that is whole or not there."""
+    """Trained tensors, their remainders and the method's State, bit for bit: a safetensors file, whole or not there."""
 
-    def __init__(self, path: Path, slots: Sequence[Slot]) -> None:
+    def __init__(self, path: Path, optimizer: ZerothOrder) -> None:
         self.path = path
-        self.slots = slots
+        self.optimizer = optimizer
 
     def take(self, about: Mapping[str, Any] | None = None) -> None:
         """Write the weights as they are now and have them on the disk; an older snapshot is there until then. Raises OSError.
@@ -95,10 +102,12 @@ class Snapshot:
         return text + b" " * (-len(text) % 8)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for slot in self.slots:
+        for slot in self.optimizer.slots:
             yield slot.name, slot.parameter.detach()
             if slot.remainder is not None:
                 yield f"{slot.name}.remainder", slot.remainder
+        for name, tensor in self.optimizer.held.tensors.items():
+            yield f"state.{name}", tensor
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -123,8 +123,10 @@ class ZerothOrderMixin:
         self._gathered = []
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         if self._has_own_loss():
-            if self.zeroth_order.method != "mezo":
-                raise ValueError("compute_loss is not one loss a row, so only method 'mezo' can step with it")
+            if METHODS[self.zeroth_order.method].per_example:
+                raise ValueError(
+                    f"compute_loss is not one loss a row, which method {self.zeroth_order.method} needs; use method mezo"
+                )
 
             def closure() -> Any:
                 return self.compute_loss(model, batch)  # type: ignore[attr-defined]

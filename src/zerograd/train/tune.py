@@ -31,7 +31,7 @@ from zerograd.train.files import write_text
 from zerograd.train.loop import Loop
 from zerograd.train.progress import Listener, Progress
 from zerograd.train.result import Judge, judged, metric_of, predictions
-from zerograd.train.settings import AUTO, RATES, TaskSettings, TuneSettings
+from zerograd.train.settings import AUTO, TaskSettings, TuneSettings
 from zerograd.train.trackers import TensorBoard, Tracker
 
 FIT_ROWS = 10_000
@@ -97,7 +97,7 @@ class Tuning:
             self.scorer.prefix = prefix_of(self.model, few.ids)
         self.identity = journal.identity(self.model)
         self.objective = self._objective()
-        self.lr = RATES[settings.method] if isinstance(settings.lr, str) else settings.lr
+        self.lr = METHODS[settings.method].RATE if isinstance(settings.lr, str) else settings.lr
         self.optimizer = self._optimizer()
         self.copies = self.optimizer.plan(settings.batch_size).copies  # of the batch, in a step
         self.rows = self.copies * settings.batch_size  # of a step, and of an evaluation
@@ -292,30 +292,27 @@ class Tuning:
             return self.scorer.losses
         metric = metrics.metric(settings.objective)
         if self.task.spec.kind == "answer":
-            if settings.method != "mezo":
+            if METHODS[settings.method].per_example:
                 say = f"objective {metric.name} is of generated answers, which are scored a branch at a time"
                 raise ValueError(f"{say}; use method mezo")
             return objectives.GeneratedObjective(self.scorer, metric, settings.mix, settings.new_tokens)
-        if metric.by_row is None and settings.method == "per-example":
-            say = f"objective {metric.name} is of the rows of a batch together, and method per-example scores them apart"
+        if metric.by_row is None and METHODS[settings.method].per_example:
+            say = f"objective {metric.name} is of the rows of a batch together, and method {settings.method} scores them apart"
             raise ValueError(f"{say}; use method mezo")
         return objectives.MetricObjective(self.scorer, metric, settings.mix)
 
     def _optimizer(self) -> ZerothOrder:
         settings = self.settings
-        own = ("directions", "sides", "rank") if settings.method == "per-example" else ()
-        options: dict[str, Any] = {name: getattr(settings, name) for name in own}
         method: Callable[..., ZerothOrder] = METHODS[settings.method]
         return method(
             self.model,
             lr=self.lr,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
-            distribution=settings.distribution,
             storage=runs.storage(settings),
             seed=settings.seed,
             self_check=not self.resume,  # a run that goes on was checked when it began
-            **options,
+            **settings.own(),
         )
 
     def micro_batch(self, batch: Batch) -> int:

@@ -1,0 +1,43 @@
+"""Products of small matrices that are the same bits on every machine, whatever order their sums are taken in.
+
+Operands are rounded to integers so small that every product and every sum of them is exact in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a b for float32 or float64 (m, k) and (k, n): float64, each operand rounded to about 2^-21 of its largest value.
+
+    The result does not depend on the order of sums, threads or machine.
+    """
+    bits = (53 - max(1, a.shape[1] - 1).bit_length()) // 2
+    (left, up), (right, down) = _integers(a, bits), _integers(b, bits)
+    return (left @ right) * math.ldexp(1.0, up + down - 2 * bits)
+
+
+def orthonormal(a: torch.Tensor) -> torch.Tensor:
+    """Rows that are orthonormal and span those of a, (r, n) with r <= n, by Gram and Schmidt, each row cleared twice: float32.
+
+    Of Gaussian rows it is distributed as Haar's measure.
+    """
+    rows = torch.zeros(a.shape, dtype=torch.float64, device=a.device)
+    for j in range(len(a)):
+        row = a[j].double()
+        for _ in range(2):
+            if j:
+                along = matmul(rows[:j], row[:, None])[:, 0]
+                for i in range(j):
+                    row = row - rows[i] * along[i]
+        rows[j] = row / torch.sqrt(matmul(row[None], row[:, None])[0, 0])
+    return rows.float()
+
+
+def _integers(a: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:
+    """(whole numbers, exponent) with a about numbers * 2^(exponent - bits): float64, at most 2^bits in size."""
+    exponent = math.frexp(float(a.abs().max()))[1] if a.numel() else 0
+    return torch.round(a.double() * math.ldexp(1.0, bits - exponent)), exponent

@@ -1,0 +1,105 @@
+r"""Steps on a part of the layers.
+
+    block-wise       step t perturbs and updates block t mod b alone (ZO-LLM's, with noise of each block's own)
+    random layers    a step perturbs and updates a random share of them (LeZO, Wang et al. 2024, arXiv 2410.09823)
+
+A block is a layer: the tensors whose names agree up to the first number in them, or a tensor without a number by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Unpack
+
+from torch import nn
+
+from zerograd import noise
+from zerograd.noise import CHANCE, Address
+from zerograd.optim.base import Common
+from zerograd.optim.shared import Plain
+from zerograd.perturb.directions import Family
+from zerograd.spaces.weights import Slot
+from zerograd.state import State
+
+
+@dataclass(frozen=True)
+class Blocks(Family):
+    """share: of the blocks that a step touches, drawn by lot; 0 for one after the other."""
+
+    share: float = 0.0
+    blocks: dict[int, int] = field(default_factory=dict, compare=False)
+
+    def begin(self, slots: Sequence[Slot]) -> None:
+        numbers: dict[str, int] = {}
+        for slot in slots:
+            found = re.match(r".*?\d+(?=\.|$)", slot.name)
+            self.blocks[slot.id] = numbers.setdefault(found[0] if found else slot.name, len(numbers))
+
+    def touches(self, slot: Slot, seed: int, step: int) -> bool:
+        count = 1 + max(self.blocks.values())
+        if not self.share:
+            return self.blocks[slot.id] == step % count
+        lots = sorted((noise.stream(Address(seed, step, 0, block, CHANCE))[0], block) for block in range(count))
+        return self.blocks[slot.id] in [block for _, block in lots[: max(1, round(self.share * count))]]
+
+
+class BlockWise(Plain):
+    r"""MeZO one block of layers after the other, a block a step.
+
+    Args:
+        params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`.
+    """
+
+    RATE = 0.02
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float = 1e-3,
+        eps: float = 1e-2,
+        *,
+        directions: int = 1,
+        sides: int = 2,
+        distribution: str = "rademacher",
+        **common: Unpack[Common],
+    ) -> None:
+        chosen = {"distribution": distribution}
+        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
+
+    @classmethod
+    def parts(cls, **chosen: Any) -> tuple[Family, State]:
+        return Blocks(chosen["distribution"]), State()
+
+
+class RandomLayers(Plain):
+    r"""MeZO on a random share of the layers at every step.
+
+    Args:
+        share: of the blocks, above 0 and at most 1, at least one block; LeZO's is .25.
+        params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`.
+    """
+
+    RATE = 0.01
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float = 1e-3,
+        eps: float = 1e-2,
+        *,
+        share: float = 0.25,
+        directions: int = 1,
+        sides: int = 2,
+        distribution: str = "rademacher",
+        **common: Unpack[Common],
+    ) -> None:
+        chosen = {"distribution": distribution, "share": share}
+        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
+
+    @classmethod
+    def parts(cls, **chosen: Any) -> tuple[Family, State]:
+        if not 0 < chosen["share"] <= 1:
+            raise ValueError(f"share is {chosen['share']}; it must be above 0 and at most 1")
+        return Blocks(chosen["distribution"], share=chosen["share"]), State()

@@ -1,0 +1,92 @@
+"""State: what a method keeps from step to step, and how it changes a tensor by an estimate.
+
+State is a function of the base and of the steps before, so that a replay makes it again; a snapshot holds it beside the weights.
+Most methods keep nothing: what their steps say is subtracted. The others record the coefficients of the estimate, and their State
+makes of them what is subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zerograd import apply
+from zerograd.apply import Step
+from zerograd.perturb.directions import Family
+from zerograd.spaces.weights import Slot
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved(Step):
+    """A step, with what a State that goes on from step to step was when it was taken."""
+
+    kept: Any = None
+
+    @classmethod
+    def of(cls, step: Step, kept: Any) -> Resolved:
+        return cls(step.number, step.loss, step.lrs, step.decays, step.multipliers, kept)
+
+
+class State:
+    """Keeps nothing. A method that does keep something extends it.
+
+    tensors: what is kept, by name; made by `begin`, of the same shapes from then on, changed in place.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def begin(self, slots: Sequence[Slot], groups: int) -> None:
+        """Make what is kept, as it is before the first step. groups: of parameters."""
+
+    def resolved(self, steps: Sequence[Step], seed: int) -> list[Step]:
+        """Steps as `update` takes them, one after the other; what is kept of no tensor in particular goes on."""
+        return list(steps)
+
+    def update(self, slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
+        """Do to one slot what resolved steps say. group: of the slot."""
+        apply.update_by(slot, family, seed, steps, group)
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what is kept. Raises ValueError when it is another method's."""
+        if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in self.tensors.items()}:
+            raise ValueError("the saved State is another method's, or of other tensors; build the optimiser as it was")
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+
+class Dense(State):
+    """Keeps tensors of the weights' shape, and sees the whole estimate, a chunk of a tensor at a time.
+
+    kept: their names. The estimate is in units of the slot's scale, and so is the change.
+    """
+
+    kept: tuple[str, ...] = ()
+
+    def begin(self, slots: Sequence[Slot], groups: int) -> None:
+        for slot in slots:
+            for name in self.kept:
+                self.tensors[f"{name}.{slot.name}"] = torch.zeros(slot.flat.shape, device=slot.flat.device)
+
+    def change(self, estimate: torch.Tensor, held: Mapping[str, torch.Tensor], step: Step, group: int) -> torch.Tensor:
+        """What is subtracted where the estimate is this one; `held` goes on in place. By operations that round alike everywhere:
+        one IEEE operation an element each, no fused multiply-add, no sums.
+
+        estimate, held: float32 (rows, columns) of the same part of a tensor. The estimate may be overwritten.
+        """
+        raise NotImplementedError
+
+    def update(self, slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
+        own = {name: self.tensors[f"{name}.{slot.name}"] for name in self.kept}
+
+        def change(estimate: torch.Tensor, rows: slice, step: Step) -> torch.Tensor:
+            return self.change(estimate, {name: tensor[rows] for name, tensor in own.items()}, step, group)
+
+        apply.change_by(slot, family, seed, steps, group, change)
