@@ -2,9 +2,10 @@
 
 python benchmarks/crash.py --kills 200 --json
 
-Kills are SIGKILL, at instants drawn evenly over a tenth to the whole of the straight run's time: inside loading, forward passes,
-records, updates, evaluations and snapshots. A run that ends between kills is begun anew, and the last one ends. The last line is
-one JSON object: kills, resumed, equal (every run that ended has the straight run's weights), lost_steps (logged, not journalled).
+Kills are SIGKILL. Every other one comes at an instant of a tenth to the whole of the straight run's time, loading included; the
+others between a process's first record and the run's end: inside forward passes, records, updates, evaluations and snapshots. A run
+that ends between kills is begun anew, and the last one ends. The last line is one JSON object: kills, resumed, equal (every run that
+ended has the straight run's weights), lost_steps (logged, not journalled).
 """
 
 from __future__ import annotations
@@ -44,10 +45,13 @@ def main() -> None:
         data = rows(folder)
         flags = ["--model", parsed.model, "--data", str(data), "--steps", str(parsed.steps), "--minutes", "0", "--evals", "3"]
         flags += ["--batch-size", "8", *more]
-        straight, seconds = folder / "straight", time.monotonic()
-        if tune("--out", str(straight), *flags).wait():
+        straight, start = folder / "straight", time.monotonic()
+        process = tune("--out", str(straight), *flags)
+        recorded(process, straight, 0)
+        loading = time.monotonic() - start
+        if process.wait():
             raise SystemExit("the straight run failed")
-        seconds = time.monotonic() - seconds
+        seconds = time.monotonic() - start
         expected = digest(straight)
         run, kills, resumed, ended, equal, lost, where = folder / "run", 0, 0, 0, True, 0, Counter[str]()
         while kills < parsed.kills:
@@ -55,7 +59,12 @@ def main() -> None:
             process = tune("--resume", str(run)) if going else tune("--out", str(run), *flags)
             resumed += going
             try:
-                if process.wait(instants[kills] * seconds):
+                if kills % 2:
+                    process.wait(instants[kills] * seconds)
+                else:
+                    recorded(process, run, size(run))
+                    process.wait(instants[kills] * (seconds - loading))
+                if process.returncode:
                     raise SystemExit(f"a run ended with {process.returncode}")
                 ended += 1
                 equal &= digest(run) == expected
@@ -82,6 +91,18 @@ def main() -> None:
         equal &= digest(run) == expected
     found = {"kills": kills, "resumed": resumed, "equal": equal, "lost_steps": lost, "ended": ended}
     print(json.dumps(found))
+
+
+def size(run: Path) -> int:
+    """Bytes of a run's journal."""
+    path = run / "journal.zgj"
+    return path.stat().st_size if path.exists() else 0
+
+
+def recorded(process: subprocess.Popen[bytes], run: Path, before: int) -> None:
+    """Wait until a run's journal is longer than it was, or the run has ended."""
+    while process.poll() is None and size(run) <= before:
+        time.sleep(0.01)
 
 
 def tune(*flags: str) -> subprocess.Popen[bytes]:
