@@ -3,9 +3,9 @@
 python benchmarks/crash.py --kills 200 --json
 
 Kills are SIGKILL. Every other one comes at an instant of a tenth to the whole of the straight run's time, loading included; the
-others between a process's first record and the run's end: inside forward passes, records, updates, evaluations and snapshots. A run
-that ends between kills is begun anew, and the last one ends. The last line is one JSON object: kills, resumed, equal (every run that
-ended has the straight run's weights), lost_steps (logged, not journalled).
+others between a process's first record and the run's end: inside forward passes, records, updates, evaluations and snapshots. A
+run that ends between kills is begun anew, and the last one ends. The last line is one JSON object: kills, resumed, equal (every
+run that ended has the straight run's weights), lost_steps (logged, not journalled).
 """
 
 from __future__ import annotations

@@ -160,6 +160,16 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             )
 
     @property
+    def copies(self) -> int:
+        """How often a pass repeats the batch, at most."""
+        return self.plan(1).copies
+
+    @property
+    def evaluations(self) -> int:
+        """How often a step evaluates the batch, each branch counted."""
+        return self.plan(1).copies
+
+    @property
     def state_bytes(self) -> int:
         """What the method keeps from step to step, beside the weights and their remainders."""
         return self.held.bytes + self.family.bytes

@@ -43,6 +43,14 @@ class Conservative(Plain):
     ) -> None:
         super().__init__(params, {"distribution": distribution}, lr=lr, eps=eps, **common)
 
+    @property
+    def copies(self) -> int:
+        return 3  # of its candidates
+
+    @property
+    def evaluations(self) -> int:
+        return 5
+
     def reconsidered(self, differences: torch.Tensor, plan: Plan, score: Callable[[Plan], torch.Tensor]) -> torch.Tensor:
         for slot, group in zip(self.slots, self.group_of, strict=True):  # a candidate is a perturbation by its own amount
             slot.eps = float(self.multipliers(differences, self.param_groups[group])[0])

@@ -60,9 +60,14 @@ class HiddenCache:
 
     def remove(self) -> None:
         """Forget everything."""
-        for file, path in zip((self._rows, self._index), self._paths, strict=True):
-            file.close()
+        self.close()
+        for path in self._paths:
             path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files; what they hold stays."""
+        self._rows.close()
+        self._index.close()
 
     def _read(self, start: int, row: torch.Tensor) -> None:
         self._rows.seek(start)

@@ -315,7 +315,7 @@ class Loop:
                 skips = isinstance(record, Skip)
                 skipped, in_row = skipped + skips, in_row + 1 if skips else 0
                 self.optimizer.steps = steps
-                self.optimizer.forwards += self.tuning.copies
+                self.optimizer.forwards += self.optimizer.evaluations
                 self.flat_steps += isinstance(record, Step) and not record.multipliers.any()
                 self.pending = self._seen(record.loss, float(record.lrs[-1]) if isinstance(record, Step) else math.nan)
                 self.history.append(self.pending)

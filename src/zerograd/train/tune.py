@@ -99,7 +99,7 @@ class Tuning:
         self.objective = self._objective()
         self.lr = METHODS[settings.method].RATE if isinstance(settings.lr, str) else settings.lr
         self.optimizer = self._optimizer()
-        self.copies = self.optimizer.plan(settings.batch_size).copies  # of the batch, in a step
+        self.copies = self.optimizer.copies  # of the batch, in a pass
         self.rows = self.copies * settings.batch_size  # of a step, and of an evaluation
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.journal: journal.Writer | None = None  # of a run that has begun
@@ -124,6 +124,13 @@ class Tuning:
         untouched = self._untouched(judge)
         memory.reset_peak()
         self.scorer.cache = self._cache()
+        try:
+            return self._recorded(judge, untouched)
+        finally:
+            if self.scorer.cache is not None:
+                self.scorer.cache.close()
+
+    def _recorded(self, judge: Judge, untouched: dict[str, Any]) -> dict[str, Any]:
         if self.settings.lr == AUTO and not self.resume:
             self.lr = rates.find(self)
             self.say(f"the learning rate is {self.lr:.3g}, by a range test")
