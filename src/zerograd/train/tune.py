@@ -34,7 +34,7 @@ from zerograd.train.result import Judge, judged, metric_of, predictions
 from zerograd.train.settings import AUTO, TaskSettings, TuneSettings
 from zerograd.train.trackers import TensorBoard, Tracker
 
-FIT_ROWS = 10_000
+FIT_ROWS = 2_000
 """Training rows, at most, that the untouched model scores to have its offsets fitted."""
 
 UNTOUCHED = "untouched.json"
