@@ -73,7 +73,7 @@ def update(slot: Slot, directions: Directions, ids: Sequence[int], multipliers: 
     decay: what the weights are multiplied by first; 1 for none.
     """
     if directions.family.has_shape(slot):
-        _change(slot, directions, ids, multipliers, decay)
+        change(slot, directions.sums(slot, ids, multipliers), decay, directions)
     else:
         _update(slot, [directions], [ids], multipliers, decay)
 
@@ -107,18 +107,19 @@ def change_by(
     seed: int,
     steps: Sequence[Step],
     group: int,
-    change: Callable[[torch.Tensor, slice, Step], torch.Tensor],
+    changed: Callable[[torch.Tensor, slice, Step], torch.Tensor],
 ) -> None:
-    """w <- decay w - scale * change(estimate) for steps in order, with the whole estimate of some rows at a time.
+    """w <- decay w - scale * changed(estimate) for steps in order, with the whole estimate of some rows at a time.
 
-    change: takes the estimate, sum_i multiplier_i z_i, float32 (rows, columns) and its own to overwrite, where its rows are, and
+    changed: takes the estimate, sum_i multiplier_i z_i, float32 (rows, columns) and its own to overwrite, where its rows are, and
     the step; workers call it at once for different rows. It must give any row as it would give it alone.
     """
     for step in steps:
         if family.touches(slot, seed, step.number):
             directions, multipliers = Directions(family, seed, step.number), step.multipliers[group].tolist()
             decay = 1.0 if step.decays is None else float(step.decays[group])
-            _change(slot, directions, range(len(multipliers)), multipliers, decay, functools.partial(_of_step, change, step))
+            sums = directions.sums(slot, range(len(multipliers)), multipliers)
+            change(slot, sums, decay, directions, functools.partial(_of_step, changed, step))
 
 
 def subtract(slot: Slot, change: torch.Tensor, decay: float, directions: Directions) -> None:
@@ -150,27 +151,29 @@ def _store(slot: Slot, rows: slice, change: torch.Tensor, decay: float, rounding
 
 
 def _of_step(
-    change: Callable[[torch.Tensor, slice, Step], torch.Tensor], step: Step, estimate: torch.Tensor, rows: slice
+    changed: Callable[[torch.Tensor, slice, Step], torch.Tensor], step: Step, estimate: torch.Tensor, rows: slice
 ) -> torch.Tensor:
-    return change(estimate, rows, step)
+    return changed(estimate, rows, step)
 
 
-def _change(
+def change(
     slot: Slot,
-    directions: Directions,
-    ids: Sequence[int],
-    multipliers: Sequence[float],
+    estimates: Callable[[slice], torch.Tensor],
     decay: float,
-    change: Callable[[torch.Tensor, slice], torch.Tensor] = lambda estimate, rows: estimate,
+    directions: Directions,
+    changed: Callable[[torch.Tensor, slice], torch.Tensor] = lambda estimate, rows: estimate,
 ) -> None:
-    sums, (stack, height, columns) = directions.sums(slot, ids, multipliers), slot.view
+    """w <- decay w - scale * changed(estimate). estimates: gives the estimate of some flat rows. changed: as in `change_by`, for
+    one step. directions: of the step, whose noise rounds.
+    """
+    stack, height, columns = slot.view
     rounding = directions.address(slot, domain=ROUNDING) if slot.stochastic else None
     each = max(1, CHUNK // columns)
 
     def work(first: int) -> None:
         rows = slice(first, min(first + each, stack * height))
         with torch.no_grad():
-            _store(slot, rows, change(sums(rows), rows) * slot.scale, decay, rounding)
+            _store(slot, rows, changed(estimates(rows), rows) * slot.scale, decay, rounding)
 
     workers.each(work, range(0, stack * height, each), workers.count(slot.flat.device))
 

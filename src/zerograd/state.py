@@ -15,7 +15,7 @@ import torch
 
 from zerograd import apply
 from zerograd.apply import Step
-from zerograd.perturb.directions import Family
+from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
 
 
@@ -82,6 +82,16 @@ class Dense(State):
         estimate, held: float32 (rows, columns) of the same part of a tensor. The estimate may be overwritten.
         """
         raise NotImplementedError
+
+    def follow(self, slot: Slot, family: Family, seed: int, step: Step, group: int, gradient: torch.Tensor) -> None:
+        """Do to one slot what a resolved step says of a gradient, of the parameter's shape, in place of an estimate."""
+        own = {name: self.tensors[f"{name}.{slot.name}"] for name in self.kept}
+        flat, decay = gradient.reshape(slot.flat.shape), 1.0 if step.decays is None else float(step.decays[group])
+
+        def change(estimate: torch.Tensor, rows: slice) -> torch.Tensor:
+            return self.change(estimate, {name: tensor[rows] for name, tensor in own.items()}, step, group)
+
+        apply.change(slot, lambda rows: flat[rows].float() * slot.scale, decay, Directions(family, seed, step.number), change)
 
     def update(self, slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
         own = {name: self.tensors[f"{name}.{slot.name}"] for name in self.kept}

@@ -10,6 +10,8 @@ from zerograd.optim.adamezo import AdaMeZO
 from zerograd.optim.base import ZerothOrder
 from zerograd.optim.blocks import BlockWise, RandomLayers
 from zerograd.optim.conservative import Conservative
+from zerograd.optim.first_order import SGD, AdamW
+from zerograd.optim.forward_gradient import ForwardGradient
 from zerograd.optim.fzoo import FZOO
 from zerograd.optim.grzo import GRZO
 from zerograd.optim.hizoo import HiZOO
@@ -48,6 +50,9 @@ METHODS: dict[str, type[ZerothOrder]] = {
     "static-mask": StaticMask,
     "block-wise": BlockWise,
     "random-layers": RandomLayers,
+    "forward-gradient": ForwardGradient,
+    "sgd": SGD,
+    "adamw": AdamW,
 }
 
 SHARED = ("self", "params", "lr", "eps", "common")
@@ -67,10 +72,13 @@ __all__ = [
     "LOZOM",
     "MEAZO",
     "METHODS",
+    "SGD",
     "AdaMeZO",
     "Adam",
+    "AdamW",
     "BlockWise",
     "Conservative",
+    "ForwardGradient",
     "HiZOO",
     "KerZOO",
     "LeaveOneOut",

@@ -96,6 +96,12 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     per_example: ClassVar[bool] = False
     """Whether it needs a loss an example, so that it cannot step on a closure."""
 
+    perturbs: ClassVar[bool] = True
+    """Whether it evaluates perturbed models, with a smoothing radius."""
+
+    takes_backward: ClassVar[bool] = False
+    """Whether it takes backward passes, whose gradients no journal holds."""
+
     family: Family
     held: State
     chosen: dict[str, Any]
@@ -187,6 +193,10 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     def differences(self, scores: torch.Tensor) -> torch.Tensor:
         """eps times the derivative along each direction, from the scores of the expanded examples: float32 (directions,)."""
 
+    def loss_of(self, scores: torch.Tensor) -> float:
+        """The mean loss of the branches."""
+        return float(scores.mean())
+
     @abstractmethod
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """What each direction is multiplied by in a group's update, or in the estimate that State takes: float32 (directions,)."""
@@ -229,7 +239,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             score = functools.partial(self._batch_scores, closure, batch, directions, micro_batch)
             plan = self.plan(count)
         scores = score(plan)
-        loss = float(scores.mean())
+        loss = self.loss_of(scores)
         differences = self.reconsidered(self.differences(scores), plan, score)
         if not math.isfinite(loss) or not bool(torch.isfinite(differences).all()):
             self._skip(loss)

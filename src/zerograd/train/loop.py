@@ -174,7 +174,7 @@ class Loop:
         row["dev_loss"] = self._dev = said.loss
         if metric is not None and tuning.is_quick:
             row["dev_value"] = self._dev = evaluation.of(metric, tuning.scorer, tuning.task.dev, said)
-        if self.optimizer.steps >= self._probe_due and self.settings.objective == objectives.LOSS:
+        if self.optimizer.steps >= self._probe_due and self.settings.objective == objectives.LOSS and self.optimizer.perturbs:
             self._probe(row)
             self._probe_due = self.optimizer.steps + APART
         self._log(row)
@@ -241,7 +241,7 @@ class Loop:
 
     def _log(self, row: Row) -> None:
         self.history.append(row)
-        if self.tuning.journal is not None:
+        if self.tuning.writes:
             with (self.tuning.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(as_line(row))
         for tracker in self.tuning.trackers:

@@ -146,13 +146,16 @@ def require_free(folder: Path) -> None:
                 raise ValueError(f"out is {folder}, whose run was cut off; {mend}")
 
 
+def clear(folder: Path) -> None:
+    """Make way for a run in place of a finished one."""
+    (folder / NAME).unlink(missing_ok=True)
+    (folder / "result.json").unlink(missing_ok=True)
+    write_text(folder / "metrics.jsonl", "")
+
+
 def begin(tuning: Tuning) -> Writer:
-    """Begin the journal of a run, in place of a finished one's."""
-    path = tuning.folder / NAME
-    path.unlink(missing_ok=True)
-    (tuning.folder / "result.json").unlink(missing_ok=True)
-    write_text(tuning.folder / "metrics.jsonl", "")
-    return Writer.create(path, header(tuning))
+    """Begin the journal of a run."""
+    return Writer.create(tuning.folder / NAME, header(tuning))
 
 
 def go_on(tuning: Tuning) -> Writer:

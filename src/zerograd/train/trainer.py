@@ -41,6 +41,8 @@ class ZerothOrderConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; choose one of {', '.join(METHODS)}")
+        if METHODS[self.method].takes_backward:
+            raise ValueError(f"method is {self.method!r}, which takes backward passes; leave the mixin out for that")
 
 
 @dataclass(frozen=True)

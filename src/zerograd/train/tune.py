@@ -103,6 +103,7 @@ class Tuning:
         self.rows = self.copies * settings.batch_size  # of a step, and of an evaluation
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.journal: journal.Writer | None = None  # of a run that has begun
+        self.writes = False  # the same
         self.trackers: list[Tracker] = []  # the same
         self._trackers = [TensorBoard(), *(trackers.tracker(name) for name in settings.trackers)]
         self.loop = Loop(self)
@@ -134,22 +135,28 @@ class Tuning:
         if self.settings.lr == AUTO and not self.resume:
             self.lr = rates.find(self)
             self.say(f"the learning rate is {self.lr:.3g}, by a range test")
-        self.journal = recording.go_on(self) if self.resume else recording.begin(self)
-        self.optimizer.record = self.journal.add
+        if not self.resume:
+            recording.clear(self.folder)
+        if not self.optimizer.takes_backward:
+            self.journal = recording.go_on(self) if self.resume else recording.begin(self)
+            self.optimizer.record = self.journal.add
+        self.writes = True
         result: dict[str, Any] = {}
         try:
             for tracker in self._trackers:
                 tracker.begin(self.folder, dataclasses.asdict(self.settings))
                 self.trackers.append(tracker)
             result = self._trained_and_judged(judge, untouched)
-            self.journal.sync()
+            if self.journal is not None:
+                self.journal.sync()
         except OSError as error:
             say = f"run {self.folder} stopped after step {self.optimizer.steps}: {error}; nothing that was recorded is lost"
             raise OSError(f"{say}: mend that, and go on with --resume {self.folder}") from error
         finally:
             self.optimizer.record = None
             with contextlib.suppress(OSError):
-                self.journal.close()
+                if self.journal is not None:
+                    self.journal.close()
             for tracker in self.trackers:
                 tracker.end(result)
         self.loop.close()
@@ -314,7 +321,7 @@ class Tuning:
         return method(
             self.model,
             lr=self.lr,
-            eps=settings.eps,
+            **({"eps": settings.eps} if METHODS[settings.method].perturbs else {}),
             weight_decay=settings.weight_decay,
             storage=runs.storage(settings),
             seed=settings.seed,
@@ -355,6 +362,7 @@ class Tuning:
             "trained_parameters": self._trained,
             "run": str(self.folder),
             "versions": {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "state_bytes": self.optimizer.state_bytes,
             **loop.found(self.loop),
         }
 

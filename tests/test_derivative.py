@@ -1,0 +1,150 @@
+"""Methods that take exact derivatives: forward gradients against autograd, first-order baselines against torch's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from methods import Net, batch, every_storage, exact, same, stored
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import zerograd as zg
+from zerograd import journal
+from zerograd.perturb import derivative
+from zerograd.perturb.directions import Directions
+
+
+def gradient(net: Net, tokens: torch.Tensor) -> list[torch.Tensor]:
+    found = torch.autograd.grad(net.losses(tokens).mean(), list(net.parameters()))
+    return [g.detach().double() for g in found]
+
+
+def by_slot(opt: Any, net: Net, values: list[torch.Tensor]) -> list[torch.Tensor]:
+    of = {id(p): v for p, v in zip(net.parameters(), values, strict=True)}
+    return [of[id(slot.parameter)] for slot in opt.slots]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_forward_gradient_is_the_derivative_along_the_direction(tied):
+    net = Net(tied=tied)
+    opt = zg.optim.ForwardGradient(net, lr=0.1)
+    expected = by_slot(opt, net, gradient(net, batch()))
+    z = [Directions(opt.family, 0, 0).z(slot, 0).double() * slot.scale for slot in opt.slots]
+    slope = sum(float((g * d).sum()) for g, d in zip(expected, z, strict=True))
+    before, clean = exact(opt), float(net.losses(batch()).mean())
+    loss = opt.step(net.losses, batch())
+    assert opt.info.difference == pytest.approx(slope, rel=1e-4)
+    assert loss == pytest.approx(clean, rel=1e-5)
+    for was, now, d in zip(before, exact(opt), z, strict=True):
+        torch.testing.assert_close(was - now, (0.1 * slope * d).float(), rtol=1e-3, atol=1e-6)
+    assert opt.forwards == 1 + 2  # its own, and those that show that the objective is pure
+
+
+@every_storage
+def test_a_forward_gradient_replays_from_its_record(storage, recwarn):
+    net, other = Net(), Net()
+    opt, twin = (zg.optim.ForwardGradient(n, lr=0.1, storage=storage) for n in (net, other))
+    records: list[Any] = []
+    opt.record = records.append
+    for seed in range(4):
+        opt.step(net.losses, batch(seed=seed))
+    journal.replay(twin.slots, twin.group_of, twin.family, twin.held, 0, records)
+    assert same(stored(opt), stored(twin))
+
+
+@pytest.mark.parametrize("method", [zg.optim.ForwardGradient, zg.optim.SGD, zg.optim.AdamW])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
+    def trained(micro_batch: int | None) -> tuple[float, list[torch.Tensor]]:
+        net = Net()
+
+        def objective(given: dict[str, torch.Tensor]) -> Any:
+            losses = net.losses(given["ids"])
+            return (losses * given["weight"], given["weight"]) if weighted else losses
+
+        opt = method(net, lr=0.01)
+        given = {"ids": batch(), "weight": torch.tensor([1.0, 2.0, 5.0, 0.5])}
+        return opt.step(objective, given, micro_batch=micro_batch), exact(opt)
+
+    (loss, weights), (whole_loss, whole) = trained(3), trained(None)
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights, whole, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (zg.optim.SGD, lambda p: torch.optim.SGD(p, lr=0.02)),
+        (lambda p: zg.optim.AdamW(p, weight_decay=0.1), lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1)),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_first_order_steps_are_those_of_torch(ours, theirs):
+    net, other = Net(), Net()
+    opt, twin = ours(net), theirs(other.parameters())
+    opt.param_groups[0]["lr"] = 0.02
+    for seed in range(6):
+        opt.step(net.losses, batch(seed=seed))
+        twin.zero_grad()
+        other.losses(batch(seed=seed)).mean().backward()
+        twin.step()
+    for (name, a), b in zip(net.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    assert opt.forwards == 6 * 3
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_checkpointing_gives_the_same_gradient_with_fewer_activations():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2)
+    )
+    model.eval()
+    ids, held = torch.randint(64, (3, 16)), []
+
+    def losses(ids: torch.Tensor) -> torch.Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (held.append(t.numel()), t)[1], lambda t: t):
+            return model(input_ids=ids).logits.float().logsumexp(-1).mean(1)
+
+    found, counts = [], []
+    for checkpointing in (False, True):
+        opt = zg.optim.AdamW(model, checkpointing=checkpointing)
+        held.clear()
+        opt._backward(losses, ids, None)
+        found.append([slot.parameter.grad.clone() for slot in opt.slots])
+        counts.append(sum(held))
+        assert not any(module.training for module in model.modules())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+    assert counts[1] < counts[0] / 2
+
+
+def test_what_a_derivative_cannot_have_is_refused():
+    net = Net()
+    for method in (zg.optim.ForwardGradient, zg.optim.SGD):
+        with pytest.raises(ValueError, match=r"step\(objective, batch\)"):
+            method(net).step(lambda: net.losses(batch()).mean())
+    opt = zg.optim.AdamW(net)
+    opt.record = print
+    with pytest.raises(ValueError, match="no journal can hold a gradient"):
+        opt.step(net.losses, batch())
+    with pytest.raises(ValueError, match="checkpointing is True"):
+        zg.optim.SGD(net, checkpointing=True)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    net = Net()
+    opt = zg.optim.AdamW(net)
+    before = stored(opt)
+    opt.step(lambda tokens: net.losses(tokens) * torch.nan, batch())
+    assert opt.skipped == 1
+    assert same(stored(opt), before)
+    assert not any(t.any() for name, t in opt.held.tensors.items() if name != "powers")
+
+
+def test_parameters_are_replaced_wherever_an_operation_takes_them():
+    net = Net()
+    zeros = {id(p): torch.zeros_like(p) for p in net.parameters()}
+    with derivative.Replaced(zeros):
+        assert not torch.cat([net.head.weight.flatten(), net.norm.weight]).any()
+    assert net.head.weight.any()
