@@ -10,7 +10,6 @@ from typing import Any
 
 from zerograd.cli import flags, shown
 from zerograd.cli.bar import Bar
-from zerograd.optim import METHODS
 from zerograd.train.settings import TuneSettings
 
 
@@ -88,13 +87,13 @@ def table(result: dict[str, Any]) -> Any:
 
 def summary(result: dict[str, Any]) -> str:
     """Time, forwards, memory, and where everything is."""
+    from zerograd.train.page import passes
+
     mb = 1 / 2**20
     over = result["peak_bytes"] - result["inference_peak_bytes"]
     skipped = f", {result['skipped_steps']} skipped (loss not finite)" if result["skipped_steps"] else ""
-    passes = f"{result['forwards'] // 3} backward passes" if METHODS[result["method"]].takes_backward else "no backward pass"
-    forwards = result["forwards"] // (3 if METHODS[result["method"]].takes_backward else 1)
     lines = [
-        f"{result['steps']} steps{skipped}, {forwards} forward passes, {passes}: {result['seconds']:.0f} s of "
+        f"{result['steps']} steps{skipped}, {passes(result)}: {result['seconds']:.0f} s of "
         f"training, {result['seconds_per_step']:.2f} s a step, {result['seconds_total']:.0f} s in all",
         f"peak memory {result['peak_bytes'] * mb:.0f} MB training, {result['inference_peak_bytes'] * mb:.0f} MB evaluating as many "
         f"rows ({100 * over / result['weight_bytes']:+.1f} % of the weights)",

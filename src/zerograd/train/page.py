@@ -128,6 +128,14 @@ def count(n: int, one: str, many: str = "") -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
+def passes(result: Mapping[str, Any]) -> str:
+    """What a run took of the model: '900 forward passes, no backward pass'."""
+    backward = result.get("backward_passes", 0)
+    if backward:
+        return f"{backward:,} forward and as many backward passes"
+    return f"{count(result['forwards'], 'forward pass', 'forward passes')}, no backward pass"
+
+
 def seconds(s: float) -> str:
     """A time."""
     return f"{s * 1e3:.0f} ms" if s < 1 else f"{s:.1f} s" if s < 10 else f"{s:,.0f} s" if s < 7200 else f"{s / 3600:.1f} h"

@@ -51,7 +51,7 @@ def _head(result: Row) -> str:
     shown, points = page.formats(result)
     spent = f"on {page.count(result['test_rows'], 'test row')} in {page.seconds(result['seconds'])}, "
     spent += f"{page.count(result['steps'], 'step')}, "
-    spent += f"{page.count(result['forwards'], 'forward pass', 'forward passes')}, no backward pass"
+    spent += page.passes(result)
     verdicts = ""
     for name, value, gain in (
         ("zero-shot", before, result["ci_gain"]),

@@ -363,6 +363,7 @@ class Tuning:
             "run": str(self.folder),
             "versions": {"zerograd": zerograd.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "state_bytes": self.optimizer.state_bytes,
+            "backward_passes": self.optimizer.steps if self.optimizer.takes_backward else 0,
             **loop.found(self.loop),
         }
 
