@@ -269,7 +269,9 @@ def test_a_loss_of_the_users_own_is_a_closure(tmp_path):
 def test_arguments_that_a_forward_cannot_have_are_refused(tmp_path, more, says):
     with pytest.raises(ValueError, match=says):
         ZOTrainer(tiny_model(), arguments(tmp_path, **more), train_dataset=rows(), data_collator=collate)
-    with pytest.raises(ValueError, match="method is 'adamw'; choose one of mezo, per-example"):
+    with pytest.raises(ValueError, match="method is 'lion'; choose one of mezo, per-example"):
+        ZerothOrderConfig(method="lion")
+    with pytest.raises(ValueError, match="method is 'adamw', which takes backward passes"):
         ZerothOrderConfig(method="adamw")
 
 

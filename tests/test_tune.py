@@ -140,7 +140,7 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         (["--batch-size", "0"], "batch_size is 0; it must be a number of at least 1"),
         (["--lr", "-1"], "lr is -1.0"),
         (["--lr", "nan"], "lr is nan"),
-        (["--method", "adamw"], "method is 'adamw'; choose one of mezo, per-example"),
+        (["--method", "lion"], "method is 'lion'; choose one of mezo, per-example"),
         (["--steps", "0"], "minutes and steps are both 0"),
         (["--batch-size", "1"], "batch_size is 1"),
         (["--scheme", "full", "--layers", "2"], "layers is 2, which only scheme upper uses"),
