@@ -13,6 +13,8 @@ import zerograd as zg
 from zerograd import journal
 from zerograd.perturb import derivative
 from zerograd.perturb.directions import Directions
+from zerograd.perturb.plan import shared_pairs
+from zerograd.perturb.score import score_batch
 
 
 def gradient(net: Net, tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -117,6 +119,51 @@ def test_checkpointing_gives_the_same_gradient_with_fewer_activations():
         assert not any(module.training for module in model.modules())
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
     assert counts[1] < counts[0] / 2
+
+
+def test_the_hybrid_follows_the_gradient_above_and_evaluations_below():
+    """Against plain autograd and the perturbed forward's own scores; no gradient is taken of what lies below."""
+    net = Net()
+    opt = zg.optim.Hybrid(net, lr=0.1, deep=0.4, ratio=0.5, zeta=1e-3)
+    deep = [not opt.family.touches(slot, 0, 0) for slot in opt.slots]
+    assert [slot.name for slot, above in zip(opt.slots, deep, strict=True) if above] == ["norm.weight", "norm.bias", "head.weight"]
+    assert {name.split(".", 1)[1] for name in opt.held.tensors if "." in name} == {"norm.weight", "norm.bias", "head.weight"}
+    expected, before = by_slot(opt, net, gradient(net, batch())), exact(opt)
+    shallow = [slot for slot in opt.slots if opt.family.touches(slot, 0, 0)]
+    scores = score_batch(shallow, opt._directions(), shared_pairs(4), net.losses, batch()).view(2, 4).mean(1)
+    c = float(scores[0] - scores[1]) / 2 / 1e-2
+    opt.step(net.losses, batch())
+    for slot, was, now, g, above in zip(opt.slots, before, exact(opt), expected, deep, strict=True):
+        if above:
+            g = g * slot.scale
+            change = 0.1 * 0.5 * slot.scale * g / (g.abs() + 1e-3)
+        else:
+            change = 0.1 * c * slot.scale * Directions(opt.family, 0, 0).z(slot, 0).double()
+        torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=slot.name)
+    assert opt.forwards == opt.evaluations == 5
+
+
+def test_addax_takes_the_gradient_of_the_first_examples_and_evaluates_the_others():
+    net = Net()
+    opt = zg.optim.Addax(net, lr=0.1, eps=1e-2, alpha=0.25, share=0.5)
+    expected, before = by_slot(opt, net, gradient(net, batch()[:2])), exact(opt)
+    scores = score_batch(opt.slots, opt._directions(), shared_pairs(2), net.losses, batch()[2:]).view(2, 2).mean(1)
+    c = float(scores[0] - scores[1]) / 2 / 1e-2
+    opt.step(net.losses, batch())
+    for slot, was, now, g in zip(opt.slots, before, exact(opt), expected, strict=True):
+        change = 0.1 * (0.25 * c * Directions(opt.family, 0, 0).z(slot, 0).double() + 0.75 * g)
+        torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=slot.name)
+
+
+@pytest.mark.parametrize("method", [zg.optim.SGD, zg.optim.AdamW, zg.optim.Hybrid, zg.optim.Addax])
+def test_weights_decay_once_in_a_step(method):
+    net, other = Net(), Net()
+    opt, twin = method(net, lr=0.01, weight_decay=10.0), method(other, lr=0.01)
+    before = exact(twin)
+    opt.step(net.losses, batch())
+    twin.step(other.losses, batch())
+    for was, a, b in zip(before, exact(opt), exact(twin), strict=True):
+        torch.testing.assert_close(a, b - 0.1 * was, rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_derivative_cannot_have_is_refused():

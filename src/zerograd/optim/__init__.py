@@ -15,6 +15,7 @@ from zerograd.optim.forward_gradient import ForwardGradient
 from zerograd.optim.fzoo import FZOO
 from zerograd.optim.grzo import GRZO
 from zerograd.optim.hizoo import HiZOO
+from zerograd.optim.hybrid import Addax, Hybrid
 from zerograd.optim.kerzoo import KerZOO
 from zerograd.optim.leave_one_out import LeaveOneOut
 from zerograd.optim.lozo import LOZO, LOZOM
@@ -51,6 +52,8 @@ METHODS: dict[str, type[ZerothOrder]] = {
     "block-wise": BlockWise,
     "random-layers": RandomLayers,
     "forward-gradient": ForwardGradient,
+    "hybrid": Hybrid,
+    "addax": Addax,
     "sgd": SGD,
     "adamw": AdamW,
 }
@@ -76,10 +79,12 @@ __all__ = [
     "AdaMeZO",
     "Adam",
     "AdamW",
+    "Addax",
     "BlockWise",
     "Conservative",
     "ForwardGradient",
     "HiZOO",
+    "Hybrid",
     "KerZOO",
     "LeaveOneOut",
     "MeZO",

@@ -102,6 +102,9 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     takes_backward: ClassVar[bool] = False
     """Whether it takes backward passes, whose gradients no journal holds."""
 
+    short_first: ClassVar[bool] = False
+    """Whether the first examples of a batch should be its shortest."""
+
     family: Family
     held: State
     chosen: dict[str, Any]

@@ -3,7 +3,7 @@ r"""Steps on a part of the layers.
     block-wise       step t perturbs and updates block t mod b alone (ZO-LLM's, with noise of each block's own)
     random layers    a step perturbs and updates a random share of them (LeZO, Wang et al. 2024, arXiv 2410.09823)
 
-A block is a layer: the tensors whose names agree up to the first number in them, or a tensor without a number by itself.
+A block is a layer: the tensors whose names agree up to the first number in them, or those of one module where there is none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Blocks(Family):
         numbers: dict[str, int] = {}
         for slot in slots:
             found = re.match(r".*?\d+(?=\.|$)", slot.name)
-            self.blocks[slot.id] = numbers.setdefault(found[0] if found else slot.name, len(numbers))
+            self.blocks[slot.id] = numbers.setdefault(
+                found[0] if found else slot.name.rpartition(".")[0] or slot.name, len(numbers)
+            )
 
     def touches(self, slot: Slot, seed: int, step: int) -> bool:
         count = 1 + max(self.blocks.values())

@@ -10,6 +10,7 @@ being the work of two forward ones.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any, Unpack
@@ -43,11 +44,18 @@ class FirstOrder(ZerothOrder):
     per_example = True
 
     def __init__(
-        self, params: nn.Module | Iterable[Any], chosen: dict[str, Any], *, lr: float, checkpointing: bool, **common: Unpack[Common]
+        self,
+        params: nn.Module | Iterable[Any],
+        chosen: dict[str, Any],
+        *,
+        lr: float,
+        eps: float = 1.0,
+        checkpointing: bool,
+        **common: Unpack[Common],
     ) -> None:
         common = {"relative": False} | common
         common["self_check"] = False
-        super().__init__(params, chosen, lr=lr, eps=1.0, **common)
+        super().__init__(params, chosen, lr=lr, eps=eps, **common)
         self._layers: list[nn.Module] = []
         if checkpointing:
             if not isinstance(params, nn.Module) or not hasattr(params, "gradient_checkpointing_enable"):
@@ -64,7 +72,7 @@ class FirstOrder(ZerothOrder):
         return 3
 
     def differences(self, scores: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(1)
+        return torch.zeros(0)
 
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         return differences
@@ -77,30 +85,40 @@ class FirstOrder(ZerothOrder):
             raise ValueError("this method needs step(objective, batch), to take backward passes of its own")
         if self.record is not None:
             raise ValueError("no journal can hold a gradient; set record to None")
+        zeroth = self._zeroth(objective, batch, micro_batch)
         loss = self._backward(objective, batch, micro_batch)
         self.forwards += self.evaluations
         gradients = [slot.parameter.grad for slot in self.slots]
-        if not math.isfinite(loss) or not all(g is None or bool(torch.isfinite(g).all()) for g in gradients):
+        if not math.isfinite(loss) or not all(g is None or bool(torch.isfinite(g).all()) for g in [*gradients, zeroth]):
             self._skip(loss)
             return loss
         self._skips_in_row = 0
         with apply.uninterrupted():
-            (step,) = self.held.resolved([self._step_of(loss, torch.zeros(1))], self.seed)
+            (step,) = self.held.resolved([self._step_of(loss, zeroth)], self.seed)
             for slot, group, gradient in zip(self.slots, self.group_of, gradients, strict=True):
+                rest = step
                 if gradient is not None:
                     assert isinstance(self.held, Dense)
                     self.held.follow(slot, self.family, self.seed, step, group, gradient)
+                    rest = dataclasses.replace(step, decays=None)  # it decays once
+                if len(zeroth):
+                    apply.update_by(slot, self.family, self.seed, [rest], group)
             self.steps += 1
         self.zero_grad()
-        self.info = Info(loss, math.nan, math.nan, False)
+        self.info = Info(loss, float(zeroth.mean()) if len(zeroth) else math.nan, math.nan, False)
         return loss
 
     def attach(
         self, objective: Objective, batch: Any, *, examples: int | None = None, micro_batch: int | str | None = None
     ) -> None:
         """Rehearse a backward pass. Weights stay as they are."""
+        self._zeroth(objective, batch, micro_batch)
         self._backward(objective, batch, micro_batch)
         self.zero_grad()
+
+    def _zeroth(self, objective: Objective, batch: Any, micro_batch: int | str | None) -> torch.Tensor:
+        """The differences of directions, where evaluations are taken too: float32 (directions,)."""
+        return torch.zeros(0)
 
     def _backward(self, objective: Objective, batch: Any, micro_batch: int | str | None) -> float:
         try:

@@ -219,6 +219,8 @@ class Tuning:
         """One step on some examples, the layers that training leaves alone included. Returns its mean loss."""
         if isinstance(self.objective, objectives.GeneratedObjective):
             return float(self.optimizer.step(self.objective.closure(examples)))
+        if self.optimizer.short_first:
+            examples = sorted(examples, key=self.scorer.length)
         batch = self.batch(examples)
         return float(self.optimizer.step(self.objective, batch, micro_batch=self.micro_batch(batch)))
 
