@@ -1,7 +1,8 @@
-# make demo, make test: each makes .venv from constraints.txt first
+# make demo, make test: each makes .venv from constraints.txt first; JOBS processes share the tests
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= --minutes 5
+JOBS ?= 2
 
 .PHONY: demo test lint clean
 
@@ -9,7 +10,7 @@ demo: .venv/ready
 	$(BIN)/zerograd tune --model demo --task sentiment-movies $(DEMO)
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
