@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from methods import COMMON, STORAGES, Net, batch, every_method, every_storage, exact, same, stored
 
+import zerograd as zg
 from zerograd import apply
 from zerograd.optim.base import Common
 from zerograd.perturb.score import score_batch
@@ -234,3 +236,15 @@ def test_every_setting_has_an_effect(method):
             continue
         other = OTHERS[name] if name in OTHERS else next(v for v in FLIPPED[name] if v != parameter.default)
         assert not same(after(**{name: other}), usual), f"{name} = {other!r} changes nothing"
+
+
+def test_the_table_of_methods_says_what_they_are():
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:5]] for line in text.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == list(zg.optim.METHODS)
+    for name, title, evaluations, state in rows:
+        model = torch.nn.Linear(256, 256, bias=False)
+        opt = zg.optim.METHODS[name](torch.nn.Sequential(model), self_check=False)
+        opt.step(lambda x, model=model: model(x).square().mean(1), torch.randn(4, 256))
+        assert (type(opt).__name__, opt.evaluations) == (title, int(evaluations))
+        assert opt.state_bytes / model.weight.numel() == pytest.approx(float(state), abs=5e-3), name
