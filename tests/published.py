@@ -1,0 +1,458 @@
+"""The published rules in float64 numpy, one generator a method: what each step subtracts from the weights.
+
+They take from the library what was drawn, and nothing else; where its eps or lr is another multiple of the paper's, the paper's
+formula stands here with that multiple. Everything is in units of each tensor's scale, which is 1 with relative=False.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zerograd.noise import CHANCE, LEFT, RIGHT
+from zerograd.perturb.directions import Directions
+from zerograd.spaces.weights import Slot
+
+LR, EPS = 0.05, 0.75
+"""eps is large: losses are float32, and what they are off by is divided by it. The rules hold at any."""
+
+Array = npt.NDArray[np.float64]
+Rule = Callable[["Run"], Iterator[Array]]
+
+
+class Layer(nn.Module):
+    """A matrix, a vector and a stack of two matrices, and a loss an example that is linear or quadratic in them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.kind = kind
+        self.weight = nn.Parameter(torch.randn(4, 6, generator=generator))
+        self.bias = nn.Parameter(torch.randn(4, generator=generator))
+        self.experts = nn.Parameter(torch.randn(2, 4, 3, generator=generator))
+
+    def losses(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """batch: x (examples, 6), y (examples, 4), u (examples, 2, 3)."""
+        x, y, u = batch
+        out = F.linear(x, self.weight, self.bias) + torch.einsum("eoi,bei->bo", self.experts, u)
+        return (out * y).sum(1) if self.kind == "linear" else (out - y).square().sum(1) / 2
+
+    def losses_in_float64(self, w: Array, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Array:
+        """The same of a flat w."""
+        x, y, u = (t.double().numpy() for t in batch)
+        weight, bias, experts = w[:24].reshape(4, 6), w[24:28], w[28:].reshape(2, 4, 3)
+        out = x @ weight.T + bias + u[:, 0] @ experts[0].T + u[:, 1] @ experts[1].T
+        return (out * y).sum(1) if self.kind == "linear" else ((out - y) ** 2).sum(1) / 2
+
+
+def data(examples: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    x, y, u = (torch.randn(examples, *rest, generator=generator) for rest in ((6,), (4,), (2, 3)))
+    return x / 4, y / 2, u / 4
+
+
+def flat(opt: Any) -> Array:
+    """The weights that are being optimised, tensor after tensor."""
+    return np.concatenate([slot.exact().detach().double().numpy().ravel() for slot in opt.slots])
+
+
+@dataclass
+class Run:
+    """What a rule sees of a run. w: where it stands, in units of `scale`. step: the number of the one to come. touched: 0 where
+    the step has no part in a weight, which then does not decay either.
+    """
+
+    opt: Any
+    of: Callable[[Array], Array]
+    step: int = 0
+    scale: Array = field(init=False)
+    w: Array = field(init=False)
+    touched: Array | float = 1.0
+
+    def __post_init__(self) -> None:
+        self.scale = np.concatenate([np.full(slot.parameter.numel(), slot.scale) for slot in self.opt.slots])
+        self.w = flat(self.opt) / self.scale
+
+    def losses(self, change: Array | float = 0.0) -> Array:
+        """Of each example, at w + change."""
+        return self.of((self.w + change) * self.scale)
+
+    def loss(self, change: Array | float = 0.0) -> float:
+        return float(self.losses(change).mean())
+
+    @property
+    def drawn(self) -> Directions:
+        """What the step draws, before any shape."""
+        return Directions(replace(self.opt.family, shape=None), self.opt.seed, self.step)
+
+    @property
+    def matrices(self) -> list[Slot]:
+        return [slot for slot in self.opt.slots if slot.is_matrix]
+
+    def z(self, direction: int = 0) -> Array:
+        return np.concatenate([array(self.drawn.z(slot, direction)).ravel() for slot in self.opt.slots])
+
+    def left(self, slot: Slot, direction: int = 0) -> Array:
+        """(stack, rows, rank)"""
+        return per_matrix(self.drawn.left(slot, [direction])[0], slot)
+
+    def right(self, slot: Slot, direction: int = 0) -> Array:
+        """(stack, columns, rank)"""
+        return per_matrix(self.drawn.right(slot, [direction])[0], slot)
+
+    def basis(self, slot: Slot, domain: int, size: int) -> Array:
+        """Q of the QR of what was drawn when the period began, R of positive diagonal: (stack, size, rank)."""
+        began = self.drawn.at(self.step - self.step % self.opt.family.period)
+        q, r = np.linalg.qr(per_matrix(began.drawn(slot, [0], domain, size)[0], slot))
+        return q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
+
+    def whole(self, vectors: Array, matrices: Sequence[Array]) -> Array:
+        """A flat one, whose matrices are these and whose vectors are those of another flat one."""
+        made, first, given = vectors.copy(), 0, iter(matrices)
+        for slot in self.opt.slots:
+            if slot.is_matrix:
+                made[first : first + slot.parameter.numel()] = next(given).ravel()
+            first += slot.parameter.numel()
+        return made
+
+    def each(self, values: Callable[[Slot], Array]) -> Array:
+        return np.concatenate([values(slot).ravel() for slot in self.opt.slots])
+
+
+def array(tensor: torch.Tensor) -> Array:
+    return tensor.detach().double().numpy()
+
+
+def per_matrix(factor: torch.Tensor, slot: Slot) -> Array:
+    """(stack * rank, size) as (stack, size, rank)."""
+    return array(factor).reshape(slot.view[0], -1, factor.shape[-1]).swapaxes(1, 2)
+
+
+def product(left: Array, right: Array) -> Array:
+    return left @ right.swapaxes(1, 2)
+
+
+def two_sided(run: Run, z: Array, eps: float = EPS) -> float:
+    """c"""
+    return (run.loss(eps * z) - run.loss(-eps * z)) / (2 * eps)
+
+
+def one_sided(run: Run, z: Array, eps: float = EPS) -> float:
+    return (run.loss(eps * z) - run.loss()) / eps
+
+
+def estimate(run: Run, directions: int = 1, sides: int = 2) -> Array:
+    """The mean of c z over directions."""
+    of = two_sided if sides == 2 else one_sided
+    return np.mean([of(run, run.z(i)) * run.z(i) for i in range(directions)], 0)
+
+
+def sgd(run: Run, directions: int = 1, sides: int = 2) -> Iterator[Array]:
+    while True:
+        yield LR * estimate(run, directions, sides)
+
+
+def momentum(run: Run, beta: float) -> Iterator[Array]:
+    m = 0.0
+    while True:
+        m = beta * m + estimate(run)
+        yield LR * m
+
+
+def adam(run: Run, betas: tuple[float, float], zeta: float, directions: int) -> Iterator[Array]:
+    m, v, t, (b1, b2) = 0.0, 0.0, 0, betas
+    while True:
+        g, t = estimate(run, directions), t + 1
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        yield LR * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + zeta)
+
+
+def adamezo(run: Run, history: int, betas: tuple[float, float], zeta: float, directions: int) -> Iterator[Array]:
+    past: list[Array] = []
+    while True:
+        past = [estimate(run, directions), *past][:history]
+        m, v = (
+            sum((1 - b) * b**k * g**power for k, g in enumerate(past)) / (1 - b ** len(past))
+            for b, power in zip(betas, (1, 2), strict=True)
+        )
+        yield LR * m / (np.sqrt(v) + zeta)
+
+
+def meazo(run: Run, beta: float, zeta: float, directions: int) -> Iterator[Array]:
+    v, t = 0.0, 0
+    while True:
+        z = [run.z(i) for i in range(directions)]
+        c = np.array([two_sided(run, one) for one in z])
+        v, t = beta * v + (1 - beta) * float(np.mean(c**2)), t + 1
+        yield LR * (c @ z) / directions / (math.sqrt(v / (1 - beta**t)) + zeta)
+
+
+def sign(run: Run, directions: int) -> Iterator[Array]:
+    while True:
+        yield LR * np.sign(estimate(run, directions))
+
+
+def sign_published(run: Run, directions: int) -> Iterator[Array]:
+    while True:
+        yield LR * np.mean([np.sign(two_sided(run, run.z(i))) * run.z(i) for i in range(directions)], 0)
+
+
+def conservative(run: Run) -> Iterator[Array]:
+    while True:
+        step = LR * two_sided(run, run.z()) * run.z()
+        yield min((0 * step, step, -step), key=lambda change: run.loss(-change))
+
+
+def kerzoo(run: Run) -> Iterator[Array]:
+    while True:
+        r, z = run.opt.radius, run.z()
+        kernel = 15 / 4 * r * (5 - 7 * r**2)
+        yield LR * (run.loss(EPS * r * z) - run.loss(-EPS * r * z)) / (2 * EPS) * kernel * z
+
+
+def leave_one_out(run: Run, directions: int) -> Iterator[Array]:
+    while True:
+        z = [run.z(i) for i in range(directions)]
+        losses = [run.loss(EPS * one) for one in z]
+        others = [np.mean([other for j, other in enumerate(losses) if j != i]) for i in range(directions)]
+        yield LR / EPS * np.mean([(y - mean) * one for y, mean, one in zip(losses, others, z, strict=True)], 0)
+
+
+def fzoo(run: Run, directions: int) -> Iterator[Array]:
+    """The published lr is eps times the library's, as it is in the published code."""
+    while True:
+        z = [run.z(i) for i in range(directions)]
+        losses = np.array([run.loss(EPS * one) for one in z])
+        gradient = ((losses - run.loss()) @ z) / (EPS * directions)
+        yield EPS * LR * gradient / losses.std(ddof=1)
+
+
+def grzo(run: Run, standardised: bool) -> Iterator[Array]:
+    """The published lr is 2 eps times the library's, which without the deviation divides by eps once more."""
+    while True:
+        examples = len(run.losses())
+        common = []
+        for slot in run.matrices:  # U: entry by entry a direction over its signs
+            stack = run.opt.family.shape.values(run.drawn, slot, torch.arange(slot.flat.shape[0]), slice(None))
+            common.append(array(stack).reshape(slot.view))
+        z = [
+            run.whole(
+                run.z(b), [u * product(run.left(slot, b), run.right(slot, b)) for u, slot in zip(common, run.matrices, strict=True)]
+            )
+            for b in range(examples)
+        ]
+        d = np.array([(run.losses(EPS * one)[b] - run.losses(-EPS * one)[b]) / 2 for b, one in enumerate(z)])
+        a = d / d.std(ddof=1) if standardised else d / EPS
+        yield 2 * EPS * LR * (a @ z) / (2 * EPS * examples)
+
+
+def per_example(run: Run, sides: int, directions: int, rank: int, standardised: bool) -> Iterator[Array]:
+    while True:
+        examples, d, z = len(run.losses()), [], []
+        for b in range(examples):
+            own = []
+            for i in range(directions):
+                drawn = i * examples + b
+                factors = [product(run.left(slot, drawn), run.right(slot, drawn)) / math.sqrt(rank) for slot in run.matrices]
+                own.append(run.whole(run.z(drawn), factors))
+            up = [run.losses(EPS * one)[b] for one in own]
+            if sides == 2:
+                d += [(y - run.losses(-EPS * one)[b]) / 2 for y, one in zip(up, own, strict=True)]
+            else:
+                d += [y - (sum(up) - y) / (directions - 1) for y in up]
+            z += own
+        a = np.array(d) / np.std(d, ddof=1) if standardised else np.array(d) / EPS
+        yield LR * np.mean(a[:, None] * z, 0)
+
+
+def lozo(run: Run, rank: int) -> Iterator[Array]:
+    """The published eps is the library's over sqrt(rank), for matrices."""
+    eps = EPS / math.sqrt(rank)
+    while True:
+        z = run.z()
+        products = [product(run.left(slot), run.right(slot)) for slot in run.matrices]
+        probe = run.whole(EPS * z, [eps * one for one in products])
+        rise = (run.loss(probe) - run.loss(-probe)) / 2
+        yield LR * run.whole(rise / EPS * z, [rise / eps * one / rank for one in products])
+
+
+def lozo_m(run: Run, rank: int, period: int, beta: float) -> Iterator[Array]:
+    eps = EPS / math.sqrt(rank)
+    factors: list[Array | float] = [0.0] * len(run.matrices)
+    m: Array | float = 0.0
+    right: list[Array] = []
+    while True:
+        z, old = run.z(), right
+        left, right = [run.left(slot) for slot in run.matrices], [run.right(slot) for slot in run.matrices]
+        if run.step and run.step % period == 0:
+            factors = [f @ (was.swapaxes(1, 2) @ now) / now.shape[1] for f, was, now in zip(factors, old, right, strict=True)]
+        elif run.step:
+            assert all((was == now).all() for was, now in zip(old, right, strict=True))
+        probe = run.whole(EPS * z, [eps * product(u, v) for u, v in zip(left, right, strict=True)])
+        rise = (run.loss(probe) - run.loss(-probe)) / 2
+        factors = [beta * f + (1 - beta) * rise / eps * u / rank for f, u in zip(factors, left, strict=True)]
+        m = beta * m + (1 - beta) * rise / EPS * z
+        yield LR * run.whole(m, [product(f, v) for f, v in zip(factors, right, strict=True)])
+
+
+def subzero(run: Run, rank: int) -> Iterator[Array]:
+    while True:
+        made = []
+        for slot in run.matrices:
+            stack, rows, columns = slot.view
+            u, v = run.basis(slot, LEFT, rows), run.basis(slot, RIGHT, columns)
+            for q in (u, v):
+                np.testing.assert_allclose(q.swapaxes(1, 2) @ q, np.broadcast_to(np.eye(rank), (stack, rank, rank)), atol=1e-12)
+            inner = array(run.drawn.drawn(slot, [0], CHANCE, rank)[0]).reshape(stack, rank, rank).swapaxes(1, 2)
+            made.append(math.sqrt(rows * columns) / rank * product(u @ inner, v))
+        z = run.whole(run.z(), made)
+        yield LR * two_sided(run, z) * z
+
+
+def newton_schulz(a: Array) -> Array:
+    x = a / np.linalg.norm(a)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def zo_muon(run: Run, rank: int, directions: int) -> Iterator[Array]:
+    """The published eps is sqrt(rows / rank) times the library's, the published lr sqrt(rows columns / rank) times.
+
+    A vector's step has the length that NS5 would give its row, were it exact.
+    """
+    while True:
+        z, bases, inner = [run.z(i) for i in range(directions)], [], []
+        for slot in run.matrices:
+            bases.append(run.basis(slot, LEFT, slot.view[1]))
+            inner.append([run.right(slot, i).swapaxes(1, 2) for i in range(directions)])  # u: (stack, rank, columns)
+        c = []
+        for i in range(directions):
+            probe = [math.sqrt(s.view[1] / rank) * p @ u[i] for s, p, u in zip(run.matrices, bases, inner, strict=True)]
+            c.append(one_sided(run, run.whole(z[i], probe)))
+        change = []
+        for slot, p, u in zip(run.matrices, bases, inner, strict=True):
+            gradient = sum(c[i] * u[i] for i in range(directions))
+            orthogonal = np.stack([newton_schulz(part) for part in gradient])
+            change.append(math.sqrt(slot.view[1] * slot.view[2] / rank) * p @ orthogonal)
+        g = np.tensordot(c, z, 1)
+        vector = run.each(lambda slot: np.full(slot.parameter.numel(), float(not slot.is_matrix))) == 1  # the only one
+        yield LR * run.whole(g * math.sqrt(vector.sum()) / np.linalg.norm(g[vector]), change)
+
+
+def hizoo(run: Run, smoothing: float) -> Iterator[Array]:
+    h = np.ones_like(run.w)
+    while True:
+        z = run.z()
+        d = z / np.sqrt(h)
+        up, down, at = run.loss(EPS * d), run.loss(-EPS * d), run.loss()
+        curvature = abs(up + down - 2 * at) / (2 * EPS**2) * h * z**2
+        h = (1 - smoothing) * h + smoothing * curvature
+        yield LR * (up - down) / (2 * EPS) * z / np.sqrt(h)
+
+
+def masked(run: Run, mask: Callable[[], Array]) -> Iterator[Array]:
+    while True:
+        z = run.z() * mask()
+        yield LR * two_sided(run, z) * z
+
+
+def sparse_mezo(run: Run, keep: float) -> Iterator[Array]:
+    """h is the size of one of the first weights: the margin lets it through whatever its rounding."""
+
+    def threshold(slot: Slot) -> Array:
+        sizes = np.sort(np.abs(array(slot.exact())).ravel())
+        return np.full(sizes.shape, sizes[round(keep * len(sizes)) - 1] if slot.is_matrix else np.inf)
+
+    h = run.each(threshold) * (1 + 1e-6)
+    return masked(run, lambda: (np.abs(run.w * run.scale) <= h).astype(float))
+
+
+def static_mask(run: Run, keep: float, sensitivity: dict[str, torch.Tensor] | None = None) -> Iterator[Array]:
+    def places(slot: Slot) -> Array:
+        sizes = array(slot.exact() if sensitivity is None else sensitivity[slot.name]).ravel()
+        mask = np.zeros(sizes.shape) if slot.is_matrix else np.ones(sizes.shape)
+        mask[np.argsort(-np.abs(sizes))[: round(keep * len(sizes))]] = 1
+        return mask
+
+    mask = run.each(places)
+    return masked(run, lambda: mask)
+
+
+def blocks(run: Run, touches: Callable[[Slot, int], bool]) -> Iterator[Array]:
+    while True:
+        run.touched = run.each(lambda slot: np.full(slot.parameter.numel(), float(touches(slot, run.step))))
+        z = run.z() * run.touched
+        yield LR * two_sided(run, z) * z
+
+
+def block_wise(run: Run) -> Iterator[Array]:
+    return blocks(run, lambda slot, step: run.opt.slots.index(slot) == step % len(run.opt.slots))
+
+
+def random_layers(run: Run) -> Iterator[Array]:
+    """Which blocks it is was drawn."""
+    return blocks(run, lambda slot, step: run.opt.family.touches(slot, run.opt.seed, step))
+
+
+SENSITIVITY = {
+    name: torch.randn(p.shape, generator=torch.Generator().manual_seed(5)).square() for name, p in Layer("").named_parameters()
+}
+
+BETAS = {"betas": (0.6, 0.8), "zeta": 0.01}
+
+CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
+    "mezo": ("mezo", {}, sgd),
+    "mezo, Gaussian": ("mezo", {"distribution": "gaussian"}, sgd),
+    "mezo, three directions": ("mezo", {"directions": 3}, sgd),
+    "mezo, one side": ("mezo", {"directions": 3, "sides": 1}, sgd),
+    "momentum": ("momentum", {"beta": 0.7}, momentum),
+    "adam": ("adam", BETAS | {"directions": 2}, adam),
+    "adamezo": ("adamezo", BETAS | {"directions": 2, "history": 2}, adamezo),
+    "meazo": ("meazo", {"beta": 0.6, "zeta": 0.1, "directions": 2}, meazo),
+    "sign": ("sign", {"directions": 2, "distribution": "gaussian"}, sign),
+    "sign-published": ("sign-published", {"directions": 2}, sign_published),
+    "conservative": ("conservative", {}, conservative),
+    "kerzoo": ("kerzoo", {}, kerzoo),
+    "leave-one-out": ("leave-one-out", {"directions": 4}, leave_one_out),
+    "leave-one-out, rank 2": ("leave-one-out", {"directions": 4, "rank": 2}, leave_one_out),
+    "fzoo": ("fzoo", {"directions": 4}, fzoo),
+    "grzo": ("grzo", {"standardised": True}, grzo),
+    "grzo, plain": ("grzo", {"standardised": False}, grzo),
+    **{
+        f"per-example, rank {rank}, {sides} sides{', standardised' * standardised}": (
+            "per-example",
+            {"rank": rank, "sides": sides, "directions": directions, "standardised": standardised},
+            per_example,
+        )
+        for rank, sides, directions, standardised in ((1, 2, 1, True), (2, 2, 2, False), (1, 1, 3, True), (2, 1, 2, False))
+    },
+    "lozo": ("lozo", {"rank": 2, "period": 2}, lozo),
+    "lozo-m": ("lozo-m", {"rank": 2, "period": 2, "beta": 0.7}, lozo_m),
+    "lozo-m, new factors each step": ("lozo-m", {"rank": 3, "period": 1, "beta": 0.7}, lozo_m),
+    "subzero": ("subzero", {"rank": 2, "period": 2}, subzero),
+    "zo-muon": ("zo-muon", {"rank": 2, "period": 2, "directions": 3}, zo_muon),
+    "hizoo": ("hizoo", {"smoothing": 0.3}, hizoo),
+    "sparse-mezo": ("sparse-mezo", {"keep": 0.3}, sparse_mezo),
+    "static-mask": ("static-mask", {"keep": 0.3}, static_mask),
+    "static-mask, by sensitivity": ("static-mask", {"keep": 0.3, "sensitivity": SENSITIVITY}, static_mask),
+    "block-wise": ("block-wise", {}, block_wise),
+    "random-layers": ("random-layers", {"share": 0.6}, random_layers),
+}
+"""A method's name, its settings, and its rule, which takes those of them that it names."""
+
+
+def rule_of(case: str) -> Rule:
+    _, settings, rule = CASES[case]
+    names = rule.__code__.co_varnames[1 : rule.__code__.co_argcount]
+    return functools.partial(rule, **{name: value for name, value in settings.items() if name in names})
