@@ -91,7 +91,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     """
 
     RATE: ClassVar[float]
-    """The learning rate that suits the method when directions are relative."""
+    """The learning rate to begin with when directions are relative."""
 
     per_example: ClassVar[bool] = False
     """Whether it needs a loss an example, so that it cannot step on a closure."""

@@ -92,7 +92,7 @@ class TuneSettings(TaskSettings):
     batch_size: int = _setting(32, "examples a step")
     lr: float | str = _setting(
         None,
-        "learning rate, or auto, by a range test; by default what suits the method",
+        "learning rate, or auto, by a range test; by default the method's own, RATE of its class",
         kind=float,
     )
     eps: float = _setting(2e-2, "smoothing radius, relative to each tensor's rms")
