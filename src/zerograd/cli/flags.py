@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from zerograd.train.settings import AUTO, TaskSettings, from_mapping
-
-Settings = TypeVar("Settings", bound=TaskSettings)
+from zerograd.train.settings import AUTO, Settings, from_mapping
 
 
 def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:

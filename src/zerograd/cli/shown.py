@@ -17,6 +17,7 @@ def quiet() -> None:
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", module=r"peft\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -31,6 +31,11 @@ class Live(TorchDispatchMode):
         self._now = 0
         self._bytes: dict[int, int] = {}
 
+    @property
+    def now(self) -> int:
+        """The bytes that there are now."""
+        return self._now
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -98,8 +103,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_bytes() -> int:
     """The memory that can be had now without swapping: of the machine, or of its accelerator. 4 GB where nothing tells."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else host_bytes()
+
+
+def host_bytes() -> int:
+    """The machine's own memory that can be had now without swapping; 4 GB where nothing tells."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])

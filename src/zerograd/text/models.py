@@ -45,18 +45,10 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
     """
     import transformers
 
-    options: dict[str, Any] = {"trust_remote_code": False}
-    unpacked: dict[str, Any] = {}
-    path = demo_file() if name == DEMO else Path(name)
-    found: Any = name
-    if path.suffix == ".gguf" and path.exists():
-        options |= {"gguf_file": path.name, "local_files_only": True}
-        unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)}
-        found, head = path.parent, "causal" if head == "auto" else head
-    elif path.exists():
-        found, options = path, options | {"local_files_only": True}
-    elif path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
-        raise _missing(name)
+    found, options = _place(name)
+    unpacked = {}
+    if "gguf_file" in options:
+        unpacked, head = {"quantization_config": transformers.GgufConfig(dequantize=True)}, "causal" if head == "auto" else head
     try:
         if head == "auto":
             head = _saved_head(transformers.AutoConfig.from_pretrained(found, **options))
@@ -69,6 +61,21 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
     if absent and head != "classifier":  # a classifier's head is what is new
         raise ValueError(f"model {name!r} was saved without {absent[0]}, so it has no {head} head; choose another --head")
     return Loaded(model.eval().to(device), tokenizer, head)
+
+
+def configuration(name: str) -> tuple[Any, str]:
+    """A model's configuration by its name, as `load` takes it, and which of HEADS the model was saved with; no weight is read.
+
+    Raises FileNotFoundError or ValueError as `load` does.
+    """
+    import transformers
+
+    found, options = _place(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(found, **options)
+    except OSError as error:
+        raise _missing(name, error) from None
+    return config, "causal" if "gguf_file" in options else _saved_head(config)
 
 
 def demo_file() -> Path:
@@ -91,6 +98,19 @@ def device_of(name: str) -> str:
     if not there.get(kind) or (kind == "cuda" and number and int(number) >= torch.cuda.device_count()):
         raise ValueError(f"device {name!r} is not there; this machine has {', '.join(k for k, found in there.items() if found)}")
     return name
+
+
+def _place(name: str) -> tuple[Any, dict[str, Any]]:
+    """What transformers loads a model from, and the options that it needs for that."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    path = demo_file() if name == DEMO else Path(name)
+    if path.suffix == ".gguf" and path.exists():
+        return path.parent, options | {"gguf_file": path.name, "local_files_only": True}
+    if path.exists():
+        return path, options | {"local_files_only": True}
+    if path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
+        raise _missing(name)
+    return name, options
 
 
 def _saved_head(config: Any) -> str:

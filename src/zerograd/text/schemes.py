@@ -49,10 +49,10 @@ def select(
             torch.manual_seed(seed)
             return _adapted(model, scheme, lora_rank, virtual_tokens, head)
     if scheme == "upper":
-        blocks = _blocks(model)
-        if layers > len(blocks):
-            raise ValueError(f"layers is {layers}; this {type(model).__name__} has {len(blocks)}")
-        for layer in blocks[len(blocks) - (layers or -(-len(blocks) // 2)) :]:
+        within = blocks(model)
+        if layers > len(within):
+            raise ValueError(f"layers is {layers}; this {type(model).__name__} has {len(within)}")
+        for layer in within[len(within) - (layers or -(-len(within) // 2)) :]:
             layer.requires_grad_(True)
         if head == "classifier":
             _heads(model)
@@ -73,8 +73,8 @@ def select(
     return model
 
 
-def _blocks(model: Any) -> list[nn.Module]:
-    """The layers that follow each other: the decoder's, or the last such list of the model."""
+def blocks(model: Any) -> list[nn.Module]:
+    """A model's layers that follow each other: the decoder's, or the last such list of the model."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     lists = [module for module in (decoder or model).modules() if isinstance(module, nn.ModuleList)]
     alike = [found for found in lists if len({type(layer) for layer in found}) == 1 and len(list(found[0].parameters()))]

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -16,6 +16,9 @@ from zerograd.spaces.weights import STORAGES
 from zerograd.text.metrics import METRICS
 from zerograd.text.models import HEADS
 from zerograd.text.schemes import ADAPTERS, SCHEMES
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -56,14 +59,7 @@ class TaskSettings:
     threads: int = _setting(0, "CPU threads; 0 for all cores")
 
     def __post_init__(self) -> None:
-        for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            _require_kind(spec, value)
-            if isinstance(value, list):
-                object.__setattr__(self, spec.name, tuple(value))
-            choices = spec.metadata["choices"]
-            if choices and value not in choices:
-                raise ValueError(f"{spec.name} is {value!r}; choose one of {', '.join(choices)}")
+        settle(self)
         if not self.task and not self.data:
             object.__setattr__(self, "task", DEFAULT_TASK)
         _at_least("max_tokens", self.max_tokens, 16)
@@ -163,7 +159,53 @@ class TuneSettings(TaskSettings):
             raise ValueError(f"patience is {self.patience}, and there are no evals to wait for; give evals")
 
 
-Settings = TypeVar("Settings", bound=TaskSettings)
+@dataclass(frozen=True)
+class PlanSettings:
+    """What `zerograd plan` takes: a model, a machine, and a step. Raises ValueError naming a field that is wrong."""
+
+    model: str = _setting("", "as zerograd tune takes it, of which the configuration is read and no weight; or a size, 8B")
+    parameters: str = _setting("", "how many the model has, 8B, when there is no model to read")
+    layers: int = _setting(0, "its layers; 0 for as many as its other sizes suggest, as for the next four")
+    hidden: int = _setting(0, "its width")
+    intermediate: int = _setting(0, "the width within its feed-forward parts")
+    heads: int = _setting(0, "its attention heads")
+    vocabulary: int = _setting(0, "its tokens")
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps; one that is not there has to be described")
+    memory: str = _setting("", "the device's memory, 24GB; what is free of it when empty")
+    bandwidth: str = _setting("", "the device's memory bandwidth, 3.35TB/s; measured when empty")
+    flops: str = _setting("", "the rate of its matrix products, 400TFLOPS; measured when empty")
+    threads: int = _setting(0, "CPU threads; 0 for all cores")
+    tokens: int = _setting(64, "tokens of a row")
+    answer_tokens: int = _setting(0, "tokens of a row that are scored over the whole vocabulary; 0 for options of one token")
+    batch_size: int = _setting(32, "examples a step")
+    storage: str = _setting("auto", "as of zerograd tune", ("auto", *STORAGES))
+    lora_rank: int = _setting(8, "rank of adapters")
+
+    def __post_init__(self) -> None:
+        settle(self)
+        for name in ("tokens", "batch_size", "lora_rank"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("layers", "hidden", "intermediate", "heads", "vocabulary", "threads", "answer_tokens"):
+            _at_least(name, getattr(self, name), 0)
+        if self.batch_size < 2:
+            raise ValueError("batch_size is 1; methods with directions of each example's own need at least 2")
+        if self.answer_tokens > self.tokens:
+            raise ValueError(f"answer_tokens is {self.answer_tokens}; a row has {self.tokens} tokens, give at most as many")
+
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def settle(settings: DataclassInstance) -> None:
+    """Settings as they are read: lists as tuples. Raises ValueError for a field of another kind, or that is none of its choices."""
+    for spec in dataclasses.fields(settings):
+        value = getattr(settings, spec.name)
+        _require_kind(spec, value)
+        if isinstance(value, list):
+            object.__setattr__(settings, spec.name, tuple(value))
+        choices = spec.metadata["choices"]
+        if choices and value not in choices:
+            raise ValueError(f"{spec.name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def from_mapping(kind: type[Settings], fields: Mapping[str, Any], where: str) -> Settings:
@@ -205,5 +247,6 @@ def _value(given: str, text: str, default: Any) -> Any:
 
 
 def _at_least(name: str, value: float, least: float) -> None:
+    """Raises ValueError naming a number that is too small, or not finite."""
     if not (math.isfinite(value) and value >= least):
         raise ValueError(f"{name} is {value}; it must be a number of at least {least}")

@@ -1,0 +1,180 @@
+"""Planned peaks of memory beside measured ones, each of a real run in a fresh process.
+
+A run loads its model, takes its steps on the built-in film reviews, the longest rows first, and tells the process's peak since the
+model was there; the plan is asked for rows as long as the longest.
+
+python benchmarks/plan.py --steps 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from record import fresh, save
+
+from zerograd.train import environment
+
+TASK = "sentiment-movies"
+
+CELLS = [
+    {"row": "inference"},
+    {"row": "mezo, full"},
+    {"row": "per-example, upper"},
+    {"row": "per-example, full"},
+    {"row": "per-example, lora"},
+    {"row": "mezo, lora"},
+    {"row": "per-example, upper", "batch_size": 4},
+    {"row": "AdamW, lora"},
+    {"row": "AdamW, lora, checkpointing"},
+    {"row": "AdamW, lora", "batch_size": 8},
+    {"row": "AdamW, full"},
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--rows", nargs="+", help="only these rows")
+    parser.add_argument("--one", help="a cell as JSON, run in this process")
+    parser.add_argument("--name", default="plan")
+    parsed = parser.parse_args()
+    environment.prepare()
+    if parsed.one:
+        cell = json.loads(parsed.one)
+        print(json.dumps(measure(parsed.model, parsed.steps, parsed.threads, **cell)))
+        return
+    from zerograd.plan.rows import RETURNING
+
+    cells = [cell for cell in CELLS if not parsed.rows or cell["row"] in parsed.rows]
+    command = (__file__, "--model", parsed.model, "--steps", str(parsed.steps), "--threads", str(parsed.threads))
+    found: list[dict[str, Any]] = []
+    for cell in cells:
+        if "checkpointing" in str(cell["row"]):
+            name, _, value = RETURNING.partition("=")
+            os.environ[name] = value
+        found.append(cell | fresh(*command, "--one", json.dumps(cell)))
+        os.environ.pop(RETURNING.partition("=")[0], None)
+        found[-1] |= planned(parsed.model, parsed.threads, cell["row"], found[-1]["batch_size"], found[-1]["longest"])
+        found[-1]["over"] = found[-1]["planned_bytes"] / found[-1]["peak_bytes"] - 1
+        print(told(found[-1]), flush=True)
+        save(parsed.name, {"model": parsed.model, "task": TASK, "steps": parsed.steps, "rows": found})
+
+
+def told(row: dict[str, Any]) -> str:
+    """A cell of the comparison as a line."""
+    measured, planned = (row[name] / 2**20 for name in ("peak_bytes", "planned_bytes"))
+    peaks = f"measured {measured:6.0f} MiB   planned {planned:6.0f}   {100 * row['over']:+.1f} %"
+    return f"{row['row']:28} batch {row['batch_size']:3}   {peaks}"
+
+
+def planned(model: str, threads: int, name: str, batch_size: int, tokens: int) -> dict[str, Any]:
+    """What the plan says of a row, from its command line in a fresh process."""
+    flags = ("--batch-size", str(batch_size), "--tokens", str(tokens), "--threads", str(threads), "--device", "cpu", "--json")
+    rows = fresh("-m", "zerograd", "plan", model, *flags)["rows"]
+    row = next(row for row in rows if row["name"] == name)
+    return {"planned_bytes": row["memory_bytes"], "parts": row["parts"], "planned_seconds": row["seconds_per_step"]}
+
+
+def measure(model: str, steps: int, threads: int, row: str, batch_size: int = 32) -> dict[str, Any]:
+    """The peak of a run that a row of the plan stands for."""
+    method, *scheme = row.split(", ")
+    if method == "inference":
+        found = evaluated(model, threads)
+    elif method == "AdamW":
+        found = propagated(model, steps, threads, batch_size, scheme)
+    else:
+        found = tuned(model, steps, threads, batch_size, method, scheme[0])
+    return {"batch_size": batch_size} | found
+
+
+def evaluated(model: str, threads: int) -> dict[str, Any]:
+    from zerograd import workers
+    from zerograd.text import models, splits
+    from zerograd.text.evaluation import option_scores
+    from zerograd.text.scoring import Scorer
+    from zerograd.train import memory
+
+    workers.use(threads)
+    task, loaded = splits.load(TASK), models.load(model)
+    scorer = Scorer(loaded.model, loaded.tokenizer, task, loaded.head)
+    scorer.settle(task.test[:2])
+    memory.reset_peak()
+    option_scores(scorer, task.test)
+    return {"peak_bytes": memory.peak_bytes(), "longest": max(map(scorer.length, task.test))}
+
+
+def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, scheme: str) -> dict[str, Any]:
+    from zerograd.train import memory
+    from zerograd.train.settings import TuneSettings
+    from zerograd.train.tune import Tuning
+
+    settings = TuneSettings(
+        model=model,
+        task=TASK,
+        method=method,
+        scheme=scheme,
+        minutes=0,
+        steps=steps,
+        evals=0,
+        threads=threads,
+        batch_size=batch_size,
+        out="runs/of-no-plan",
+    )
+    tuning = Tuning(settings)
+    tuning.attach()
+    memory.reset_peak()
+    by_length = sorted(tuning.task.train, key=tuning.scorer.length)
+    tuning.step(by_length[-batch_size:])
+    seconds = tuning.train()
+    longest = tuning.scorer.length(by_length[-1])
+    return {"peak_bytes": memory.peak_bytes(), "longest": longest, "seconds_per_step": seconds / steps}
+
+
+def propagated(model: str, steps: int, threads: int, batch_size: int, scheme: list[str]) -> dict[str, Any]:
+    """AdamW as in lora.py: on a LoRA, or on float32 originals of all bfloat16 weights."""
+    import torch
+
+    from zerograd import workers
+    from zerograd.plan.shapes import adapted
+    from zerograd.text import models, splits
+    from zerograd.text.scoring import Scorer
+    from zerograd.train import memory, order
+
+    torch.manual_seed(0)
+    workers.use(threads)
+    task, loaded = splits.load(TASK), models.load(model)
+    whole = adapted(loaded.model, 8).get_base_model() if scheme[0] == "lora" else loaded.model
+    if "checkpointing" in scheme:
+        whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        whole.enable_input_require_grads()
+        whole.train()
+    scorer = Scorer(whole, loaded.tokenizer, task)
+    trained = [p for p in whole.parameters() if p.requires_grad]
+    originals = [p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float()) for p in trained]
+    optimizer = torch.optim.AdamW(originals, lr=1e-4)
+    lengths = [scorer.length(e) for e in task.train]
+    dataset, longest = order.batches(lengths, batch_size, 0), sorted(range(len(lengths)), key=lengths.__getitem__)[-batch_size:]
+    memory.reset_peak()
+    for step in range(steps):
+        chosen = next(dataset) if step else longest
+        scorer.losses(scorer.batch([task.train[i] for i in chosen])).mean().backward()
+        for p, original in zip(trained, originals, strict=True):
+            if original is not p:
+                p_gradient, p.grad = p.grad, None
+                original.grad = None if p_gradient is None else p_gradient.float()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for p, original in zip(trained, originals, strict=True):
+                if original is not p:
+                    p.copy_(original)
+    return {"peak_bytes": memory.peak_bytes(), "longest": max(lengths)}
+
+
+if __name__ == "__main__":
+    main()

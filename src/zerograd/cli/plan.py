@@ -1,0 +1,74 @@
+"""zerograd plan: what fits a machine, and what a step takes, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from typing import Any
+
+from zerograd.cli import flags, shown
+from zerograd.train.settings import PlanSettings
+
+
+def add(verbs: Any) -> None:
+    parser = verbs.add_parser("plan", help="say what fits this machine, or another, and what a step takes", description=__doc__)
+    parser.add_argument(
+        "planned_model", metavar="MODEL", nargs="?", default="", help="a model, or a size such as 8B; the same as --model"
+    )
+    flags.add(parser, PlanSettings)
+    parser.add_argument("--json", action="store_true", help="print one JSON object: machine, model, rows, basis, advice")
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    if parsed.planned_model:
+        if getattr(parsed, "model", parsed.planned_model) != parsed.planned_model:
+            raise ValueError(f"model is {parsed.model!r}, and MODEL {parsed.planned_model!r}; give one of them")
+        parsed.model = parsed.planned_model
+    settings = flags.read(PlanSettings, parsed)
+    if parsed.show_config:
+        print(flags.shown(settings))
+        return 0
+    from zerograd.plan import planned
+
+    shown.quiet()
+    plan = planned(settings)
+    if parsed.json:
+        print(json.dumps(plan.as_json()))
+        return 0
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(plan))
+    for line in (f"... is {_start(plan)}", *plan.basis, f"what we would run: {plan.advice}"):
+        console.print(line, highlight=False, markup=False)
+    return 0
+
+
+def table(plan: Any) -> Any:
+    """The rows of a plan."""
+    from rich import box
+    from rich.table import Table
+
+    from zerograd.plan.quantities import written
+
+    title = f"{plan.settings.model or 'a model'}: {plan.shape.parameters:,} parameters\n{plan.machine}"
+    shared = _start(plan)
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    made.add_column("", no_wrap=True)
+    for heading in ("memory", "fits", "s/step"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    made.add_column("command", overflow="fold")
+    for row in plan.rows:
+        taken = "?" if row.seconds is None else f"{row.seconds:.2g}"
+        fits = "yes" if plan.fits(row) else "no"
+        made.add_row(row.name, written(row.memory, "B"), fits, taken, row.command.replace(shared, "..."))
+    return made
+
+
+def _start(plan: Any) -> str:
+    """What the commands of all methods begin with."""
+    commands = [row.command.split() for row in plan.rows if row.command.startswith("zerograd tune")]
+    alike = itertools.takewhile(lambda words: len(set(words)) == 1, zip(*commands, strict=False))
+    return " ".join(words[0] for words in alike)

@@ -1,0 +1,130 @@
+"""What a pass holds beside weights, by running it on tensors that have a shape and no values.
+
+torch's fake tensors go the way of the CPU's own kernels, so that attention holds here what it holds there. A pass through a few
+layers is enough: one that keeps nothing holds the same however many layers follow, and what one for back-propagation keeps grows by
+the same bytes with each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from zerograd.perturb.fit import Live
+from zerograd.plan.shapes import Shape, adapted
+from zerograd.text import head as heads
+
+FEW = 2
+"""Layers that a pass is run through; twice as many tell what each of them keeps."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What back-propagation holds beside weights, in bytes. between: activations, from the forward pass to the backward one.
+    over: the most at a time beside these.
+    """
+
+    between: int
+    over: int
+
+
+def evaluated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, scored: int = 0) -> int:
+    """The most bytes that tensors hold at a time while rows of so many tokens are evaluated in a dtype.
+
+    scored: tokens of a row that are scored over the whole vocabulary.
+    """
+    model = shape.made(dtype)
+    with _fake(model, FEW), torch.no_grad(), Live() as live:
+        _states(model, shape, rows, tokens)
+    states = rows * tokens * shape.hidden * dtype.itemsize
+    return max(int(live.peak), states + _head_bytes(shape, rows * scored, dtype))
+
+
+def propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: int = 0, checkpointing: bool = False) -> Kept:
+    """What back-propagation through rows of so many tokens holds, gradients apart.
+
+    rank: of a LoRA on every linear layer; 0 where every parameter is trained. checkpointing: whether a layer keeps its input alone,
+    and runs again.
+    """
+    few, more = (_propagated(shape, rows, tokens, dtype, rank, checkpointing, layers) for layers in (FEW, 2 * FEW))
+    each = (more.between - few.between) / FEW
+    depth = max(0, shape.layers - FEW)
+    return Kept(round(few.between + each * depth), few.over)
+
+
+def _propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: int, checkpointing: bool, layers: int) -> Kept:
+    model = shape.made(dtype)
+    model = adapted(model, rank).get_base_model() if rank else model.requires_grad_(True)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+        model.train()
+    with _fake(model, layers), Live() as live:
+        states = _states(model, shape, rows, tokens)
+        between = live.now
+        torch.autograd.backward(states.float().sum())
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return Kept(between, max(0, live.peak - max(between, gradients)))
+
+
+def _states(model: Any, shape: Shape, rows: int, tokens: int) -> torch.Tensor:
+    """What the head sees: (rows, tokens, width)."""
+    ids = torch.zeros(rows, tokens, dtype=torch.long)
+    body = model.get_encoder() if shape.head == "seq2seq" else model.base_model
+    more = {"use_cache": False} if shape.head == "causal" else {}
+    made: torch.Tensor = body(input_ids=ids, **more).last_hidden_state
+    return made
+
+
+def _head_bytes(shape: Shape, scored: int, dtype: torch.dtype) -> int:
+    """What `text.head.log_likelihoods` holds: scored states and logits in float32, a part of the head cast to it."""
+    if not scored:
+        return 0
+    chunk = min(shape.vocabulary, max(heads.CHUNK, heads.HELD // scored))
+    cast = chunk * shape.hidden * 4 if dtype != torch.float32 else 0
+    return 4 * scored * shape.hidden + cast + 2 * 4 * scored * chunk
+
+
+@contextmanager
+def _fake(model: nn.Module, layers: int) -> Iterator[None]:
+    """Run the block with a model cut to its first layers, whose tensors are fake ones of the CPU, as are those made within."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    _cut(model, layers)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        made: dict[int, tuple[Any, Any]] = {}  # with what they replace, so that no number is given twice
+        for module in model.modules():
+            for held, fake in ((module._parameters, _parameter), (module._buffers, _buffer)):
+                _replace(held, made, fake)
+        yield
+
+
+def _replace(held: dict[str, Any], made: dict[int, tuple[Any, Any]], fake: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    for name, tensor in held.items():
+        if tensor is not None:
+            made.setdefault(id(tensor), (tensor, None))
+            if made[id(tensor)][1] is None:
+                made[id(tensor)] = (tensor, fake(tensor))
+            held[name] = made[id(tensor)][1]
+
+
+def _buffer(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def _parameter(tensor: torch.Tensor) -> torch.Tensor:
+    return nn.Parameter(_buffer(tensor), requires_grad=tensor.requires_grad)
+
+
+def _cut(module: nn.Module, layers: int) -> None:
+    """Leave the first layers alone of those that follow each other."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            del child[layers:]
+        else:
+            _cut(child, layers)

@@ -1,0 +1,183 @@
+"""The rows of a plan: what inference, each method with each scheme, and back-propagation hold and take, and the command of each."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from zerograd.optim import METHODS
+from zerograd.optim.base import ZerothOrder
+from zerograd.perturb.products import BUFFER, DEVICE_BUFFER
+from zerograd.plan import activations, quantities, seconds
+from zerograd.plan.machine import Machine
+from zerograd.plan.shapes import Shape
+from zerograd.text.scoring import FORWARD_TOKENS
+from zerograd.train.evaluate import ROWS as EVALUATED
+from zerograd.train.settings import PlanSettings, TuneSettings
+
+TASK = 45 << 20
+"""What a process adds to its libraries before it does anything: tokenizer, the model's own code, rows of text."""
+
+KERNELS = 115 << 20
+"""What training adds: Numba's and oneDNN's compiled kernels, and what writes its record."""
+
+SPARE, KEPT, MOST = 20 << 20, 3.5, 200 << 20
+"""What a pass on the CPU makes a process hold beside its tensors: so many bytes; and what the allocator keeps for the next pass, so
+many for each byte of them, until they are so large that they go back to the system. Measured on models of 3 to 420 million
+parameters (benchmarks/plan.py)."""
+
+RETURNING = "MALLOC_MMAP_THRESHOLD_=1048576"
+"""What makes glibc's allocator give tensors of 1 MB back as soon as they are freed. Without it the few tensors that checkpointing
+keeps lie between those that it frees, and the process holds two to three times as much."""
+
+OVER_PROPAGATED = 1.5
+"""Bytes that a process holds for each that back-propagation has at a time beside what it keeps."""
+
+OVER_DEVICE = 1.2
+"""Bytes that an accelerator's allocator holds for each of a pass."""
+
+MOMENTS = 12
+"""Bytes of AdamW a trained 16-bit value beside the value and its gradient: its float32 original and two moments, 16 in all
+(Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to use a model on a machine.
+
+    name: what it is. method, scheme: as `zerograd tune` names them; "" for what it does not do. parts: bytes by what holds them.
+    seconds: of a step, of a batch where nothing is trained; None where rates are not known. trained: values. command: what to type.
+    """
+
+    name: str
+    method: str
+    scheme: str
+    parts: dict[str, int]
+    seconds: float | None
+    trained: int
+    command: str
+
+    @property
+    def memory(self) -> int:
+        """Peak bytes."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the rows of a plan."""
+
+    settings: PlanSettings
+    shape: Shape
+    machine: Machine
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return torch.float32 if self.settings.storage == "float32" else torch.bfloat16
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the weights."""
+        return self.shape.parameters * self.dtype.itemsize
+
+    @property
+    def process(self) -> int:
+        """Bytes that the device's memory holds without the model."""
+        return self.machine.libraries + (TASK if self.machine.is_cpu else 0)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows: inference, every method with every scheme, AdamW."""
+        yield self.inference()
+        for method in METHODS:
+            for scheme in self.shape.trained:
+                yield self.tuned(method, scheme)
+        yield from self.propagated()
+
+    def inference(self) -> Row:
+        """A batch evaluated."""
+        rows = min(EVALUATED, max(1, FORWARD_TOKENS // self.settings.tokens))
+        parts = {"process": self.process, "weights": self.weights, "pass": self._held(self._live(rows))}
+        clock = seconds.Clock(self.shape, self.machine, self.settings)
+        command = self._command("eval", {"data": "FILE"})
+        return Row("inference", "", "", parts, clock.evaluated(self.settings.batch_size, rows), 0, command)
+
+    def tuned(self, method: str, scheme: str) -> Row:
+        """`zerograd tune` with a method and a scheme."""
+        settings, trained, default = self.settings, self.shape.trained[scheme], TuneSettings()
+        optimizer = instance(method)
+        copies = optimizer.plan(settings.batch_size).copies
+        rows = self.rows_of_pass(copies)
+        adapter = scheme == "lora"
+        buffer = BUFFER if self.machine.is_cpu else DEVICE_BUFFER
+        remainder = 2 if not adapter and settings.storage in ("auto", "split") else 0
+        below = 0  # states that enter the first trained layer, once for the batch and once for all branches
+        if scheme == "upper":
+            below = (settings.batch_size + rows) * settings.tokens * self.shape.hidden * self.dtype.itemsize
+        parts = {
+            "process": self.process + (KERNELS if self.machine.is_cpu else 0),
+            "weights": self.weights + (4 * trained if adapter else 0),
+            "remainder": remainder * trained,
+            "pass": self._held(self._live(rows)) + below + buffer,
+        }
+        options = {"data": "FILE", "method": method, "scheme": scheme, "batch_size": settings.batch_size}
+        if settings.lora_rank != default.lora_rank and adapter:
+            options["lora_rank"] = settings.lora_rank
+        if not (adapter and settings.storage in ("split", "bfloat16")):
+            options["storage"] = settings.storage
+        clock = seconds.Clock(self.shape, self.machine, settings)
+        taken = clock.tuned(optimizer, scheme, copies, rows)
+        given = {name: value for name, value in options.items() if getattr(default, name) != value}
+        return Row(f"{method}, {scheme}", method, scheme, parts, taken, trained, self._command("tune", given))
+
+    def propagated(self) -> Iterator[Row]:
+        """Back-propagation: AdamW on every parameter, and on a LoRA on every linear layer."""
+        clock = seconds.Clock(self.shape, self.machine, self.settings)
+        rows, tokens, rank = self.rows_of_pass(1), self.settings.tokens, self.settings.lora_rank
+        base = {"process": self.process}
+        kept = activations.propagated(self.shape, rows, tokens, self.dtype)
+        values, size = self.shape.parameters, self.dtype.itemsize
+        state = (MOMENTS if size == 2 else 8) * values
+        parts = base | {"weights": self.weights, "state": state, "pass": self._propagated(kept, size * values)}
+        taken = clock.propagated(3, rows, values)
+        yield Row("AdamW, full", "adamw", "full", parts, taken, values, "transformers' Trainer")
+        adapter = self.shape.adapter
+        for checkpointing in (False, True):
+            kept = activations.propagated(self.shape, rows, tokens, self.dtype, rank, checkpointing)
+            held = self._propagated(kept, 4 * adapter)
+            parts = base | {"weights": self.weights + 4 * adapter, "state": 8 * adapter, "pass": held}
+            name = "AdamW, lora" + ", checkpointing" * checkpointing
+            command = "transformers' Trainer with PEFT" + ", gradient_checkpointing=True" * checkpointing
+            taken = clock.propagated(3 + checkpointing, rows, adapter)
+            yield Row(name, "adamw", "lora", parts, taken, adapter, command)
+
+    def rows_of_pass(self, copies: int) -> int:
+        """Rows of a forward pass: whole examples with their branches, within the tokens that a pass takes."""
+        examples = max(1, FORWARD_TOKENS // (self.settings.tokens * copies))
+        return copies * min(self.settings.batch_size, examples)
+
+    def _live(self, rows: int) -> int:
+        return activations.evaluated(self.shape, rows, self.settings.tokens, self.dtype, self.settings.answer_tokens)
+
+    def _held(self, live: int) -> int:
+        """What tensors of forward passes make a process hold."""
+        return round(SPARE + live + min(KEPT * live, MOST)) if self.machine.is_cpu else round(OVER_DEVICE * live)
+
+    def _propagated(self, kept: activations.Kept, gradients: int) -> int:
+        """What back-propagation makes a process hold: activations go as gradients come."""
+        over = round(OVER_PROPAGATED * kept.over)
+        return max(kept.between, gradients) + over + (SPARE if self.machine.is_cpu else 0)
+
+    def _command(self, verb: str, options: dict[str, object]) -> str:
+        named = {"model": "MODEL" if quantities.is_count(self.settings.model) else self.settings.model or "MODEL"} | options
+        return " ".join(["zerograd", verb, *(f"--{name.replace('_', '-')} {shlex.quote(str(v))}" for name, v in named.items())])
+
+
+def instance(method: str) -> ZerothOrder:
+    """A method over one small matrix, to be asked what its steps are."""
+    made: ZerothOrder = METHODS[method]([nn.Parameter(torch.ones(2, 2))])
+    return made

@@ -1,0 +1,153 @@
+"""What a model is made of, by its configuration: parameters are counted, and passes run, on tensors that hold no values."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zerograd.plan import quantities
+from zerograd.text import models, schemes
+from zerograd.train.settings import PlanSettings
+
+SCHEMES = ("full", "upper", "lora", "norms")
+"""The schemes that a plan has rows for."""
+
+WIDTH_OF_LAYERS, WIDTH_OF_HEADS, WIDENING, VOCABULARY = 128, 128, 8 / 3, 32_000
+"""The sizes of a model that only its parameters are known of: hidden = 128 layers, heads of 128, a feed-forward part of 8/3 of the
+width (Touvron et al. 2023, arXiv 2302.13971, section 2.2 and table 2)."""
+
+SIZES = ("layers", "hidden", "intermediate", "heads", "vocabulary")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, of which nothing is loaded.
+
+    trained: values that each of SCHEMES trains, those that the architecture can have. adapter: values of a LoRA on every linear
+    layer. body: values that a token of the batch is multiplied with, in the layers that follow each other, experts that it does not
+    see left out; upper: those of them in the upper half of the layers. layers, hidden, vocabulary: sizes. config, head: what makes
+    such a model.
+    """
+
+    parameters: int
+    trained: dict[str, int]
+    adapter: int
+    body: int
+    upper: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    config: Any
+    head: str
+
+    def made(self, dtype: torch.dtype) -> Any:
+        """Such a model without values, on the device "meta"."""
+        return _made(self.config, self.head, dtype)
+
+
+def shape(settings: PlanSettings) -> Shape:
+    """The shape of the model that the settings name or describe.
+
+    Raises ValueError or FileNotFoundError with the mend for one that is not there, or not described well enough.
+    """
+    name, given = settings.model, settings.parameters
+    if quantities.is_count(name) and not Path(name).exists():
+        name, given = "", given or name
+    if not name:
+        count = int(quantities.read("parameters", given)) if given else 0
+        return _measured(_llama(count, {size: getattr(settings, size) for size in SIZES}), "causal", settings.lora_rank, count)
+    for field in ("parameters", *SIZES):
+        if getattr(settings, field):
+            raise ValueError(f"{field} is {getattr(settings, field)!r}, and model {name!r} has its own; give one of them")
+    config, head = models.configuration(name)
+    if getattr(config, "quantization_config", None) and not name.endswith(".gguf") and name != models.DEMO:
+        raise ValueError(f"model {name!r} is quantised, which nothing here trains yet; give the model that it was made from")
+    return _measured(config, head, settings.lora_rank)
+
+
+def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
+    """The shape of a configuration. count: of its parameters, where it was told and the configuration only comes near it."""
+    model = _made(config, head, torch.bfloat16)
+    within = schemes.blocks(model)
+    body = [sum(_seen(p, config) for p in layer.parameters() if p.ndim > 1) for layer in within]
+    values = sum(p.numel() for p in model.parameters())
+    sizes = config.get_text_config()
+    adapter = _trained(adapted(_made(config, head, torch.bfloat16), lora_rank))
+    trained = {}
+    for scheme in SCHEMES:
+        with contextlib.suppress(ValueError):  # a scheme that this architecture has nothing for
+            trained[scheme] = _trained(schemes.select(_made(config, head, torch.bfloat16), scheme, lora_rank=lora_rank, head=head))
+    scale = count / values if count else 1.0
+    upper = sum(body[len(body) - -(-len(body) // 2) :])
+    return Shape(
+        count or values,
+        {name: round(some * (scale if name in ("full", "upper") else 1)) for name, some in trained.items()},
+        adapter,
+        round(sum(body) * scale),
+        round(upper * scale),
+        len(within),
+        sizes.hidden_size,
+        sizes.vocab_size,
+        config,
+        head,
+    )
+
+
+def adapted(model: Any, rank: int) -> Any:
+    """The model with a LoRA on every linear layer but its head, in float32, as one back-propagates through."""
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules="all-linear"))
+
+
+def _made(config: Any, head: str, dtype: torch.dtype) -> Any:
+    import transformers
+
+    with torch.device("meta"):
+        return getattr(transformers, models.HEADS[head]).from_config(copy.deepcopy(config), dtype=dtype).eval()
+
+
+def _trained(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _seen(parameter: nn.Parameter, config: Any) -> float:
+    """How many values of a parameter a token is multiplied with: of stacked experts, those that it is sent to."""
+    chosen = getattr(config.get_text_config(), "num_experts_per_tok", None)
+    share = chosen / len(parameter) if parameter.ndim == 3 and chosen and len(parameter) > chosen else 1.0
+    return parameter.numel() * share
+
+
+def _llama(count: int, sizes: dict[str, int]) -> Any:
+    """A Llama of some sizes, those that are 0 derived from the others and from the number of its parameters."""
+    import transformers
+
+    vocabulary = sizes["vocabulary"] or VOCABULARY
+    layers, hidden = sizes["layers"], sizes["hidden"]
+    if not count and not (layers and hidden):
+        raise ValueError("the model is not given: name one, or its size as --parameters 8B, or its --layers and --hidden")
+    if not hidden:  # 12 layers hidden ** 2 + 2 vocabulary hidden = count
+        widths = range(64, 1 << 20, 64)
+        hidden = next(h for h in widths if 12 * (layers or h / WIDTH_OF_LAYERS) * h * h + 2 * vocabulary * h >= count)
+    layers = layers or max(1, round((count - 2 * vocabulary * hidden) / (12 * hidden * hidden)))
+    heads = sizes["heads"] or max(1, hidden // WIDTH_OF_HEADS)
+    if hidden % heads:
+        raise ValueError(f"heads is {heads}, which does not divide hidden {hidden}; give one that does")
+    if hidden // heads % 2:
+        raise ValueError(f"heads is {heads}, so each is {hidden // heads} wide, which must be even; give another number")
+    inner = sizes["intermediate"] or 64 * math.ceil(WIDENING * hidden / 64)
+    return transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        tie_word_embeddings=bool(count) and 12 * layers * hidden**2 + 1.5 * vocabulary * hidden > count,
+    )
