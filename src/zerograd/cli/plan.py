@@ -61,7 +61,7 @@ def table(plan: Any) -> Any:
         made.add_column(heading, justify="right", no_wrap=True)
     made.add_column("command", overflow="fold")
     for row in plan.rows:
-        taken = "?" if row.seconds is None else f"{row.seconds:.2g}"
+        taken = "?" if row.seconds is None else f"{row.seconds:.2g}" if row.seconds < 100 else f"{row.seconds:,.0f}"
         fits = "yes" if plan.fits(row) else "no"
         made.add_row(row.name, written(row.memory, "B"), fits, taken, row.command.replace(shared, "..."))
     return made

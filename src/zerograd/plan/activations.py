@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from zerograd.perturb.fit import Live
-from zerograd.plan.shapes import Shape, adapted
+from zerograd.plan.shapes import SAMPLED, Shape, adapted
 from zerograd.text import head as heads
 
-FEW = 2
+FEW = SAMPLED // 2
 """Layers that a pass is run through; twice as many tell what each of them keeps."""
 
 
@@ -38,8 +38,8 @@ def evaluated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, scored: 
 
     scored: tokens of a row that are scored over the whole vocabulary.
     """
-    model = shape.made(dtype)
-    with _fake(model, FEW), torch.no_grad(), Live() as live:
+    model = shape.made(dtype, FEW)
+    with _fake(model), torch.no_grad(), Live() as live:
         _states(model, shape, rows, tokens)
     states = rows * tokens * shape.hidden * dtype.itemsize
     return max(int(live.peak), states + _head_bytes(shape, rows * scored, dtype))
@@ -53,18 +53,17 @@ def propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: i
     """
     few, more = (_propagated(shape, rows, tokens, dtype, rank, checkpointing, layers) for layers in (FEW, 2 * FEW))
     each = (more.between - few.between) / FEW
-    depth = max(0, shape.layers - FEW)
-    return Kept(round(few.between + each * depth), few.over)
+    return Kept(round(few.between + each * max(0, shape.layers - FEW)), few.over)
 
 
 def _propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: int, checkpointing: bool, layers: int) -> Kept:
-    model = shape.made(dtype)
+    model = shape.made(dtype, layers)
     model = adapted(model, rank).get_base_model() if rank else model.requires_grad_(True)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
         model.train()
-    with _fake(model, layers), Live() as live:
+    with _fake(model), Live() as live:
         states = _states(model, shape, rows, tokens)
         between = live.now
         torch.autograd.backward(states.float().sum())
@@ -91,11 +90,10 @@ def _head_bytes(shape: Shape, scored: int, dtype: torch.dtype) -> int:
 
 
 @contextmanager
-def _fake(model: nn.Module, layers: int) -> Iterator[None]:
-    """Run the block with a model cut to its first layers, whose tensors are fake ones of the CPU, as are those made within."""
+def _fake(model: nn.Module) -> Iterator[None]:
+    """Run the block with the tensors of a model replaced by fake ones of the CPU, as are those made within."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    _cut(model, layers)
     with FakeTensorMode(allow_non_fake_inputs=True):
         made: dict[int, tuple[Any, Any]] = {}  # with what they replace, so that no number is given twice
         for module in model.modules():
@@ -119,12 +117,3 @@ def _buffer(tensor: torch.Tensor) -> torch.Tensor:
 
 def _parameter(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(_buffer(tensor), requires_grad=tensor.requires_grad)
-
-
-def _cut(module: nn.Module, layers: int) -> None:
-    """Leave the first layers alone of those that follow each other."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            del child[layers:]
-        else:
-            _cut(child, layers)

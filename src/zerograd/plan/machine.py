@@ -87,10 +87,11 @@ def machine(settings: PlanSettings, shape: Shape) -> Machine:
         return Machine(
             settings.device, settings.device, described, described, given.get("flops"), given.get("bandwidth"), CONTEXT, threads
         )
-    memory, free = _memory(device)
     if "memory" in given:
         memory = free = int(given["memory"])
-    told = probed(settings, shape, device, threads)
+    else:
+        memory, free = _memory(device)
+    told = {"resident": LIBRARIES} | given if len(given) == 3 else probed(settings, shape, device, threads)
     rates = {field: given.get(field, told[field]) for field in ("flops", "bandwidth")}
     libraries = int(told["resident"]) if device == "cpu" else CONTEXT
     measured = tuple(field for field in rates if field not in given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -69,11 +69,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes the rows of a plan."""
+    """Makes the rows of a plan. held: bytes of tensors of a pass by its rows, as far as they are known."""
 
     settings: PlanSettings
     shape: Shape
     machine: Machine
+    held: dict[int, int] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,7 +162,10 @@ class Planner:
         return copies * min(self.settings.batch_size, examples)
 
     def _live(self, rows: int) -> int:
-        return activations.evaluated(self.shape, rows, self.settings.tokens, self.dtype, self.settings.answer_tokens)
+        if rows not in self.held:
+            settings = self.settings
+            self.held[rows] = activations.evaluated(self.shape, rows, settings.tokens, self.dtype, settings.answer_tokens)
+        return self.held[rows]
 
     def _held(self, live: int) -> int:
         """What tensors of forward passes make a process hold."""

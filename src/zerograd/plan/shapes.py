@@ -16,8 +16,14 @@ from zerograd.plan import quantities
 from zerograd.text import models, schemes
 from zerograd.train.settings import PlanSettings
 
-SCHEMES = ("full", "upper", "lora", "norms")
-"""The schemes that a plan has rows for."""
+SCHEMES = ("full", "upper", "norms", "lora")
+"""The schemes that a plan has rows for; the adapter last, since it changes the model."""
+
+SAMPLED = 4
+"""Layers of a model that are kept to run passes through."""
+
+LINEAR = ("Linear", "Conv1D")
+"""Classes of modules that PEFT takes for linear layers."""
 
 WIDTH_OF_LAYERS, WIDTH_OF_HEADS, WIDENING, VOCABULARY = 128, 128, 8 / 3, 32_000
 """The sizes of a model that only its parameters are known of: hidden = 128 layers, heads of 128, a feed-forward part of 8/3 of the
@@ -32,8 +38,8 @@ class Shape:
 
     trained: values that each of SCHEMES trains, those that the architecture can have. adapter: values of a LoRA on every linear
     layer. body: values that a token of the batch is multiplied with, in the layers that follow each other, experts that it does not
-    see left out; upper: those of them in the upper half of the layers. layers, hidden, vocabulary: sizes. config, head: what makes
-    such a model.
+    see left out; upper: those of them in the upper half of the layers. layers, hidden, vocabulary: sizes. sample: its first
+    layers, on the device "meta". head: of `models.HEADS`.
     """
 
     parameters: int
@@ -44,12 +50,12 @@ class Shape:
     layers: int
     hidden: int
     vocabulary: int
-    config: Any
+    sample: Any
     head: str
 
-    def made(self, dtype: torch.dtype) -> Any:
-        """Such a model without values, on the device "meta"."""
-        return _made(self.config, self.head, dtype)
+    def made(self, dtype: torch.dtype, layers: int) -> Any:
+        """The model cut to its first layers, at most SAMPLED, without values."""
+        return cut(copy.deepcopy(self.sample), layers).to(dtype)
 
 
 def shape(settings: PlanSettings) -> Shape:
@@ -59,7 +65,9 @@ def shape(settings: PlanSettings) -> Shape:
     """
     name, given = settings.model, settings.parameters
     if quantities.is_count(name) and not Path(name).exists():
-        name, given = "", given or name
+        if given:
+            raise ValueError(f"parameters is {given!r}, and MODEL {name}; give one of them")
+        name, given = "", name
     if not name:
         count = int(quantities.read("parameters", given)) if given else 0
         return _measured(_llama(count, {size: getattr(settings, size) for size in SIZES}), "causal", settings.lora_rank, count)
@@ -74,28 +82,27 @@ def shape(settings: PlanSettings) -> Shape:
 
 def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
     """The shape of a configuration. count: of its parameters, where it was told and the configuration only comes near it."""
-    model = _made(config, head, torch.bfloat16)
+    model = _made(config, head)
     within = schemes.blocks(model)
     body = [sum(_seen(p, config) for p in layer.parameters() if p.ndim > 1) for layer in within]
     values = sum(p.numel() for p in model.parameters())
-    sizes = config.get_text_config()
-    adapter = _trained(adapted(_made(config, head, torch.bfloat16), lora_rank))
+    linear = [m.get_parameter("weight") for layer in within for m in layer.modules() if type(m).__name__ in LINEAR]
     trained = {}
     for scheme in SCHEMES:
-        with contextlib.suppress(ValueError):  # a scheme that this architecture has nothing for
-            trained[scheme] = _trained(schemes.select(_made(config, head, torch.bfloat16), scheme, lora_rank=lora_rank, head=head))
+        with contextlib.suppress(ValueError):  # this architecture has nothing for it
+            trained[scheme] = _trained(schemes.select(model, scheme, lora_rank=lora_rank, head=head))
     scale = count / values if count else 1.0
-    upper = sum(body[len(body) - -(-len(body) // 2) :])
+    sizes = config.get_text_config()
     return Shape(
         count or values,
         {name: round(some * (scale if name in ("full", "upper") else 1)) for name, some in trained.items()},
-        adapter,
+        lora_rank * sum(sum(weight.shape) for weight in linear),
         round(sum(body) * scale),
-        round(upper * scale),
+        round(sum(body[len(body) // 2 :]) * scale),
         len(within),
         sizes.hidden_size,
         sizes.vocab_size,
-        config,
+        cut(_made(config, head), SAMPLED),
         head,
     )
 
@@ -107,11 +114,21 @@ def adapted(model: Any, rank: int) -> Any:
     return peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules="all-linear"))
 
 
-def _made(config: Any, head: str, dtype: torch.dtype) -> Any:
+def cut(module: Any, layers: int) -> Any:
+    """A model with the first layers alone of those that follow each other."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            del child[layers:]
+        else:
+            cut(child, layers)
+    return module
+
+
+def _made(config: Any, head: str) -> Any:
     import transformers
 
     with torch.device("meta"):
-        return getattr(transformers, models.HEADS[head]).from_config(copy.deepcopy(config), dtype=dtype).eval()
+        return getattr(transformers, models.HEADS[head]).from_config(copy.deepcopy(config), dtype=torch.bfloat16).eval()
 
 
 def _trained(model: Any) -> int:
@@ -137,11 +154,10 @@ def _llama(count: int, sizes: dict[str, int]) -> Any:
         widths = range(64, 1 << 20, 64)
         hidden = next(h for h in widths if 12 * (layers or h / WIDTH_OF_LAYERS) * h * h + 2 * vocabulary * h >= count)
     layers = layers or max(1, round((count - 2 * vocabulary * hidden) / (12 * hidden * hidden)))
-    heads = sizes["heads"] or max(1, hidden // WIDTH_OF_HEADS)
-    if hidden % heads:
-        raise ValueError(f"heads is {heads}, which does not divide hidden {hidden}; give one that does")
-    if hidden // heads % 2:
-        raise ValueError(f"heads is {heads}, so each is {hidden // heads} wide, which must be even; give another number")
+    fitting = [heads for heads in range(1, hidden + 1) if hidden % (2 * heads) == 0]  # those of an even width
+    if not fitting or (sizes["heads"] and sizes["heads"] not in fitting):
+        raise ValueError(f"heads is {sizes['heads']}, which does not divide hidden {hidden} into even parts; give one that does")
+    heads = sizes["heads"] or min(fitting, key=lambda some: abs(hidden / some - WIDTH_OF_HEADS))
     inner = sizes["intermediate"] or 64 * math.ceil(WIDENING * hidden / 64)
     return transformers.LlamaConfig(
         vocab_size=vocabulary,

@@ -1,0 +1,346 @@
+"""`zerograd plan`: shapes, bytes and rows against real models, and what the command line says."""
+
+import json
+import subprocess
+import sys
+
+import peft
+import pytest
+import torch
+import yaml
+from test_data import write
+from test_text import characters
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MixtralConfig, OPTConfig, T5Config
+
+from zerograd.cli import main
+from zerograd.optim import FZOO, METHODS
+from zerograd.perturb.fit import Live
+from zerograd.plan import activations, planned, quantities, shapes
+from zerograd.plan.shapes import shape
+from zerograd.text import models, schemes
+from zerograd.train.settings import PlanSettings
+
+DESCRIBED = {"device": "cpu", "memory": "16GB", "flops": "1TFLOPS", "bandwidth": "20GB/s"}
+FLAGS = [part for name, value in DESCRIBED.items() for part in (f"--{name}", value)]
+
+
+def llama(layers=5, hidden=64, **more):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    config = LlamaConfig(vocab_size=101, num_hidden_layers=layers, initializer_range=0.3, **sizes, **ids, **more)
+    return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def saved(path, **more):
+    llama(**more).save_pretrained(path)
+    characters().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("plan") / "llama")
+
+
+def rows_of(**settings):
+    return {row.name: row for row in planned(PlanSettings(**DESCRIBED | settings)).rows}
+
+
+def trained(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "value"),
+    [
+        ("8B", "", 8e9),
+        ("135m", "", 135e6),
+        ("24GB", "B", 24e9),
+        ("24 GiB", "B", 24 * 2**30),
+        ("1.5T", "B", 1.5e12),
+        ("3.35TB/s", "B/s", 3.35e12),
+        ("400TFLOPS", "FLOPS", 4e14),
+        ("2 TFLOP/s", "FLOPS", 2e12),
+        ("1000", "B", 1000),
+    ],
+)
+def test_quantities_are_read_as_people_write_them(text, unit, value):
+    assert quantities.read("x", text, unit) == pytest.approx(value)
+
+
+def test_a_quantity_that_is_written_is_read_again():
+    for value in (1.0, 999.0, 999.9, 1e6, 3.35e12, 999.6e9):
+        assert quantities.read("x", quantities.written(value, "B"), "B") == pytest.approx(value, rel=5e-3)
+
+
+def test_a_folder_is_counted_as_it_loads_and_no_weight_is_read(folder, tmp_path):
+    there = tmp_path / "model"
+    there.mkdir()
+    (there / "config.json").write_text((folder / "config.json").read_text())  # and nothing else
+    found = shape(PlanSettings(model=str(there)))
+    for scheme in shapes.SCHEMES:
+        loaded = models.load(str(folder)).model
+        count = sum(p.numel() for p in loaded.parameters())
+        assert found.trained[scheme] == trained(schemes.select(loaded, scheme))
+        assert found.parameters == count
+    layer = schemes.blocks(llama())[0]
+    assert found.body == 5 * sum(p.numel() for p in layer.parameters() if p.ndim == 2)
+    assert found.upper == found.body * 3 // 5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4),
+        GPT2Config(vocab_size=101, n_embd=64, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=1),
+        OPTConfig(vocab_size=101, hidden_size=64, ffn_dim=96, num_hidden_layers=3, num_attention_heads=4, word_embed_proj_dim=64),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_an_adapter_on_every_linear_layer_has_the_values_of_pefts(config, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    real = AutoModelForCausalLM.from_config(config)
+    found = shapes._measured(config, "causal", 4)
+    assert found.adapter == trained(peft.get_peft_model(real, peft.LoraConfig(r=4, target_modules="all-linear")))
+
+
+def test_a_token_meets_the_experts_that_it_is_sent_to():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+    some = [shapes._measured(MixtralConfig(**sizes, num_local_experts=n), "causal", 4) for n in (4, 8)]
+    assert some[1].parameters > 1.5 * some[0].parameters
+    assert some[1].body - some[0].body == 2 * 4 * 32  # four more routes a layer; two experts a token in both
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(8, 16), (2, 64), (64, 64)])
+@pytest.mark.parametrize("layers", [1, 5])
+def test_an_evaluation_holds_the_bytes_that_a_real_one_holds(rows, tokens, layers, tmp_path):
+    model = llama(layers)
+    found = shapes._measured(model.config, "causal", 4)
+    ids = torch.ones(rows, tokens, dtype=torch.long)
+    with torch.no_grad(), Live() as live:
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    assert activations.evaluated(found, rows, tokens, torch.bfloat16) == pytest.approx(live.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_back_propagation_keeps_the_bytes_that_a_real_one_keeps(rank, checkpointing):
+    model = llama(layers=7)
+    found = shapes._measured(model.config, "causal", 4)
+    if rank:
+        model = shapes.adapted(model, rank).get_base_model()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+        model.train()
+    with Live() as live:
+        states = model.get_decoder()(input_ids=torch.ones(32, 32, dtype=torch.long), use_cache=False).last_hidden_state
+        between = live.now
+        states.float().sum().backward()
+    kept = activations.propagated(found, 32, 32, torch.bfloat16, rank, checkpointing)
+    assert kept.between == pytest.approx(between, rel=0.1)
+    assert kept.between + kept.over == pytest.approx(live.peak, rel=0.1)
+
+
+def test_scored_answers_hold_what_the_head_holds():
+    from zerograd.text import head
+
+    model = llama(hidden=256)
+    found = shapes._measured(model.config, "causal", 4)
+    states, targets = torch.zeros(600, 256, dtype=torch.bfloat16), torch.zeros(600, dtype=torch.long)
+    with torch.no_grad(), Live() as live:
+        head.log_likelihoods(states.float(), model.get_output_embeddings(), targets)
+    within = 4 * 600 * 101  # logits again, which logsumexp makes within
+    assert activations._head_bytes(found, 600, torch.bfloat16) == pytest.approx(live.peak + within, rel=0.05)
+
+
+@pytest.mark.parametrize("config", [T5Config(d_model=32, d_ff=64, num_layers=3, num_heads=4, vocab_size=50)], ids=["t5"])
+def test_other_heads_have_shapes_and_passes(config):
+    found = shapes._measured(config, "seq2seq", 4)
+    assert found.layers == 3
+    assert activations.evaluated(found, 4, 16, torch.bfloat16) > 4 * 16 * 32 * 2
+    assert activations.propagated(found, 4, 16, torch.bfloat16).between > 3 * 4 * 16 * 32 * 2
+
+
+@pytest.mark.parametrize("storage", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("scheme", shapes.SCHEMES)
+def test_weights_and_remainders_are_those_of_the_optimiser(folder, scheme, storage):
+    row = rows_of(model=str(folder), storage=storage)[f"mezo, {scheme}"]
+    dtype = torch.float32 if storage == "float32" else torch.bfloat16
+    model = schemes.select(models.load(str(folder), dtype).model, scheme)
+    how = None if storage == "auto" or scheme == "lora" else storage
+    slots = METHODS["mezo"](model, storage=how, self_check=False).slots if storage != "bfloat16" else []
+    remainders = sum(0 if slot.remainder is None else slot.remainder.nbytes for slot in slots)
+    assert row.parts["weights"] == sum(p.nbytes for p in model.parameters())
+    assert row.parts["remainder"] == remainders
+    assert row.trained == trained(model)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A model of 13 million parameters, and its plan for this machine, measured."""
+    path = saved(tmp_path_factory.mktemp("measured") / "model", layers=4, hidden=512)
+    flags = ["--tokens", "59", "--batch-size", "8", "--threads", "1", "--device", "cpu", "--json"]
+    return path, said(["plan", str(path), *flags])
+
+
+@pytest.mark.parametrize(("method", "scheme"), [("mezo", "full"), ("per-example", "upper")])
+def test_memory_is_within_a_tenth_of_a_real_runs_peak(measured, tmp_path, method, scheme):
+    path, plan = measured
+    words = [{"body": ("good " if i % 2 else "bad ") * (1 + i % 11) + str(i), "topic": ["no", "yes"][i % 2]} for i in range(60)]
+    data = write(tmp_path / "rows.csv", words)
+    run = ["tune", "--model", str(path), "--data", str(data), "--text", "body", "--label", "topic", "--template", "{{ body }}="]
+    run += ["--options", "n", "y", "--method", method, "--scheme", scheme, "--minutes", "0", "--steps", "6", "--evals", "1"]
+    run += ["--batch-size", "8", "--threads", "1", "--device", "cpu", "--out", str(tmp_path / "run"), "--json"]
+    result = said(run)
+    row = next(row for row in plan["rows"] if (row["method"], row["scheme"]) == (method, scheme))
+    assert row["memory_bytes"] == pytest.approx(result["peak_bytes"], rel=0.1)
+    assert row["trained_parameters"] == result["trained_parameters"]
+    assert set(plan["machine"]["measured"]) == {"flops", "bandwidth"}
+    assert row["seconds_per_step"] > 0
+
+
+def said(command):
+    done = subprocess.run([sys.executable, "-m", "zerograd", *command], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_every_method_of_tune_has_its_rows_by_its_own_plan(folder, monkeypatch):
+    before = rows_of(model=str(folder), batch_size=4, tokens=32)
+    monkeypatch.setitem(METHODS, "fzoo", FZOO)
+    after = rows_of(model=str(folder), batch_size=4, tokens=32)
+    assert set(after) - set(before) == {f"fzoo, {scheme}" for scheme in shapes.SCHEMES}
+    assert {name: after[name] for name in before} == before
+    assert after["fzoo, full"].memory > before["mezo, full"].memory  # nine copies of the batch, not two
+    assert after["fzoo, full"].seconds > 3 * before["mezo, full"].seconds
+
+
+def test_commands_are_ones_that_tune_takes(folder, capsys):
+    for storage in ("auto", "bfloat16"):
+        rows = rows_of(model=str(folder), storage=storage, batch_size=16, lora_rank=4)
+        commands = [row.command.split() for row in rows.values() if row.command.startswith("zerograd")]
+        assert len(commands) == 1 + len(METHODS) * len(shapes.SCHEMES)
+        for row, command in zip(rows.values(), commands, strict=False):
+            assert main([*command[1:], "--show-config"]) == 0
+            fields = yaml.safe_load(capsys.readouterr().out)
+            assert fields["model"] == str(folder)
+            if row.method:
+                assert (fields["method"], fields["scheme"], fields["batch_size"]) == (row.method, row.scheme, 16)
+                assert fields["lora_rank"] == (4 if row.scheme == "lora" else 8)
+
+
+def test_seconds_follow_the_machines_rates(folder):
+    slow, fast = (rows_of(model=str(folder), flops=flops) for flops in ("1GFLOPS", "2GFLOPS"))
+    for name in ("inference", "AdamW, lora"):
+        assert slow[name].seconds == pytest.approx(2 * fast[name].seconds, rel=0.05)
+    assert slow["per-example, upper"].seconds < slow["per-example, full"].seconds
+    assert slow["AdamW, lora, checkpointing"].seconds == pytest.approx(4 / 3 * slow["AdamW, lora"].seconds, rel=0.05)
+    unknown = planned(PlanSettings(model=str(folder), device="cuda:9", memory="8GB"))
+    assert {row.seconds for row in unknown.rows} == {None}
+    assert any("give --flops and --bandwidth" in line for line in unknown.basis)
+
+
+def test_backward_passes_hold_more_and_checkpointing_less(folder):
+    rows = rows_of(model=str(folder), tokens=512)
+    ours, whole = rows["per-example, upper"].parts["pass"], rows["AdamW, lora"].parts["pass"]
+    kept = rows["AdamW, lora, checkpointing"].parts["pass"]
+    assert kept < ours < whole
+    values = shape(PlanSettings(model=str(folder))).parameters
+    state = rows["AdamW, full"].parts
+    assert state["weights"] + state["state"] == 14 * values  # and 2 of gradients, in the pass
+
+
+def test_the_advice_is_back_propagation_where_it_fits_and_forward_passes_where_it_does_not(folder):
+    rows = rows_of(model="1B")
+    least = min(rows["AdamW, lora"].memory, rows["AdamW, lora, checkpointing"].memory)
+
+    def advice(memory):
+        return planned(PlanSettings(**DESCRIBED | {"model": "1B", "memory": str(memory)})).advice
+
+    ample = advice(rows["AdamW, full"].memory)
+    assert "back-propagate: AdamW, lora fits, and is the better choice" in ample
+    assert "metric" in ample
+    assert ample.endswith("zerograd tune --model MODEL --data FILE")
+    assert "checkpointing fits, and is the better choice" in advice(least)
+    alone = rows["per-example, lora"].memory
+    assert alone < least + 300e6
+    tight = advice(rows["inference"].memory - 1)
+    assert "nothing fits" in tight
+
+
+def test_a_gpu_without_room_for_activations_is_for_forward_passes():
+    plan = planned(PlanSettings(model="8B", device="cuda:9", memory="17.5GB", tokens=512, batch_size=8))
+    fitting = {row.name for row in plan.rows if plan.fits(row)}
+    assert "per-example, lora" in fitting
+    assert not any(name.startswith("AdamW") for name in fitting)
+    assert plan.advice.startswith("no back-propagation fits")
+
+
+def test_a_model_of_numbers_has_the_parameters_that_it_was_given():
+    sizes = {"layers": 32, "hidden": 4096, "vocabulary": 128256, "intermediate": 14336, "heads": 32}
+    given = shape(PlanSettings(parameters="8B", **sizes))
+    assert (given.parameters, given.layers, given.hidden, given.vocabulary) == (8_000_000_000, 32, 4096, 128256)
+    assert given.trained["full"] == given.parameters
+    for size in ("100M", "1.3B", "8B", "70B"):
+        found = shape(PlanSettings(model=size))
+        built = found.body + 2 * found.vocabulary * found.hidden
+        assert built == pytest.approx(found.parameters, rel=0.1)  # the sizes that were derived agree with it
+    assert rows_of(model="1B") == rows_of(parameters="1B", model="")
+
+
+def test_the_command_line_prints_a_table_and_its_rows_as_json(folder, tmp_path, capsys):
+    assert main(["plan", str(folder), *FLAGS]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    for part in ("per-example, upper", "AdamW, lora, checkpointing", "s/step", "16 GB", "what we would run: where the loss has"):
+        assert part in table
+    assert main(["plan", str(folder), *FLAGS, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"machine", "model", "rows"} <= found.keys()
+    assert (found["machine"]["memory_bytes"], found["machine"]["flops"]) == (16e9, 1e12)
+    for row in found["rows"]:
+        assert row["memory_bytes"] == sum(row["parts"].values())
+        assert row["fits"] is (row["memory_bytes"] <= 16e9)
+    assert main(["plan", str(folder), *FLAGS, "--tokens", "33", "--show-config"]) == 0
+    config = tmp_path / "plan.yaml"
+    config.write_text(capsys.readouterr().out)
+    assert main(["plan", "--config", str(config), "--memory", "1MB", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert "33 tokens" in again["basis"][0]
+    assert not any(row["fits"] for row in again["rows"])
+
+
+BAD = {
+    "nothing": ([], "the model is not given: name one, or its size as --parameters 8B"),
+    "no such folder": (["./nowhere"], "model './nowhere' is not there"),
+    "no such model": (["nobody/nothing"], "model 'nobody/nothing' is not there"),
+    "a memory that is none": (["8B", "--memory", "much"], "memory is 'much'; write it like 24GB or 24GiB"),
+    "a rate that is none": (["8B", "--memory", "1GB", "--flops", "0"], "flops is '0'; write it like 400TFLOPS"),
+    "no parameters": (["--parameters", "eight"], "parameters is 'eight'; write it like 8B or 135M"),
+    "a device that is not there": (["8B", "--device", "cuda:9"], "describe it with --memory, --flops and --bandwidth"),
+    "no such device": (["8B", "--device", "tpu", "--memory", "1GB"], "device is 'tpu'; choose auto, cpu, cuda, cuda:N or mps"),
+    "sizes of a model that has its own": (["demo", "--layers", "4"], "layers is 4, and model 'demo' has its own"),
+    "two models": (["8B", "--model", "demo"], "model is 'demo', and MODEL '8B'; give one of them"),
+    "two sizes": (["8B", "--parameters", "7B"], "parameters is '7B', and MODEL 8B; give one of them"),
+    "heads that do not divide": (["8B", "--hidden", "64", "--heads", "33"], "heads is 33, which does not divide hidden 64"),
+    "no tokens": (["8B", "--tokens", "0"], "tokens is 0; it must be a number of at least 1"),
+    "more scored than there are": (["8B", "--answer-tokens", "65"], "answer_tokens is 65; a row has 64 tokens"),
+    "no such storage": (["8B", "--storage", "int4"], "storage is 'int4'; choose one of auto"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, capsys):
+    arguments, says = BAD[case]
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert says in error[0]
+
+
+def test_a_quantised_model_is_refused(folder, tmp_path, capsys):
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["plan", str(tmp_path), *FLAGS]) == 2
+    assert "is quantised, which nothing here trains yet" in capsys.readouterr().err
