@@ -280,7 +280,7 @@ def test_what_cannot_go_on_is_said_in_one_line(folder, tmp_path, monkeypatch, ca
     holding.close()
     finished = straight["per-example"]
     assert command(finished) == 2
-    assert "has ended; give more --steps or --minutes than it had to go on" in capsys.readouterr().err
+    assert "has ended; give more --steps, --minutes or --evaluations than it had to go on" in capsys.readouterr().err
 
 
 def test_another_base_and_other_rows_are_refused(folder, tmp_path, monkeypatch):

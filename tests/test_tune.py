@@ -16,7 +16,7 @@ from zerograd.cli import main
 from zerograd.text import splits
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Task, TaskSpec
-from zerograd.train import environment, order, statistics, tune
+from zerograd.train import environment, order, recording, statistics, tune
 from zerograd.train.loop import schedule
 from zerograd.train.settings import TuneSettings
 from zerograd.train.tune import Tuning
@@ -141,7 +141,7 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         (["--lr", "-1"], "lr is -1.0"),
         (["--lr", "nan"], "lr is nan"),
         (["--method", "lion"], "method is 'lion'; choose one of mezo, per-example"),
-        (["--steps", "0"], "minutes and steps are both 0"),
+        (["--steps", "0"], "minutes, steps and evaluations are all 0"),
         (["--batch-size", "1"], "batch_size is 1"),
         (["--scheme", "full", "--layers", "2"], "layers is 2, which only scheme upper uses"),
         (["--method", "mezo", "--method-options", "rank=2"], "'rank=2'; method mezo has directions, sides, distribution"),
@@ -239,6 +239,31 @@ def test_the_environment_is_prepared_before_torch_is_imported():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.startswith("False")
     assert all(f"'{name}': '" in said for name in environment.SETTINGS)
+
+
+@pytest.mark.parametrize(("method", "each"), [("mezo", 2), ("conservative", 5), ("fzoo", 9)])
+def test_a_budget_in_evaluations_counts_branches_of_steps_and_no_checks(folder, tmp_path, method, each):
+    out = tmp_path / "run"
+    more = ["--evaluations", str(3 * each - 1), "--evals", "1", "--method", method, "--lr", "0.01"]
+    assert main(command(folder, out, *more)) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert (result["steps"], result["evaluations"]) == (3, 3 * each)
+    assert result["forwards"] > result["evaluations"], "the checks before the first step are evaluations too"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["evaluations"] for row in rows] == [0, each, 2 * each, 3 * each]
+    assert result["state_bytes"] == 0
+    rates = [row["lr"] for row in rows[1:]]
+    budget = 3 * each - 1
+    assert rates == pytest.approx([0.01 * (1 - step * each / budget) for step in range(3)])
+    with pytest.raises(ValueError, match="has ended"):
+        recording.settings_of(out, {})
+    assert main(["tune", "--resume", str(out), "--evaluations", str(4 * each)]) == 0
+    assert json.loads((out / "result.json").read_text())["evaluations"] == 4 * each
+
+
+def test_a_method_with_state_says_how_large_it_is(folder, tmp_path):
+    assert main(command(folder, tmp_path / "run", "--steps", "1", "--evals", "0", "--method", "momentum")) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["state_bytes"] > 0
 
 
 def test_schedules_start_at_one_and_fall_to_zero_or_stay():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -48,7 +49,7 @@ class Loop:
     elapsed: seconds of training, without those of evaluations. history: a row a logged step. flat_steps: those whose branches
     scored the same. stopped: why the run ended before its limit. back_offs: how often the learning rate was lowered. best_step:
     steps before the weights that were best on the dev split; None where none are kept. pending: the last step's row, until it is
-    logged. interrupted: whether that ended the run, which may then go on. has_ended: before it was taken
+    logged. probing: whether signal and noise are measured now and then. interrupted: whether that ended the run, which may then go on. has_ended: before it was taken
     up again, with nothing more to do.
     """
 
@@ -74,7 +75,8 @@ class Loop:
         )
         self._next = -1  # evaluations that were due
         self._probe_due = APART
-        self.pending: Row | None = {"step": 0, "seconds": 0.0} if self.settings.evals else None
+        self.probing = True
+        self.pending: Row | None = {"step": 0, "seconds": 0.0, "evaluations": 0} if self.settings.evals else None
         self._noted = self._taken = 0.0
         self.has_ended = self.interrupted = False
 
@@ -98,6 +100,16 @@ class Loop:
             self.tuning.journal.note(note)
             self.tuning.journal.sync()
         return self.elapsed
+
+    def until(self, minutes: float = 0.0, steps: int = 0, evaluations: int = 0) -> None:
+        """Have another `run` go on to other limits."""
+        self.settings = dataclasses.replace(self.settings, minutes=minutes, steps=steps, evaluations=evaluations)
+        self.retime()
+
+    @property
+    def evaluations(self) -> int:
+        """How often steps have evaluated the batch, each branch counted; checks and probes are no steps."""
+        return self.optimizer.steps * self.optimizer.evaluations
 
     def close(self) -> None:
         """Forget the kept weights."""
@@ -157,7 +169,9 @@ class Loop:
     def _seen(self, loss: float, lr: float) -> Row:
         """The row of the step that was just taken."""
         self._loss = loss if math.isnan(self._loss) else 0.9 * self._loss + 0.1 * loss
-        return {"step": self.optimizer.steps, "seconds": self.elapsed, "loss": loss, "lr": lr}
+        return {
+            "step": self.optimizer.steps, "seconds": self.elapsed, "evaluations": self.evaluations, "loss": loss, "lr": lr,
+        }  # fmt: skip
 
     def _is_due(self) -> bool:
         """Whether an evaluation is, and which is the next then."""
@@ -174,7 +188,8 @@ class Loop:
         row["dev_loss"] = self._dev = said.loss
         if metric is not None and tuning.is_quick:
             row["dev_value"] = self._dev = evaluation.of(metric, tuning.scorer, tuning.task.dev, said)
-        if self.optimizer.steps >= self._probe_due and self.settings.objective == objectives.LOSS and self.optimizer.perturbs:
+        probes = self.probing and self.optimizer.perturbs and self.settings.objective == objectives.LOSS
+        if probes and self.optimizer.steps >= self._probe_due:
             self._probe(row)
             self._probe_due = self.optimizer.steps + APART
         self._log(row)
@@ -257,12 +272,14 @@ class Loop:
         self.tuning.listen(Progress("training", min(done, 1.0), steps, self._loss, self._dev, name, speed, pace, left))
 
     def _done(self) -> float:
-        """The share of the run that is done: the larger of its share of minutes and of steps."""
+        """The share of the run that is done: the largest of its shares of minutes, of steps and of evaluations."""
         shares = [0.0]
         if self.settings.minutes:
             shares.append(self.elapsed / (60 * self.settings.minutes))
         if self.settings.steps:
             shares.append(self.optimizer.steps / self.settings.steps)
+        if self.settings.evaluations:
+            shares.append(self.evaluations / self.settings.evaluations)
         return max(shares)
 
     def _left(self) -> float:
@@ -272,6 +289,8 @@ class Loop:
             shares.append(max(0.0, 1 - self.elapsed / (60 * self.settings.minutes)))
         if self.settings.steps:
             shares.append((self.settings.steps - self.optimizer.steps) / self.settings.steps)
+        if self.settings.evaluations:
+            shares.append((self.settings.evaluations - self.evaluations) / self.settings.evaluations)
         return min(shares)
 
     def _state(self) -> dict[str, Any]:
@@ -360,6 +379,8 @@ def found(loop: Loop) -> dict[str, Any]:
         "steps": loop.optimizer.steps,
         "skipped_steps": loop.optimizer.skipped,
         "forwards": loop.optimizer.forwards,
+        "evaluations": loop.evaluations,
+        "state_bytes": loop.optimizer.state_bytes,
         "flat_steps": loop.flat_steps,
         "back_offs": loop.back_offs,
         "noise_scale": finite,

@@ -38,7 +38,7 @@ FORMAT = 2
 MOST_RANK = 4096
 """Of directions: what memory is asked for is bounded by what a journal may say."""
 
-FREE = ("minutes", "steps", "evals", "patience", "threads", "device", "trackers")
+FREE = ("minutes", "steps", "evaluations", "evals", "patience", "threads", "device", "trackers")
 """Settings that a run may go on with other values of."""
 
 
@@ -113,8 +113,8 @@ def settings_of(run: Path, more: Mapping[str, Any]) -> TuneSettings:
     own = [name for name in more if name not in FREE]
     if own:
         raise ValueError(f"{own[0]} is the run's own; leave it out (only {', '.join(FREE)} may be others)")
-    if has_ended and (run / "result.json").exists() and not {"minutes", "steps"} & set(more):
-        raise ValueError(f"run {run} has ended; give more --steps or --minutes than it had to go on")
+    if has_ended and (run / "result.json").exists() and not {"minutes", "steps", "evaluations"} & set(more):
+        raise ValueError(f"run {run} has ended; give more --steps, --minutes or --evaluations than it had to go on")
     return from_mapping(TuneSettings, fields | dict(more) | {"out": str(run)}, f"run {run}")
 
 
@@ -179,8 +179,8 @@ def go_on(tuning: Tuning) -> Writer:
         if torn:
             tuning.say(f"{path}: the last record was cut short, {torn} bytes of it are left out")
         again = tuning.loop.hear(records)
-        limits = {name: getattr(tuning.settings, name) for name in ("minutes", "steps", "evals", "patience")}
-        old = dict(said["settings"])
+        limits = {name: getattr(tuning.settings, name) for name in ("minutes", "steps", "evaluations", "evals", "patience")}
+        old = {"evaluations": 0} | dict(said["settings"])  # older journals know of no such limit
         for record in records:
             old |= record.note.get("settings", {}) if isinstance(record, (Restore, Note)) else {}
         if again:

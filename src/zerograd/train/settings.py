@@ -85,6 +85,7 @@ class TuneSettings(TaskSettings):
     virtual_tokens: int = _setting(5, "tokens of the schemes prefix and prompt")
     minutes: float = _setting(5.0, "stop after this much training time; 0 for no limit")
     steps: int = _setting(0, "stop after this many steps; 0 for no limit")
+    evaluations: int = _setting(0, "stop after the batch was evaluated so often, each branch counted; 0 for no limit")
     batch_size: int = _setting(32, "examples a step")
     lr: float | str = _setting(
         None,
@@ -108,7 +109,7 @@ class TuneSettings(TaskSettings):
             object.__setattr__(self, "lr", METHODS[self.method].RATE)
         for name in ("batch_size", "lora_rank", "virtual_tokens"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("layers", "minutes", "steps", "lr", "weight_decay", "evals", "patience"):
+        for name in ("layers", "minutes", "steps", "evaluations", "lr", "weight_decay", "evals", "patience"):
             if getattr(self, name) != AUTO:
                 _at_least(name, getattr(self, name), 0)
         for name in ("eps", "mix"):
@@ -116,8 +117,8 @@ class TuneSettings(TaskSettings):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.mix > 1:
             raise ValueError(f"mix is {self.mix}; it is a share, at most 1")
-        if not self.minutes and not self.steps:
-            raise ValueError("minutes and steps are both 0: the run would have no end; give one of them")
+        if not self.minutes and not self.steps and not self.evaluations:
+            raise ValueError("minutes, steps and evaluations are all 0: the run would have no end; give one of them")
         if METHODS[self.method].per_example and self.batch_size < 2:
             raise ValueError("batch_size is 1; per-example directions are scaled by their spread, which needs at least 2")
         self.own()

@@ -253,6 +253,7 @@ class Tuning:
         evaluated += min(FIT_ROWS, len(self.task.train)) if self.task.spec.kind == "options" else 0
         pace = min(seconds)
         limits = [settings.steps] * bool(settings.steps) + [int(60 * settings.minutes / pace)] * bool(settings.minutes)
+        limits += [-(-settings.evaluations // self.optimizer.evaluations)] * bool(settings.evaluations)
         steps = min(limits)
         return {
             "parameters": sum(p.numel() for p in self.model.parameters()),
