@@ -26,14 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     environment.prepare()
     os.environ.setdefault("TQDM_DISABLE", "1")  # the screen is for our own progress
-    from zerograd.cli import eval, journal, plan, predict, replay, report, ship, tune
+    from zerograd.cli import bench, eval, journal, plan, predict, replay, report, ship, tune
     from zerograd.perturb.check import SelfCheckFailed
     from zerograd.perturb.forward import UnresolvedOperation
 
     parser = Parser(prog="zerograd", description="Zeroth-order optimisation with evaluations alone.")
     parser.add_argument("--version", action="version", version=f"zerograd {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (tune, eval, predict, plan, report, replay, journal, ship):
+    for verb in (tune, eval, predict, plan, report, replay, journal, ship, bench):
         verb.add(verbs)
     chosen = parser.parse_args(arguments)
     try:

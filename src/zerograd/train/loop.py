@@ -49,7 +49,8 @@ class Loop:
     elapsed: seconds of training, without those of evaluations. history: a row a logged step. flat_steps: those whose branches
     scored the same. stopped: why the run ended before its limit. back_offs: how often the learning rate was lowered. best_step:
     steps before the weights that were best on the dev split; None where none are kept. pending: the last step's row, until it is
-    logged. probing: whether signal and noise are measured now and then. interrupted: whether that ended the run, which may then go on. has_ended: before it was taken
+    logged. probing: whether signal and noise are
+    measured now and then. interrupted: whether that ended the run, which may then go on. has_ended: before it was taken
     up again, with nothing more to do.
     """
 

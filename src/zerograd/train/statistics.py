@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+
+import numpy as np
 
 Z = 1.959963984540054
 """The normal quantile of a 95 % interval."""
+
+T = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+"""Student's quantiles of a 95 % interval with 1, 2, ... degrees of freedom."""
 
 RESAMPLES = 500
 """Of a bootstrap."""
@@ -92,3 +101,30 @@ def best_offsets(scores: Sequence[Sequence[float]], labels: Sequence[int], round
             if told:
                 offsets[option] = -best_threshold([m for m, _ in told], [is_it for _, is_it in told])
     return offsets
+
+
+def student(values: Sequence[float]) -> list[float]:
+    """95 % interval of the mean of a few values, of seeds say, by Student's t. Raises ValueError for fewer than two."""
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"{n} values give no interval; at least 2 are needed")
+    half = (T[n - 2] if n - 2 < len(T) else Z) * stdev(values) / math.sqrt(n)
+    return [fmean(values) - half, fmean(values) + half]
+
+
+def crossed(values: Sequence[Sequence[float]], resamples: int = 2000, seed: int = 0) -> list[float]:
+    """95 % interval of the mean of values by seed and row, values[seed][row], whose rows are the same for every seed.
+
+    Seeds and rows are resampled independently of each other, the pigeonhole bootstrap (Owen 2007), which is rather too wide than
+    too narrow. Raises ValueError for fewer than two rows.
+    """
+    table = np.asarray(values, np.float64)  # (seeds, rows)
+    count, width = table.shape
+    if width < 2:
+        raise ValueError(f"{width} rows give no interval; at least 2 are needed")
+    draw = np.random.default_rng(seed)
+    seeds = draw.multinomial(count, np.full(count, 1 / count), resamples)  # (resamples, seeds)
+    rows = draw.multinomial(width, np.full(width, 1 / width), resamples)  # (resamples, rows)
+    means = ((seeds @ table) * rows).sum(1) / (count * width)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return [float(low), float(high)]

@@ -1,0 +1,50 @@
+"""Where and with what something was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def provenance() -> dict[str, Any]:
+    """Machine, versions, commit and whether files differ from it; committed results make no difference.
+
+    Of a package that is in no repository the commit is empty.
+    """
+    names = ("torch", "numpy", "numba", "transformers", "peft")
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
+    tracked = bool(_git("ls-files", Path(__file__).name))  # an environment may lie in somebody's repository
+    return {
+        "machine": {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
+        "commit": _git("rev-parse", "HEAD") if tracked else "",
+        "dirty": tracked
+        and bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,112 @@
+"""The rows of a leaderboard: JSON lines, one a run, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+NEEDED = (
+    "key",
+    "protocol",
+    "model",
+    "method",
+    "scheme",
+    "task",
+    "prompt",
+    "seed",
+    "accuracy",
+    "evaluations",
+    "seconds",
+    "peak_bytes",
+)
+"""Fields without which a line is no row."""
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file, the last of each key. Raises FileNotFoundError or ValueError naming the line that is none."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there; zerograd bench run writes one")
+    found: dict[str, Row] = {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                continue  # it was being written
+            raise ValueError(f"{path}, line {number}: not JSON") from None
+        missing = [name for name in NEEDED if name not in row] if isinstance(row, dict) else list(NEEDED)
+        if missing:
+            raise ValueError(f"{path}, line {number}: it has no {missing[0]}")
+        found[row["key"]] = row
+    return list(found.values())
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row, on the disk when this returns. What a process that was cut off has left of a line goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:  # one write a row: several runners may share a file
+        file.seek(0)
+        text = file.read()
+        if text and not text.endswith(b"\n"):
+            file.truncate(text.rfind(b"\n") + 1)
+        file.write(json.dumps(row).encode() + b"\n")
+        os.fsync(file.fileno())
+
+
+def packed(right: str) -> str:
+    """Zeros and ones, one a test row, as hexadecimal digits."""
+    return f"{int('1' + right, 2):x}"
+
+
+def unpacked(text: str) -> list[int]:
+    """Zeros and ones, as they were before `packed`. Raises ValueError for what is none."""
+    return [int(bit) for bit in f"{int(text, 16):b}"[1:]]
+
+
+def share(right: str) -> float:
+    """Of ones."""
+    return right.count("1") / len(right)
+
+
+def fields(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row tells of a run's result: at matched evaluations, and with `_seconds` at matched seconds.
+
+    A budget that the study does not have leaves None; `accuracy`, `evaluations` and `seconds` are then of the one that it has.
+    """
+    at = result["at"]
+    main, timed = at.get("evaluations") or at["seconds"], at.get("seconds")
+    return {
+        "accuracy": share(main["right"]),
+        "evaluations": main["evaluations"],
+        "seconds": main["seconds"],
+        "peak_bytes": result["peak_bytes"],
+        "state_bytes": result["state_bytes"],
+        "weight_bytes": result["weight_bytes"],
+        "accuracy_seconds": timed and share(timed["right"]),
+        "evaluations_seconds": timed and timed["evaluations"],
+        "seconds_seconds": timed and timed["seconds"],
+        "accuracy_before": share(result["right_before"]),
+        "test": result["test"],
+        "test_rows": result["test_rows"],
+        "right": packed(main["right"]),
+        "right_seconds": timed and packed(timed["right"]),
+        "right_before": packed(result["right_before"]),
+        **{name: result[name] for name in ("lr", "steps", "stopped", "curve")},
+    }
+
+
+def matched(row: Row, budget: str) -> tuple[float, float, float, Sequence[int]] | None:
+    """(accuracy, evaluations, seconds, right answers) of a row at a budget, "evaluations" or "seconds"; None without that."""
+    end = "_seconds" if budget == "seconds" else ""
+    if budget not in row.get("budget", {budget: 1}) or row.get(f"accuracy{end}") is None:
+        return None
+    right = row.get(f"right{end}")
+    return row[f"accuracy{end}"], row[f"evaluations{end}"], row[f"seconds{end}"], unpacked(right) if right else ()

@@ -1,0 +1,194 @@
+"""Runs a study: for each method a search on the dev split, then its rows on fresh seeds; what is there already is not run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zerograd.bench import process, prompts, rows, search
+from zerograd.bench.machine import provenance
+from zerograd.bench.search import Chosen
+from zerograd.bench.study import Cell, Config, Study, named
+from zerograd.text import tasks
+from zerograd.train import recording
+from zerograd.train.files import write_text
+from zerograd.train.settings import TuneSettings
+
+LEADERBOARD = "leaderboard.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is. phase: the method. done: the share of its runs. said: what is run now."""
+
+    phase: str
+    done: float
+    said: str
+
+
+class Runner:
+    """A study and the folder of its results. listen hears how it goes, say of every row and search.
+
+    The folder gets the leaderboard, and a folder of the study's name with each method's search, the tasks as they were put, and
+    what untouched models answer.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        out: Path,
+        listen: Callable[[Progress], None] = lambda progress: None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.study = study
+        self.out = out
+        self.listen = listen
+        self.say = say
+        self.folder = out / study.name
+        self.leaderboard = out / LEADERBOARD
+
+    def run(self, methods: Sequence[str] = ()) -> int:
+        """Run what is missing, of some methods or of all. Returns the number of new rows.
+
+        Raises JournalLocked when another process runs one of these methods.
+        """
+        count = 0
+        for method in methods or self.study.methods:
+            cells = [cell for cell in self.study.cells if cell.method == method]
+            there = self._there()
+            todo = [(cell, seed) for cell in cells for seed in self.study.seeds if not self._has(there, cell, seed)]
+            if not todo:
+                continue
+            with recording.alone(self.folder / method):
+                for number, (cell, seed) in enumerate(todo):
+                    chosen = self.chosen(cell)
+                    where = f"{cell.task} {cell.prompt} {cell.scheme} seed {seed}, run {number + 1} of {len(todo)}"
+                    tell = functools.partial(self._tell_run, method, number, len(todo), where)
+                    row = self.row(cell, seed, chosen, tell)
+                    rows.append(self.leaderboard, row)
+                    self.say(f"{cell.key} seed {seed}: {_said(row)}")
+                    count += 1
+                self._tell(method, 1.0, "")
+        return count
+
+    def again(self, key: str) -> tuple[rows.Row, rows.Row]:
+        """(the row of a key, the same run anew); nothing is written. Raises ValueError for a key that this study has no row of."""
+        found = self._there().get(key)
+        cells = {self.key(cell, seed): (cell, seed) for cell in self.study.cells for seed in self.study.seeds}
+        if found is None or key not in cells:
+            raise ValueError(f"{self.leaderboard} has no row {key!r} of this study; its keys are those like {next(iter(cells))}")
+        cell, seed = cells[key]
+        chosen = Chosen(found["config"], found["search"]["dev_loss"], [])
+        return found, self.row(cell, seed, chosen, lambda done: self._tell(cell.method, done, key))
+
+    def chosen(self, cell: Cell) -> Chosen:
+        """The settings of a cell, by its search."""
+        where = self.study.searched(cell)
+
+        def start(config: Config, looks: int) -> Any:
+            return process.started(self._trial(where, config, looks))
+
+        def listen(number: int, low: float, done: float) -> None:
+            self._tell(cell.method, 0.0, f"search on {where.task}, run {number + 1}, {100 * done:.0f} %, lowest dev loss {low:.3f}")
+
+        path = self.folder / cell.method / "search.log"
+        return search.best(path, self._search_key(where), self.study.grid(cell.method), self.study.search, start, listen)
+
+    def row(self, cell: Cell, seed: int, chosen: Chosen, listen: Callable[[float], None] = lambda done: None) -> rows.Row:
+        """One run to the end of the budget, as its row."""
+        study = self.study
+        settings = study.run(cell, chosen.config, seed, self._task(cell), study.curve)
+        began = time.time()
+        with process.started(settings, self.folder / "untouched") as lines:
+            for line in lines:
+                if "done" in line:
+                    listen(line["done"])
+                elif "result" in line:
+                    result = line["result"]
+        budget = {"evaluations": study.evaluations, "seconds": study.seconds}
+        about = {"seed": study.search.seed, "dev_loss": chosen.dev_loss, "trials": len(chosen.trials)}
+        defaults = {spec.name: spec.default for spec in dataclasses.fields(TuneSettings)}
+        return {
+            "key": self.key(cell, seed),
+            "study": study.name,
+            "protocol": study.protocol,
+            **dataclasses.asdict(cell),
+            "seed": seed,
+            **rows.fields(result),
+            "budget": {name: limit for name, limit in budget.items() if limit},
+            "reference": study.reference,
+            "grid": self._grid(cell),
+            "config": dict(chosen.config),
+            "search": about | {"task": study.searched(cell).task},
+            "settings": {name: value for name, value in dataclasses.asdict(settings).items() if value != defaults[name]},
+            "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
+            "seconds_total": time.time() - began,
+            **provenance(),
+        }
+
+    def key(self, cell: Cell, seed: int) -> str:
+        """The name of a row among all of a leaderboard."""
+        return f"{self.study.protocol}/{cell.key}/{seed}"
+
+    def plan(self) -> Iterator[str]:
+        """What a run would do, in lines: searches and rows that are missing, and their evaluations at most."""
+        study, there = self.study, self._there()
+        cells = list(study.cells)
+        todo = [(cell, seed) for cell in cells for seed in study.seeds if not self._has(there, cell, seed)]
+        searches = {self._search_key(study.searched(cell)): len(study.grid(cell.method)) for cell, _ in todo}
+        each, trial = study.evaluations, study.search.evaluations or study.evaluations
+        yield f"{len(cells) * len(study.seeds)} rows, of which {len(todo)} are missing; protocol {study.protocol}"
+        yield (
+            f"a row: {each:,} evaluations" * bool(each)
+            + " and" * bool(each and study.seconds)
+            + (f" {study.seconds:g} s of training" if study.seconds else "")
+        )
+        trials = sum(searches.values())
+        yield f"{len(searches)} searches of {trials} runs: at most {trials * trial:,} evaluations, about half of that with halving"
+
+    def _there(self) -> dict[str, rows.Row]:
+        return {row["key"]: row for row in rows.read(self.leaderboard)} if self.leaderboard.exists() else {}
+
+    def _has(self, there: dict[str, rows.Row], cell: Cell, seed: int) -> bool:
+        row = there.get(self.key(cell, seed))
+        return row is not None and row["grid"] == self._grid(cell)
+
+    def _grid(self, cell: Cell) -> str:
+        return named(self.study.grid(cell.method))
+
+    def _search_key(self, cell: Cell) -> str:
+        return f"{self.study.protocol}/{cell.key}"
+
+    def _trial(self, cell: Cell, config: Config, looks: int) -> TuneSettings:
+        settings = self.study.run(cell, config, self.study.search.seed, self._task(cell), looks)
+        evaluations = self.study.search.evaluations or self.study.evaluations
+        return dataclasses.replace(settings, minutes=0.0, evaluations=evaluations)
+
+    def _task(self, cell: Cell) -> str:
+        """The file of a cell's task, as it is put."""
+        spec = prompts.varied(tasks.spec(cell.task), cell.prompt, self.study.rows)
+        path = self.folder / "tasks" / f"{spec.name}-{cell.prompt}-{named(spec.to_yaml())}.yaml"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, spec.to_yaml())
+        return str(path)
+
+    def _tell_run(self, method: str, number: int, count: int, where: str, done: float) -> None:
+        self._tell(method, (number + done) / count, where)
+
+    def _tell(self, method: str, done: float, said: str) -> None:
+        self.listen(Progress(method, done, said))
+
+
+def _said(row: rows.Row) -> str:
+    parts = []
+    for budget in row["budget"]:
+        found = rows.matched(row, budget)
+        assert found is not None
+        parts.append(f"{100 * found[0]:.1f} % right after {found[1]:,} evaluations, {found[2]:.0f} s")
+    return "; ".join(dict.fromkeys(parts)) + (f"; {row['stopped']}" if row["stopped"] else "")

@@ -1,0 +1,267 @@
+"""A study: which methods are compared on what, how they are tuned, and for how long they run; a YAML file of its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zerograd.bench import prompts
+from zerograd.optim import METHODS
+from zerograd.text import tasks
+from zerograd.text.schemes import SCHEMES
+from zerograd.train.settings import TuneSettings
+
+LR = (1, 0.25, 0.5, 2, 4)
+"""Factors of a method's own rate that are tried where a study names none."""
+
+OWN = (
+    *(
+        "model",
+        "method",
+        "scheme",
+        "task",
+        "data",
+        "dev",
+        "test",
+        "text",
+        "label",
+        "template",
+        "options",
+        "seed",
+        "lr",
+        "objective",
+    ),
+    *("method_options", "metric", "shots", "minutes", "steps", "evaluations", "evals", "keep", "patience", "trackers", "out"),
+)
+"""Settings of a run that a study sets itself, or that would let runs see what others do not."""
+
+DIRECT = ("eps", "weight_decay")
+"""Settings of every run that a grid may name beside lr and a method's own."""
+
+Config = Mapping[str, Any]
+"""A point of a grid: `lr`, a factor of the method's rate, and settings by name."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What runs of several seeds have in common."""
+
+    model: str
+    method: str
+    scheme: str
+    task: str
+    prompt: str
+
+    @property
+    def key(self) -> str:
+        """Its name, in file names too."""
+        return "/".join(Path(part).stem if "/" in part else part for part in dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The fields of a study. Raises ValueError naming what is wrong.
+
+    methods: names, or "all". grids: by method, and `default` for the others: values by name of a setting, tried in all
+    combinations, `lr` in factors of the method's own rate. prompts: see `prompts.PROMPTS`. seeds: of the runs that are reported.
+    evaluations, seconds: the budget of a run, in evaluations of the batch and in seconds of training; 0 for none. A run goes on
+    until both are spent, and is tested where each is. search: see `Search`. curve: looks at the dev split in a run. rows: the most
+    of each split. settings: more of `zerograd tune`'s, for all runs. reference: the method that others are compared with.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    models: tuple[str, ...] = ("demo",)
+    schemes: tuple[str, ...] = ("upper",)
+    prompts: tuple[str, ...] = ("aligned",)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    evaluations: int = 0
+    seconds: float = 0.0
+    grids: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    search: Search = field(default_factory=lambda: Search())
+    curve: int = 4
+    rows: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = "mezo"
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name is {self.name!r}; it names a folder: letters, digits, - and _")
+        for name in ("methods", "tasks", "models", "schemes", "prompts", "seeds"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name} is {list(given)}; give at least one, each once")
+        known = {"methods": tuple(METHODS), "schemes": tuple(SCHEMES), "prompts": prompts.PROMPTS}
+        for name, choices in known.items():
+            for given in getattr(self, name):
+                if given not in choices:
+                    raise ValueError(f"{name} has {given!r}; choose of {', '.join(choices)}")
+        for name, least in (("evaluations", 0), ("seconds", 0), ("curve", 1)):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= least):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number of at least {least}")
+        if not self.evaluations and not self.seconds:
+            raise ValueError("evaluations and seconds are both 0: the runs would have no end; give one of them, or both")
+        if self.search.seed in self.seeds:
+            raise ValueError(f"search.seed is {self.search.seed}, one of the seeds that are reported; choose another")
+        if self.search.task and self.search.task not in self.tasks:
+            raise ValueError(f"search.task is {self.search.task!r}; it must be one of the tasks")
+        if not self.search.evaluations and not self.evaluations:
+            raise ValueError("search.evaluations is 0, and so is evaluations; say for how many a setting is tried")
+        if self.settings.get("schedule", "constant") != "constant" and self.evaluations and self.seconds:
+            raise ValueError("settings has a schedule that falls to one end, and there are two budgets; give one of them")
+        self._require_settings()
+
+    def _require_settings(self) -> None:
+        for name in self.settings:
+            if name in OWN or name not in TuneSettings.__dataclass_fields__:
+                raise ValueError(f"settings has {name!r}, which is none of zerograd tune's, or one that the study sets itself")
+        for name in self.grids:
+            if name not in ("default", *METHODS):
+                raise ValueError(f"grids has {name!r}; it is no method, nor default")
+        for name in self.rows:
+            if name not in ("train", "dev", "test"):
+                raise ValueError(f"rows has {name!r}; the splits are train, dev and test")
+        for task, prompt in itertools.product(self.tasks, self.prompts):
+            prompts.varied(tasks.spec(task), prompt, self.rows)
+        for model, method, scheme in itertools.product(self.models, self.methods, self.schemes):
+            for config in self.grid(method):
+                try:
+                    self.run(Cell(model, method, scheme, self.tasks[0], self.prompts[0]), config, self.seeds[0], self.tasks[0], 1)
+                except ValueError as error:
+                    raise ValueError(f"method {method}, scheme {scheme}: {error}") from None
+
+    @property
+    def cells(self) -> Iterator[Cell]:
+        """All of them, the runs of a search together."""
+        for model, method, scheme in itertools.product(self.models, self.methods, self.schemes):
+            for task, prompt in itertools.product(self.tasks, self.prompts):
+                yield Cell(model, method, scheme, task, prompt)
+
+    def searched(self, cell: Cell) -> Cell:
+        """The cell whose search gives a cell its settings."""
+        return dataclasses.replace(cell, task=self.search.task, prompt=self.prompts[0]) if self.search.task else cell
+
+    def grid(self, method: str) -> list[Config]:
+        """What is tried of a method, in that order."""
+        values = self.grids.get(method, self.grids.get("default", {"lr": LR}))
+        for name, some in values.items():
+            if not isinstance(some, (list, tuple)) or not some:
+                raise ValueError(f"grids: {name} of {method} is {some!r}; it must be a list of values")
+        return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+
+    def run(self, cell: Cell, config: Config, seed: int, task: str, evals: int) -> TuneSettings:
+        """The settings of a run. task: a built-in one, or the file of one. Raises ValueError for what is wrong with them."""
+        factor = config.get("lr", 1)
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+            raise ValueError(f"lr is {factor!r} in a grid; it must be a number, a factor of the method's rate")
+        direct = {name: config[name] for name in DIRECT if name in config}
+        options = tuple(f"{name}={_text(value)}" for name, value in config.items() if name not in ("lr", *DIRECT))
+        fields = {"schedule": "constant"} | dict(self.settings) | direct
+        return TuneSettings(
+            model=cell.model, method=cell.method, scheme=cell.scheme, task=task, seed=seed,
+            lr=float(factor * METHODS[cell.method].RATE), method_options=options,
+            minutes=self.seconds / 60, evaluations=self.evaluations, evals=evals, keep="last", **fields,
+        )  # fmt: skip
+
+    @property
+    def protocol(self) -> str:
+        """A name of all that rows which are compared must have in common, beside the columns of a table."""
+        same = {
+            "evaluations": self.evaluations, "seconds": self.seconds, "search": dataclasses.asdict(self.search),
+            "rows": dict(self.rows), "settings": dict(self.settings), "curve": self.curve,
+        }  # fmt: skip
+        return named(same)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the settings of a method are chosen: by successive halving on the dev loss.
+
+    seed: of its runs. task: the one that it is done on, with the first prompt; each of a study's own when empty. evaluations: of a
+    run that is not stopped; those of the study when 0. factor: of the runs that come to a rung, one in so many goes on. rungs:
+    how often that is asked, the last time at evaluations / factor.
+    """
+
+    seed: int = 100
+    task: str = ""
+    evaluations: int = 0
+    factor: int = 2
+    rungs: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("evaluations", 0), ("factor", 2), ("rungs", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"search.{name} is {value!r}; it must be a whole number of at least {least}")
+
+
+def read(path: Path) -> Study:
+    """A study from its file. Raises FileNotFoundError or ValueError in one line."""
+    if not path.exists():
+        raise FileNotFoundError(f"study {path} is not there; docs/benchmarks.md shows one")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"study {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"study {path} holds a {type(fields).__name__}; it must be fields and values")
+    try:
+        return _study({"name": path.stem} | fields)
+    except ValueError as error:
+        raise ValueError(f"study {path}: {error}") from None
+
+
+def _study(fields: dict[str, Any]) -> Study:
+    _require_known(Study, fields, "it")
+    for name in ("methods", "tasks"):
+        if name not in fields:
+            raise ValueError(f"it has no {name}; give a list of them")
+    if fields["methods"] == "all":
+        fields["methods"] = list(METHODS)
+    for name, kind in (("methods", str), ("tasks", str), ("models", str), ("schemes", str), ("prompts", str), ("seeds", int)):
+        given = fields.get(name, [])
+        if not isinstance(given, list) or not all(isinstance(item, kind) and not isinstance(item, bool) for item in given):
+            raise ValueError(f"{name} is {given!r}; it must be a list of {'whole numbers' if kind is int else 'names'}")
+        if name in fields:
+            fields[name] = tuple(given)
+    for name, kinds in (("name", str), ("reference", str), ("evaluations", int), ("seconds", (int, float)), ("curve", int)):
+        if name in fields and (not isinstance(fields[name], kinds) or isinstance(fields[name], bool)):
+            raise ValueError(f"{name} is {fields[name]!r}; it must be a {'text' if kinds is str else 'number'}")
+    for name in ("grids", "rows", "settings", "search"):
+        if not isinstance(fields.get(name, {}), dict):
+            raise ValueError(f"{name} is {fields[name]!r}; it must be names and values")
+    for name, grid in fields.get("grids", {}).items():
+        if not isinstance(grid, dict):
+            raise ValueError(f"grids.{name} is {grid!r}; it must be lists of values by setting")
+    for name, count in fields.get("rows", {}).items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+            raise ValueError(f"rows.{name} is {count!r}; it must be a whole number of at least 2")
+    search = fields.get("search", {})
+    _require_known(Search, search, "search")
+    return Study(**fields | {"search": Search(**search)})
+
+
+def _require_known(kind: type[Any], fields: Mapping[str, Any], where: str) -> None:
+    known = [spec.name for spec in dataclasses.fields(kind)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{where} has a field {name!r}; the fields are {', '.join(known)}")
+
+
+def named(value: Any) -> str:
+    """A short name of a value that JSON can hold."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

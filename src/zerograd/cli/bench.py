@@ -1,0 +1,88 @@
+"""zerograd bench: compare methods at matched evaluations and at matched seconds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from zerograd.cli.bar import Bar
+
+
+def add(verbs: Any) -> None:
+    parser = verbs.add_parser("bench", help="compare methods at matched budgets", description=__doc__)
+    acts = parser.add_subparsers(dest="act", metavar="ACT", required=True)
+    run = acts.add_parser("run", help="run what a study lacks: searches on the dev split, then rows on fresh seeds")
+    run.add_argument("study", metavar="STUDY", help="a YAML file; docs/benchmarks.md shows one")
+    run.add_argument("--out", metavar="FOLDER", default="benchmarks/results", help="of the results (default: benchmarks/results)")
+    run.add_argument("--methods", metavar="NAME", nargs="+", default=[], help="only these of the study's methods")
+    run.add_argument("--again", metavar="KEY", default="", help="run one row anew, write nothing, and say whether it is the same")
+    run.add_argument("--dry-run", action="store_true", help="check the study, say what it would run, and end")
+    run.set_defaults(run=_run)
+    table = acts.add_parser("table", help="print the tables of a leaderboard")
+    page = acts.add_parser("page", help="write a leaderboard as one HTML page")
+    for one, act in ((table, _table), (page, _page)):
+        one.add_argument("file", metavar="FILE", help="a leaderboard.jsonl")
+        one.set_defaults(run=act)
+    page.add_argument("--out", metavar="FILE", default="leaderboard.html", help="where the page goes (default: leaderboard.html)")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from zerograd.bench import study as studies
+    from zerograd.bench.runner import Runner
+    from zerograd.cli import shown
+
+    shown.quiet()
+    study = studies.read(Path(parsed.study))
+    for method in parsed.methods:
+        if method not in study.methods:
+            raise ValueError(f"methods has {method!r}, which study {study.name} has not")
+    _require_optuna()
+    console = Console()
+    with Bar(console, lambda progress: progress.said) as bar:
+        runner = Runner(study, Path(parsed.out), bar.show, bar.say)
+        if parsed.dry_run:
+            for line in runner.plan():
+                bar.say(line)
+        elif parsed.again:
+            return _again(runner, parsed.again, bar)
+        else:
+            count = runner.run(parsed.methods)
+            bar.say(f"{count} new rows in {runner.leaderboard}")
+    return 0
+
+
+def _again(runner: Any, key: str, bar: Bar) -> int:
+    before, now = runner.again(key)
+    same = before["right"] == now["right"] and before["test"] == now["test"]
+    say = "the same answers" if same else "other answers"
+    if "evaluations" not in before["budget"]:
+        say += "; a run that ends after so many seconds takes other steps each time"
+    elif before["machine"] != now["machine"] or before["commit"] != now["commit"]:
+        say += "; the machine or the commit is another"
+    bar.say(f"{key}: {100 * before['accuracy']:.2f} % right before, {100 * now['accuracy']:.2f} % now, {say}")
+    return 0 if same else 1
+
+
+def _table(parsed: argparse.Namespace) -> int:
+    from zerograd.bench import rows, tables
+
+    print("\n\n".join(map(tables.markdown, tables.tables(rows.read(Path(parsed.file))))))
+    return 0
+
+
+def _page(parsed: argparse.Namespace) -> int:
+    from zerograd.bench import page, rows
+
+    page.write(Path(parsed.out), rows.read(Path(parsed.file)))
+    print(parsed.out)
+    return 0
+
+
+def _require_optuna() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("optuna") is None:
+        raise ValueError("optuna is not installed; pip install 'zerograd[bench]'")
