@@ -1,4 +1,4 @@
-"""Studies: what they refuse, that a search sees no test row, that they go on where they were stopped, that rows say the same again."""
+"""Studies: what they refuse, that a search sees no test row, that they go on where they were stopped, that rows repeat."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import yaml
 from test_cli import folder  # noqa: F401  # a fixture
 from test_data import write
 
+from zerograd import journal
 from zerograd.bench import process, prompts, rows, search, study, tables
 from zerograd.bench.runner import Runner
 from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Search
 from zerograd.cli import main
 from zerograd.optim import METHODS
-from zerograd.text import evaluation, tasks
+from zerograd.text import evaluation, models, tasks
 from zerograd.train import statistics
 
 FEW = {"evaluations": 8, "rows": {"dev": 8, "test": 10}, "settings": {"batch_size": 4, "threads": 1}, "search": {"rungs": 1}}
@@ -325,8 +326,9 @@ def test_a_diverging_config_never_wins(tmp_path):
 
 def row(method: str, seed: int, right: str, **more: Any) -> dict[str, Any]:
     fields = {
-        "key": f"p/m/{method}/upper/t/aligned/{seed}", "study": "s", "protocol": "p", "model": "m", "method": method, "scheme": "upper",
-        "task": "t", "prompt": "aligned", "seed": seed, "accuracy": rows.share(right), "evaluations": 100, "seconds": 20.0 + seed,
+        "key": f"p/m/{method}/upper/t/aligned/{seed}", "study": "s", "protocol": "p", "model": "m", "method": method,
+        "scheme": "upper", "task": "t", "prompt": "aligned",
+        "seed": seed, "accuracy": rows.share(right), "evaluations": 100, "seconds": 20.0 + seed,
         "peak_bytes": 3e6, "state_bytes": 1e6, "right": rows.packed(right), "test": "x", "test_rows": len(right), "lr": 0.1,
         "accuracy_before": 0.5, "budget": {"evaluations": 100}, "reference": "mezo", "commit": "c", "curve": [],
     }  # fmt: skip
@@ -373,11 +375,8 @@ def test_a_table_for_each_budget_and_none_mixes_protocols():
     }
     found = [row("mezo", 0, "01", **both, right_seconds=rows.packed("11")), row("mezo", 0, "00", key="q", protocol="q")]
     made = tables.tables(found)
-    assert [(t.place.protocol, t.budget, t.limit) for t in made] == [
-        ("p", "evaluations", 100),
-        ("p", "seconds", 30),
-        ("q", "evaluations", 100),
-    ]
+    places = [(t.place.protocol, t.budget, t.limit) for t in made]
+    assert places == [("p", "evaluations", 100), ("p", "seconds", 30), ("q", "evaluations", 100)]
     assert made[1].lines[0].evaluations == 150
     only = row("mezo", 0, "01", budget={"seconds": 30}, accuracy_seconds=0.5, evaluations_seconds=9, seconds_seconds=30)
     assert [t.budget for t in tables.tables([only])] == ["seconds"], "a budget that was not given has no table"
@@ -453,3 +452,18 @@ def test_intervals_of_a_few_seeds():
     low, high = statistics.crossed([[0.0, 1.0] * 100, [1.0, 1.0] * 100])
     assert low < 0.75 < high
     assert high - low > 0.25, "seeds that differ widen the interval however many rows there are"
+
+
+def test_a_gguf_file_is_read_once_and_its_folder_is_the_same_model(folder, task, tmp_path, monkeypatch):  # noqa: F811
+    runner = Runner(study.read(written(tmp_path, folder, task)), tmp_path / "out")
+    assert runner._model(str(folder)) == str(folder), "what is a folder stays where it is"
+    file = tmp_path / "some.gguf"
+    file.touch()
+    loaded = models.load(str(folder))
+    read = []
+    monkeypatch.setattr(models, "load", lambda name, *more: read.append(name) or loaded)
+    made = [runner._model(str(file)) for _ in range(2)]
+    monkeypatch.undo()
+    assert read == [str(file)]
+    assert made[0] == made[1]
+    assert journal.identity(models.load(made[0]).model) == journal.identity(loaded.model)

@@ -117,6 +117,7 @@ def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str,
         ids = json.dumps([example.id for example in tuning.task.test])
         kept = untouched / f"{hashlib.blake2b((about + ids).encode(), digest_size=8).hexdigest()}.json"
         result |= {"test_rows": len(tuning.task.test), "test": kept.stem, "right_before": _kept(kept, right)}
+    tuning.optimizer.self_check = judge is not None  # of what is reported
     tuning.attach()
     memory.reset_peak()
     peak, parts = 0, {}

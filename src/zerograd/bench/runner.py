@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zerograd.bench import process, prompts, rows, search
 from zerograd.bench.machine import provenance
 from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Config, Study, named
-from zerograd.text import tasks
-from zerograd.train import recording
+from zerograd.text import models, tasks
+from zerograd.train import environment, journals, recording
 from zerograd.train.files import write_text
 from zerograd.train.settings import TuneSettings
 
@@ -102,7 +104,7 @@ class Runner:
     def row(self, cell: Cell, seed: int, chosen: Chosen, listen: Callable[[float], None] = lambda done: None) -> rows.Row:
         """One run to the end of the budget, as its row."""
         study = self.study
-        settings = study.run(cell, chosen.config, seed, self._task(cell), study.curve)
+        settings = self._settings(cell, chosen.config, seed, study.curve)
         began = time.time()
         with process.started(settings, self.folder / "untouched") as lines:
             for line in lines:
@@ -164,10 +166,29 @@ class Runner:
     def _search_key(self, cell: Cell) -> str:
         return f"{self.study.protocol}/{cell.key}"
 
+    def _settings(self, cell: Cell, config: Config, seed: int, looks: int) -> TuneSettings:
+        settings = self.study.run(cell, config, seed, self._task(cell), looks)
+        return dataclasses.replace(settings, model=self._model(cell.model))
+
     def _trial(self, cell: Cell, config: Config, looks: int) -> TuneSettings:
-        settings = self.study.run(cell, config, self.study.search.seed, self._task(cell), looks)
+        settings = self._settings(cell, config, self.study.search.seed, looks)
         evaluations = self.study.search.evaluations or self.study.evaluations
         return dataclasses.replace(settings, minutes=0.0, evaluations=evaluations)
+
+    def _model(self, name: str) -> str:
+        """Where a model is loaded from: of a GGUF file, whose reading takes longer than a short run, a folder is made once."""
+        path = models.demo_file() if name == models.DEMO else Path(name)
+        if path.suffix != ".gguf" or not path.exists():
+            return name
+        settings = self.study.run(next(iter(self.study.cells)), {}, 0, self.study.tasks[0], 1)
+        dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
+        out = self.folder / "models" / f"{path.stem}-{str(dtype).removeprefix('torch.')}"
+        if not out.exists():
+            self.listen(Progress("reading the model", 0.0, ""))
+            environment.prepare()
+            out.parent.mkdir(parents=True, exist_ok=True)
+            journals.save(models.load(name, dtype, settings.head), out)
+        return str(out)
 
     def _task(self, cell: Cell) -> str:
         """The file of a cell's task, as it is put."""
