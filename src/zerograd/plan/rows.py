@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +43,10 @@ OVER_DEVICE = 1.2
 MOMENTS = 12
 """Bytes of AdamW a trained 16-bit value beside the value and its gradient: its float32 original and two moments, 16 in all
 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
+
+
+SIDE = 256
+"""Of the square matrix of which a method is asked what it keeps a weight."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,9 @@ class Planner:
         return self.machine.libraries + (TASK if self.machine.is_cpu else 0)
 
     def rows(self) -> Iterator[Row]:
-        """All rows: inference, every method with every scheme, AdamW."""
+        """All rows: inference, every method of evaluations alone with every scheme, AdamW."""
         yield self.inference()
-        for method in METHODS:
+        for method in (name for name, kind in METHODS.items() if kind.perturbs and not kind.takes_backward):
             for scheme in self.shape.trained:
                 yield self.tuned(method, scheme)
         yield from self.propagated()
@@ -111,7 +115,7 @@ class Planner:
         """`zerograd tune` with a method and a scheme."""
         settings, trained, default = self.settings, self.shape.trained[scheme], TuneSettings()
         optimizer = instance(method)
-        copies = optimizer.plan(settings.batch_size).copies
+        copies = optimizer.copies
         rows = self.rows_of_pass(copies)
         adapter = scheme == "lora"
         buffer = BUFFER if self.machine.is_cpu else DEVICE_BUFFER
@@ -123,6 +127,7 @@ class Planner:
             "process": self.process + (KERNELS if self.machine.is_cpu else 0),
             "weights": self.weights + (4 * trained if adapter else 0),
             "remainder": remainder * trained,
+            "state": round(optimizer.state_bytes / SIDE**2 * trained),
             "pass": self._held(self._live(rows)) + below + buffer,
         }
         options = {"data": "FILE", "method": method, "scheme": scheme, "batch_size": settings.batch_size}
@@ -182,6 +187,9 @@ class Planner:
 
 
 def instance(method: str) -> ZerothOrder:
-    """A method over one small matrix, to be asked what its steps are."""
-    made: ZerothOrder = METHODS[method]([nn.Parameter(torch.ones(2, 2))])
+    """A method over one matrix after a step, to be asked what its steps are, and what it keeps."""
+    model = nn.Linear(SIDE, SIDE, bias=False)
+    make: Callable[..., ZerothOrder] = METHODS[method]
+    made = make(model, self_check=False)
+    made.step(lambda x: model(x).square().mean(1), torch.ones(2, SIDE))
     return made
