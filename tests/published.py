@@ -240,16 +240,10 @@ def grzo(run: Run, standardised: bool) -> Iterator[Array]:
     """The published lr is 2 eps times the library's, which without the deviation divides by eps once more."""
     while True:
         examples = len(run.losses())
-        common = []
-        for slot in run.matrices:  # U: entry by entry a direction over its signs
-            stack = run.opt.family.shape.values(run.drawn, slot, torch.arange(slot.flat.shape[0]), slice(None))
-            common.append(array(stack).reshape(slot.view))
-        z = [
-            run.whole(
-                run.z(b), [u * product(run.left(slot, b), run.right(slot, b)) for u, slot in zip(common, run.matrices, strict=True)]
-            )
-            for b in range(examples)
-        ]
+        shaped = replace(run.drawn, family=run.opt.family)
+        signs = [[product(run.left(slot, b), run.right(slot, b)) for slot in run.matrices] for b in range(examples)]
+        common = [array(shaped.z(slot, 0)).reshape(slot.view) * rs for slot, rs in zip(run.matrices, signs[0], strict=True)]  # U
+        z = [run.whole(run.z(b), [u * rs for u, rs in zip(common, own, strict=True)]) for b, own in enumerate(signs)]
         d = np.array([(run.losses(EPS * one)[b] - run.losses(-EPS * one)[b]) / 2 for b, one in enumerate(z)])
         a = d / d.std(ddof=1) if standardised else d / EPS
         yield 2 * EPS * LR * (a @ z) / (2 * EPS * examples)

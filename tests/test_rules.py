@@ -28,6 +28,12 @@ def made(name: str, params: Any, **settings: Any) -> Any:
     return optim.METHODS[name](params, **({"lr": LR, "eps": EPS, "relative": False, "seed": 6, "self_check": False} | settings))
 
 
+def off(samples: Any, expected: float) -> float:
+    """Standard errors between the mean of samples and what it should be."""
+    values = np.asarray(samples, dtype=float)
+    return abs(float(values.mean()) - expected) / (float(values.std(ddof=1)) / math.sqrt(len(values)))
+
+
 # Steps.
 
 
@@ -147,6 +153,24 @@ def test_conservative_never_raises_its_batchs_loss_and_ends_on_one_of_three_poin
         assert min(gaps) < 1e-6 * (1 + np.abs(there).max())
         ends.append(int(np.argmin(gaps)))
     assert set(ends) == {0, 1, 2}
+
+
+def test_grzos_directions_have_one_gaussian_matrix_a_step_under_signs_of_each_examples_own() -> None:
+    opt = made("grzo", nn.Linear(40, 30))
+    slot, found = opt.slots[0], []
+    for step in range(2):
+        directions = Directions(opt.family, opt.seed, step)
+        left, right = directions.factors(slot, range(3))
+        signs = left.transpose(1, 2) @ right  # (examples, rows, columns)
+        assert bool((signs.abs() == 1).all())
+        assert max(abs(float((signs[a] * signs[b]).mean())) for a, b in ((0, 1), (0, 2), (1, 2))) < 0.25
+        common = [directions.z(slot, b) * signs[b] for b in range(3)]
+        assert all(torch.equal(common[0], other) for other in common)
+        found.append(common[0].double().flatten().numpy())
+    for u in found:
+        for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3)):
+            assert off(u**power, moment) < SIGMAS
+    assert off(found[0] * found[1], 0) < SIGMAS
 
 
 # Parts of the weights.
@@ -293,12 +317,6 @@ def draws(opt: Any, count: int) -> Iterator[torch.Tensor]:
         yield Directions(opt.family, opt.seed, step).dense(opt.slots[0], range(opt.directions), torch.tensor([0]))[:, 0]
 
 
-def off(samples: Any, expected: float) -> float:
-    """Standard errors between the mean of samples and what it should be."""
-    values = np.asarray(samples, dtype=float)
-    return abs(float(values.mean()) - expected) / (float(values.std(ddof=1)) / math.sqrt(len(values)))
-
-
 SPREAD: dict[str, tuple[str, str, int, Callable[[int, int], float]]] = {
     "two-sided, Rademacher, 1": ("mezo", "rademacher", 1, lambda d, n: (d + n - 1) / n),
     "two-sided, Rademacher, 4": ("mezo", "rademacher", 4, lambda d, n: (d + n - 1) / n),
@@ -427,11 +445,16 @@ def test_factors_last_a_period_and_bases_are_orthonormal(name: str) -> None:
 
 @pytest.mark.parametrize(("m", "k", "n"), [(3, 1, 4), (5, 64, 7), (200, 1000, 90), (4, 1 << 16, 4)])
 @pytest.mark.parametrize("unit", [1.0, 1e-20, 3e15])
+@pytest.mark.parametrize("cancels", [True, False])  # sums that do not are the largest
 def test_an_exact_product_is_that_of_float64_and_the_same_bits_for_any_order_and_threads(
-    m: int, k: int, n: int, unit: float
+    m: int, k: int, n: int, unit: float, cancels: bool
 ) -> None:
     generator = torch.Generator().manual_seed(8)
-    a, b = torch.randn(m, k, generator=generator) * unit, torch.randn(k, n, generator=generator)
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) if cancels else 1 - torch.rand(shape, generator=generator) / 8
+
+    a, b = values(m, k) * unit, values(k, n)
     found = exact.matmul(a, b)
     sizes = a.double().norm(dim=1)[:, None] * b.double().norm(dim=0)
     assert found.dtype == torch.float64
