@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,13 +91,14 @@ class Runner:
 
     def chosen(self, cell: Cell) -> Chosen:
         """The settings of a cell, by its search."""
-        where = self.study.searched(cell)
+        where, count = self.study.searched(cell), len(self.study.grid(cell.method))
 
         def start(config: Config, looks: int) -> Any:
             return process.started(self._trial(where, config, looks))
 
         def listen(number: int, low: float, done: float) -> None:
-            self._tell(cell.method, 0.0, f"search on {where.task}, run {number + 1}, {100 * done:.0f} %, lowest dev loss {low:.3f}")
+            lowest = f", lowest dev loss {low:.3f}" if math.isfinite(low) else ""
+            self._tell(cell.method, 0.0, f"search on {where.task}, run {number + 1} of {count}, {100 * done:.0f} %{lowest}")
 
         path = self.folder / cell.method / "search.log"
         return search.best(path, self._search_key(where), self.study.grid(cell.method), self.study.search, start, listen)
