@@ -13,7 +13,7 @@ import json
 import os
 from typing import Any
 
-from record import fresh, save
+from record import RESULTS, fresh, save
 
 from zerograd.train import environment
 
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rows", nargs="+", help="only these rows")
     parser.add_argument("--one", help="a cell as JSON, run in this process")
+    parser.add_argument("--replan", action="store_true", help="plan anew beside the peaks that the record has")
     parser.add_argument("--name", default="plan")
     parsed = parser.parse_args()
     environment.prepare()
@@ -53,11 +54,13 @@ def main() -> None:
     cells = [cell for cell in CELLS if not parsed.rows or cell["row"] in parsed.rows]
     command = (__file__, "--model", parsed.model, "--steps", str(parsed.steps), "--threads", str(parsed.threads))
     found: list[dict[str, Any]] = []
+    record = RESULTS / f"{parsed.name}.json"
+    before = json.loads(record.read_text())["rows"] if parsed.replan else []
     for cell in cells:
         if "checkpointing" in str(cell["row"]):
             name, _, value = RETURNING.partition("=")
             os.environ[name] = value
-        found.append(cell | fresh(*command, "--one", json.dumps(cell)))
+        found.append(before.pop(0) if before else cell | fresh(*command, "--one", json.dumps(cell)))
         os.environ.pop(RETURNING.partition("=")[0], None)
         found[-1] |= planned(parsed.model, parsed.threads, cell["row"], found[-1]["batch_size"], found[-1]["longest"])
         found[-1]["over"] = found[-1]["planned_bytes"] / found[-1]["peak_bytes"] - 1

@@ -34,9 +34,6 @@ RETURNING = "MALLOC_MMAP_THRESHOLD_=1048576"
 """What makes glibc's allocator give tensors of 1 MB back as soon as they are freed. Without it the few tensors that checkpointing
 keeps lie between those that it frees, and the process holds two to three times as much."""
 
-OVER_PROPAGATED = 1.5
-"""Bytes that a process holds for each that back-propagation has at a time beside what it keeps."""
-
 OVER_DEVICE = 1.2
 """Bytes that an accelerator's allocator holds for each of a pass."""
 
@@ -173,13 +170,12 @@ class Planner:
         return self.held[rows]
 
     def _held(self, live: int) -> int:
-        """What tensors of forward passes make a process hold."""
+        """What tensors of passes make a process hold."""
         return round(SPARE + live + min(KEPT * live, MOST)) if self.machine.is_cpu else round(OVER_DEVICE * live)
 
     def _propagated(self, kept: activations.Kept, gradients: int) -> int:
         """What back-propagation makes a process hold: activations go as gradients come."""
-        over = round(OVER_PROPAGATED * kept.over)
-        return max(kept.between, gradients) + over + (SPARE if self.machine.is_cpu else 0)
+        return self._held(max(kept.between, gradients) + kept.over)
 
     def _command(self, verb: str, options: dict[str, object]) -> str:
         named = {"model": "MODEL" if quantities.is_count(self.settings.model) else self.settings.model or "MODEL"} | options
