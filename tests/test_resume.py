@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -354,6 +355,53 @@ def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_r
     assert 0 < taken < 12
     Tuning(settings(folder, out), resume=True).run()
     assert weights(out) == weights(straight["per-example"])
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 4 MB of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.parametrize("at", [0, 2, 6, 11])
+def test_a_full_disk_loses_nothing_that_was_recorded(folder, straight, disk, monkeypatch, at):
+    """The last byte is taken when the journal is to have its step `at`; what comes after it is refused by the system itself."""
+    out, add, filler = disk / "run", Writer.add, disk / "filler"
+
+    def full(writer: Writer, record: Any) -> None:
+        if isinstance(record, Step) and record.number == at and not filler.exists():
+            with filler.open("wb", buffering=0) as file:
+                for size in (1 << 16, 1):
+                    with contextlib.suppress(OSError):
+                        while file.write(b"x" * size):
+                            pass
+        add(writer, record)
+
+    monkeypatch.setattr(Writer, "add", full)
+    with contextlib.suppress(OSError):  # a record may still fit into the journal's last page, and the model then does not
+        Tuning(settings(folder, out)).run()
+    assert not (out / "result.json").exists()
+    taken = sum(isinstance(record, Step) for record in records(out))
+    assert at <= taken <= 12
+    filler.unlink()
+    Tuning(settings(folder, out), resume=True).run()
+    assert weights(out) == weights(straight["per-example"])
+    assert learnt(out) == learnt(straight["per-example"])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(folder, disk, capsys):
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert main(["tune", "--model", str(folder), "--out", str(disk / "run"), "--steps", "2", "--minutes", "0"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert str(disk) in said
+    assert not (disk / "run").exists()
 
 
 def test_a_head_that_the_model_lacks_is_the_same_again(folder, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from zerograd.text.models import Loaded
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Task, TaskSpec
 from zerograd.train import environment, recording, runs
+from zerograd.train.files import new_folder
 from zerograd.train.progress import Listener, Progress
 from zerograd.train.settings import TuneSettings, from_mapping
 
@@ -129,10 +130,9 @@ def _settings(told: Told) -> TuneSettings:
 
 def save(loaded: Loaded, out: Path) -> None:
     """Write a model, or the adapter that was trained, and its tokenizer to a folder that is not there yet."""
-    partial = out.with_name(f".{out.name}.partial")
-    loaded.model.save_pretrained(partial)
-    loaded.tokenizer.save_pretrained(partial)
-    partial.rename(out)
+    with new_folder(out) as folder:
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
 
 
 def low_rank(told: Told, rank: int, base: str, at: int | None, out: Path, listen: Listener = lambda p: None) -> float:
@@ -175,12 +175,10 @@ def low_rank(told: Told, rank: int, base: str, at: int | None, out: Path, listen
     targets = sorted(name for weight, name in linear.items() if f"base_model.model.{name}.lora_A.weight" in factors)
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type=None)
     config.base_model_name_or_path = base or settings.model
-    partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(parents=True)
-    config.save_pretrained(str(partial))
-    save_file(factors, partial / "adapter_model.safetensors")
-    loaded.tokenizer.save_pretrained(partial)
-    partial.rename(out)
+    with new_folder(out) as folder:
+        config.save_pretrained(str(folder))
+        save_file(factors, folder / "adapter_model.safetensors")
+        loaded.tokenizer.save_pretrained(folder)
     return math.sqrt(lacking / whole)
 
 

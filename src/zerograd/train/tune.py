@@ -27,7 +27,7 @@ from zerograd.text.prefix import prefix_of
 from zerograd.text.scoring import Batch, Scorer
 from zerograd.text.tasks import Example, Task
 from zerograd.train import environment, loop, memory, order, rates, recording, report, runs, trackers
-from zerograd.train.files import write_text
+from zerograd.train.files import new_folder, write_text
 from zerograd.train.loop import Loop
 from zerograd.train.progress import Listener, Progress
 from zerograd.train.result import Judge, judged, metric_of, predictions
@@ -380,12 +380,9 @@ class Tuning:
 
     def _save_model(self) -> None:
         """Write the tuned model and its tokenizer where plain transformers loads them; an older one is there until then."""
-        model, partial = self.folder / "model", self.folder / "model.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        self.model.save_pretrained(partial)
-        self.scorer.tokenizer.save_pretrained(partial)
-        shutil.rmtree(model, ignore_errors=True)
-        partial.rename(model)
+        with new_folder(self.folder / "model") as model:
+            self.model.save_pretrained(model)
+            self.scorer.tokenizer.save_pretrained(model)
 
 
 def task_of(settings: TaskSettings) -> Task:
