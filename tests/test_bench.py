@@ -271,10 +271,13 @@ def write_lines(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def test_the_study_in_the_repository_is_one():
-    found = study.read(Path(__file__).parent.parent / "benchmarks" / "sentiment.yaml")
+def test_the_studies_in_the_repository_are_compared():
+    folder = Path(__file__).parent.parent / "benchmarks"
+    found, faced = study.read(folder / "sentiment.yaml"), study.read(folder / "sentiment-lora.yaml")
     assert set(found.methods) == set(METHODS)
     assert len(found.seeds) >= 3
+    assert faced.protocol == found.protocol
+    assert (faced.tasks, faced.seeds, faced.prompts) == (found.tasks, found.seeds, found.prompts)
 
 
 def curves(losses):
