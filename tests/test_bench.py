@@ -272,8 +272,8 @@ def write_lines(path: Path, lines: list[str]) -> Path:
 
 
 def test_the_studies_in_the_repository_are_compared():
-    folder = Path(__file__).parent.parent / "benchmarks"
-    found, faced = study.read(folder / "sentiment.yaml"), study.read(folder / "sentiment-lora.yaml")
+    place = Path(__file__).parent.parent / "benchmarks"
+    found, faced = study.read(place / "sentiment.yaml"), study.read(place / "sentiment-lora.yaml")
     assert set(found.methods) == set(METHODS)
     assert len(found.seeds) >= 3
     assert faced.protocol == found.protocol
