@@ -14,6 +14,7 @@ import pytest
 import torch
 from methods import COMMON, Net, batch, every_method, every_storage, same, shared_only, stored
 
+import zerograd as zg
 from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite, NotPure
 from zerograd.perturb.check import SelfCheckFailed
 
@@ -240,3 +241,16 @@ def test_a_step_works_outside_the_main_thread_where_no_signal_handler_can_be_set
     thread.start()
     thread.join()
     assert same(stored(opt), stored(twin))
+
+
+@pytest.mark.parametrize("method", [zg.optim.MeZO, zg.optim.PerExample])
+def test_a_16_bit_model_that_jumps_by_itself_is_not_refused_where_only_vectors_are_trained(method):
+    """The sine of thousands: the last bit of a weight moves the loss as much as a tenth of it does."""
+    torch.manual_seed(0)
+    norm = torch.nn.LayerNorm(16, dtype=torch.bfloat16)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+
+    def losses(x: torch.Tensor) -> torch.Tensor:
+        return (3000 * norm(x)).sin().mean(1).float()
+
+    assert math.isfinite(method(norm, lr=0.1).step(losses, torch.randn(8, 16, dtype=torch.bfloat16)))

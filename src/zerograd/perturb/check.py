@@ -58,7 +58,8 @@ def _rounding(
 ) -> float:
     """How far the losses of a 16-bit model itself jump when some of its tensors really change by the least that they can."""
     moved = [clean]
-    for slot in [slot for slot in slots if slot.parameter.dtype not in FLOOR and slot.is_matrix][:4]:
+    coarse = [slot for slot in slots if slot.parameter.dtype not in FLOOR]
+    for slot in ([slot for slot in coarse if slot.is_matrix] or coarse)[:4]:
         eps = slot.eps
         try:
             slot.eps = _radius(slot, LEAST_RADIUS)
