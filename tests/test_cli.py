@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -337,3 +340,17 @@ def test_the_best_weights_on_dev_are_kept_and_patience_ends_a_run(folder, data, 
     ]
     assert all(same)
     assert short["value_after"] == kept["value_after"]
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    """As `| head -1` is: nothing is said of a broken pipe."""
+    rows = tmp_path / "rows.jsonl"
+    fields = {"protocol": "p", "model": "m", "scheme": "s", "task": "t", "prompt": "p", "seed": 0, "study": "s"}
+    more = {"accuracy": 0.5, "evaluations": 1, "seconds": 1.0, "peak_bytes": 1, "budget": {"evaluations": 1}}
+    with rows.open("w") as file:
+        for i in range(2000):
+            file.write(json.dumps({"key": str(i), "method": f"method {i}"} | fields | more) + "\n")
+    command = f"{shlex.quote(sys.executable)} -m zerograd bench table {shlex.quote(str(rows))} | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout == "### t, p prompt, m: at matched evaluations (1)\n"
+    assert done.stderr == ""

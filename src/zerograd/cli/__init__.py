@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = chosen.run(chosen)
     except ModuleNotFoundError as error:
         return _say(chosen.verb, f"{error.name} is not installed; pip install 'zerograd[text]'", 2)
+    except BrokenPipeError:  # whoever read what is printed has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, UnresolvedOperation, SelfCheckFailed) as error:
         return _say(chosen.verb, str(error), 2)
     except KeyboardInterrupt as error:
