@@ -364,8 +364,8 @@ def test_tables_of_a_leaderboard_made_by_hand():
     assert lines["elsewhere"].interval is None
     assert lines["elsewhere"].gain is None, "other test rows are no pairs"
     text = tables.markdown(table)
-    assert "| good | 75.0 | 75.0, 75.0 | +25.0 (" in text
-    assert "| bad | 25.0 |" in text
+    assert "| good | upper | 75.0 | 75.0, 75.0 | +25.0 (" in text
+    assert "| bad | upper | 25.0 |" in text
     assert "| below |" in text
 
 
@@ -383,6 +383,42 @@ def test_a_table_for_each_budget_and_none_mixes_protocols():
     assert made[1].lines[0].evaluations == 150
     only = row("mezo", 0, "01", budget={"seconds": 30}, accuracy_seconds=0.5, evaluations_seconds=9, seconds_seconds=30)
     assert [t.budget for t in tables.tables([only])] == ["seconds"], "a budget that was not given has no table"
+
+
+def test_a_table_of_all_tasks_is_of_the_seeds_that_have_them_all():
+    """Means over tasks; the answers of all of them are paired; a scheme without the reference is held against that of another."""
+    half, most = "01" * 50, "01" * 25 + "1" * 50
+    found = [row(method, seed, right, task=task, accuracy_before=before, key=f"{method}{scheme}{seed}{task}", scheme=scheme)
+             for method, scheme, right in (("mezo", "upper", half), ("good", "upper", most), ("good", "lora", most))
+             for seed in range(2) for task, before in (("t", 0.5), ("u", 0.25))]  # fmt: skip
+    found.append(row("partial", 0, most, task="t"))
+    made = tables.tables(found)
+    assert [t.place.task for t in made] == [tables.ALL, "t", "u"]
+    table = made[0]
+    assert (table.before, table.test_rows) == (0.375, 200)
+    lines = {(line.method, line.scheme): line for line in table.lines}
+    assert set(lines) == {("mezo", "upper"), ("good", "upper"), ("good", "lora")}
+    assert lines["good", "upper"].gain == lines["good", "lora"].gain == pytest.approx(0.25)
+    assert [line.method for line in made[1].lines if line.method == "partial"], "of one task there is what it ran"
+
+
+def test_the_reference_at_the_end_of_its_evaluations_is_what_others_reach_in_fewer_seconds():
+    budget = {"evaluations": 100, "seconds": 10}
+    timed = {"budget": budget, "evaluations_seconds": 40, "seconds_seconds": 10.5}
+    half, most, few = "01" * 50, "1" * 100, "0" * 100
+    found = [row("mezo", seed, half, **timed, accuracy_seconds=0.0, right_seconds=rows.packed(few)) for seed in range(2)]
+    found += [row("fast", seed, few, **timed, accuracy_seconds=1.0, right_seconds=rows.packed(most)) for seed in range(2)]
+    *_, table = tables.tables(found)
+    assert table.title.endswith("after 10 s, against mezo after 20 s")
+    lines = {line.method: line for line in table.lines}
+    assert lines["mezo"].value == 0.5
+    assert lines["fast"].value == 1.0
+    assert lines["fast"].gain == pytest.approx(0.5)
+    assert lines["fast"].seconds == 10.5
+    slow = [one | {"budget": {"evaluations": 100, "seconds": 30}} for one in found]
+    assert [t.budget for t in tables.tables(slow)] == ["evaluations", "seconds"], (
+        "where it takes no longer there is nothing to show"
+    )
 
 
 def test_the_page_needs_nothing_else_and_names_the_losers(tmp_path):

@@ -34,7 +34,7 @@ def write(path: Path, found: Sequence[Row]) -> None:
             _scatter(first, "training time, s", lambda line: line.seconds, "Test accuracy against seconds"),
             _scatter(first, "peak memory, MB", lambda line: line.peak_bytes / 1e6, "Test accuracy against memory"),
         ]
-        parts.append(f'<div class="two">{"".join(drawn)}</div>' + _curves(first, mine))
+        parts.append(f'<div class="two">{"".join(drawn)}</div>' + (_curves(first, mine) if mine else ""))
         parts += [page.section(escape(table.title), _table(table), escape(table.note)) for table in some]
     write_text(path, page.document("zerograd leaderboard", parts))
 
@@ -73,17 +73,15 @@ def _scatter(table: Table, label: str, across: Callable[[Line], float], title: s
 
 def _curves(table: Table, found: Sequence[Row]) -> str:
     """Dev loss against seconds, means over seeds, of the best methods and the reference."""
-    best = [line.method for line in table.lines]
-    chosen = list(dict.fromkeys([table.reference, *best]))[: len(page.RUNS)]
-    chosen = [method for method in chosen if method in best]
+    lines = sorted(table.lines, key=lambda line: not line.is_reference)[: len(page.RUNS)]
     figure, axes = page.drawing("training time, s")
-    for colour, method in zip(page.RUNS, chosen, strict=False):
-        curves = [row.get("curve", []) for row in found if row["method"] == method]
+    for colour, line in zip(page.RUNS, lines, strict=False):
+        curves = [row.get("curve", []) for row in found if (row["method"], row["scheme"]) == (line.method, line.scheme)]
         looks = list(zip(*curves, strict=False))  # of each seed, the first, the second, ...
         times = [fmean(look["seconds"] for look in each) for each in looks]
         losses = [fmean(look.get("dev_loss", float("nan")) for look in each) for each in looks]
         axes.plot(times, losses, color=page.COLOURS[colour], linewidth=1.6, marker="o", markersize=3)
-    key = {colour: escape(method) for colour, method in zip(page.RUNS, chosen, strict=False)}
+    key = {colour: escape(line.method) for colour, line in zip(page.RUNS, lines, strict=False)}
     return page.figure(figure, "Dev loss against seconds, mean over seeds", key)
 
 
@@ -93,6 +91,6 @@ def _table(table: Table) -> str:
     for line in table.lines:
         texts = [escape(text) for text in tables.cells(line)]
         kind = KIND[line.verdict]
-        texts[4] = texts[4] and f'<mark class="{kind}">{texts[4]}</mark>'
+        texts[5] = texts[5] and f'<mark class="{kind}">{texts[5]}</mark>'
         body += "<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

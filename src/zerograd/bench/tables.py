@@ -12,23 +12,28 @@ from zerograd.bench import rows
 from zerograd.bench.rows import Row
 from zerograd.train import statistics
 
-BUDGETS = ("evaluations", "seconds")
+MATCHES = (("evaluations", "evaluations"), ("seconds", "seconds"), ("seconds", "evaluations"))
+"""At which budget methods are seen, and the reference that they are held against."""
+
+ALL = "all tasks"
+"""The task of a table of means over several."""
 
 HEADS = (
-    "method", "% right", "95 % interval", "against {}", "", "evaluations", "seconds", "s / 100 evaluations", "peak MB", "state MB",
-    "lr", "seeds",
+    "method", "scheme", "% right", "95 % interval", "against {}", "", "evaluations", "seconds", "s / 100 evaluations", "peak MB",
+    "state MB", "lr", "seeds",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method in a table: means over its seeds.
+    """A method with a scheme in a table: means over its seeds, and over the table's tasks.
 
     interval: of the mean over seeds, by Student's t; None for one seed. gain: over the reference, in the same seeds and test rows,
     None for the reference itself, and where there is nothing to compare. gain_interval: of that.
     """
 
     method: str
+    scheme: str
     value: float
     interval: list[float] | None
     gain: float | None
@@ -54,12 +59,10 @@ class Line:
 class Place:
     """What the rows of a table have in common."""
 
-    study: str
     protocol: str
     model: str
-    scheme: str
-    task: str
     prompt: str
+    task: str
 
     @staticmethod
     def of(row: Row) -> Place:
@@ -69,78 +72,125 @@ class Place:
 
 @dataclass(frozen=True)
 class Table:
-    """Methods at one budget, the best first. before: the share of test rows that the untouched model has right."""
+    """Methods at one budget, the best first. before: the share of test rows that the untouched model has right.
+
+    against: the budget of the reference, and its seconds there where that is another than the table's.
+    """
 
     place: Place
     budget: str
+    against: str
     limit: float
     reference: str
+    reference_seconds: float
     before: float
     test_rows: int
+    studies: tuple[str, ...]
     lines: list[Line]
 
     @property
     def title(self) -> str:
         """What is compared, and at what."""
-        what = f"{self.place.task}, {self.place.prompt} prompt, {self.place.scheme}, {self.place.model}"
-        return f"{what}: at matched {self.budget} ({self.limit:g})"
+        what = f"{self.place.task}, {self.place.prompt} prompt, {self.place.model}"
+        if self.budget == self.against:
+            return f"{what}: at matched {self.budget} ({self.limit:g})"
+        return f"{what}: after {self.limit:g} s, against {self.reference} after {self.reference_seconds:.0f} s"
 
     @property
     def note(self) -> str:
         """What is needed to read it."""
         return (
             f"{self.test_rows:,} test rows, of which the untouched model has {100 * self.before:.1f} % right. "
-            f"Study {self.place.study}, protocol {self.place.protocol}. "
+            f"{'Study' if len(self.studies) == 1 else 'Studies'} {', '.join(self.studies)}, protocol {self.place.protocol}. "
             f"The interval of the mean is over seeds; that against {self.reference} over seeds and test rows, paired."
         )
 
 
+@dataclass(frozen=True)
+class End:
+    """Where a seed's runs of all of a table's tasks ended: means over tasks, and every right answer."""
+
+    value: float
+    evaluations: float
+    seconds: float
+    right: list[int]
+    tests: list[str]
+
+
 def tables(found: Iterable[Row]) -> list[Table]:
-    """A table for each budget of each protocol, model, scheme, task and prompt."""
+    """Tables of each protocol, model, prompt and task, and of all its tasks: at each budget, then at one against another."""
     made = []
-    for place, group in groupby(sorted(found, key=Place.of), Place.of):
-        some = list(group)
-        for budget in BUDGETS:
-            there = [row for row in some if rows.matched(row, budget) is not None]
-            if there:
-                made.append(_table(place, there, budget))
+    for (protocol, model, prompt), group in groupby(
+        sorted(found, key=Place.of), lambda row: dataclasses.astuple(Place.of(row))[:3]
+    ):
+        rows_of = {task: list(some) for task, some in groupby(group, lambda row: str(row["task"]))}
+        together = {ALL: [row for some in rows_of.values() for row in some]} if len(rows_of) > 1 else {}
+        for task, some in (together | rows_of).items():
+            for budget, against in MATCHES:
+                table = _table(Place(protocol, model, prompt, task), some, budget, against)
+                if table is not None:
+                    made.append(table)
     return made
 
 
-def _table(place: Place, some: Sequence[Row], budget: str) -> Table:
+def _table(place: Place, some: Sequence[Row], budget: str, against: str) -> Table | None:
+    """None where no run has the budget, and where the reference took no longer to the other one."""
+    if all(rows.matched(row, budget) is None for row in some):
+        return None
     first = some[0]
-    reference = first.get("reference", "mezo")
-    of = {method: [row for row in some if row["method"] == method] for method in dict.fromkeys(row["method"] for row in some)}
-    lines = [_line(method, mine, of.get(reference, []), budget) for method, mine in of.items()]
+    names = sorted({str(row["task"]) for row in some})
+    reference = str(first.get("reference", "mezo"))
+    of: dict[tuple[str, str], list[Row]] = {}
+    for row in some:
+        of.setdefault((str(row["method"]), str(row["scheme"])), []).append(row)
+    theirs = {scheme: _ends(mine, names, against) for (method, scheme), mine in of.items() if method == reference}
+    seconds = [end.seconds for ends in theirs.values() for end in ends.values()]
+    limit = float(first.get("budget", {}).get(budget, 0))
+    if budget != against and not (seconds and fmean(seconds) > limit):
+        return None
+    lines = []
+    for (method, scheme), mine in of.items():
+        ends = _ends(mine, names, against if method == reference else budget)
+        held = theirs.get(scheme) or next(iter(theirs.values()), {})
+        if ends:
+            lines.append(_line(method, scheme, mine, ends, held, method == reference))
+    tests = {str(row["task"]): (row.get("accuracy_before", float("nan")), row.get("test_rows", 0)) for row in some}
     return Table(
-        place, budget, first.get("budget", {}).get(budget, 0), reference,
-        first.get("accuracy_before", float("nan")), first.get("test_rows", 0),
-        sorted(lines, key=lambda line: (-line.value, line.method)),
+        place, budget, against, limit, reference, fmean(seconds) if seconds else float("nan"),
+        fmean(before for before, _ in tests.values()), sum(count for _, count in tests.values()),
+        tuple(sorted({str(row["study"]) for row in some})), sorted(lines, key=lambda line: (-line.value, line.method, line.scheme)),
     )  # fmt: skip
 
 
-def _line(method: str, mine: Sequence[Row], reference: Sequence[Row], budget: str) -> Line:
-    at = {row["seed"]: rows.matched(row, budget) for row in mine}
-    known = {seed: part for seed, part in at.items() if part is not None}
-    values = [part[0] for part in known.values()]
-    theirs = {row["seed"]: (rows.matched(row, budget), row.get("test")) for row in reference}
-    ours_test = {row["seed"]: row.get("test") for row in mine}
-    pairs = [
-        (part[3], other[3])
-        for seed, part in known.items()
-        for other, test in [theirs.get(seed, (None, None))]
-        if other is not None and test == ours_test[seed] and len(other[3]) == len(part[3]) > 0
+def _ends(mine: Sequence[Row], names: Sequence[str], budget: str) -> dict[int, End]:
+    """By seed, where all tasks are there."""
+    ends = {}
+    for seed in dict.fromkeys(row["seed"] for row in mine):
+        by_task = {str(row["task"]): (rows.matched(row, budget), str(row.get("test"))) for row in mine if row["seed"] == seed}
+        parts = [(part, test) for part, test in (by_task.get(name, (None, "")) for name in names) if part is not None]
+        if len(parts) == len(names):
+            value, evaluations, seconds = (fmean(numbers) for numbers in zip(*(part[:3] for part, _ in parts), strict=True))
+            ends[seed] = End(
+                value, evaluations, seconds, [bit for part, _ in parts for bit in part[3]], [test for _, test in parts]
+            )
+    return ends
+
+
+def _line(method: str, scheme: str, mine: Sequence[Row], ends: dict[int, End], held: dict[int, End], is_reference: bool) -> Line:
+    differences = [
+        [a - b for a, b in zip(end.right, held[seed].right, strict=True)]
+        for seed, end in ends.items()
+        if seed in held and held[seed].tests == end.tests and len(held[seed].right) == len(end.right) > 0
     ]
-    is_reference = bool(reference) and reference[0]["method"] == method
     gain = gain_interval = None
-    if pairs and not is_reference:
-        differences = [[a - b for a, b in zip(ours, other, strict=True)] for ours, other in pairs]
+    if differences and not is_reference:
         gain = fmean(fmean(row) for row in differences)
         gain_interval = statistics.crossed(differences)
-    interval = [min(1.0, max(0.0, end)) for end in statistics.student(values)] if len(values) > 1 else None
+    values = [end.value for end in ends.values()]
+    interval = [min(1.0, max(0.0, side)) for side in statistics.student(values)] if len(values) > 1 else None
     return Line(
-        method, fmean(values), interval, gain, gain_interval,
-        fmean(part[1] for part in known.values()), fmean(part[2] for part in known.values()),
+        method, scheme, fmean(values), interval, gain, gain_interval,
+        fmean(end.evaluations for end in ends.values()), fmean(end.seconds for end in ends.values()),
         fmean(row["peak_bytes"] for row in mine), fmean(row.get("state_bytes", 0) for row in mine),
         fmean(row.get("lr", float("nan")) for row in mine), len(values), is_reference,
     )  # fmt: skip
@@ -154,9 +204,9 @@ def cells(line: Line) -> list[str]:
         gain = f"{100 * line.gain:+.1f} ({100 * low:+.1f}, {100 * high:+.1f})"
     interval = f"{100 * line.interval[0]:.1f}, {100 * line.interval[1]:.1f}" if line.interval else ""
     return [
-        line.method, f"{100 * line.value:.1f}", interval, gain, line.verdict, f"{line.evaluations:,.0f}", f"{line.seconds:,.0f}",
-        f"{100 * line.seconds / max(1, line.evaluations):.1f}", f"{line.peak_bytes / 1e6:,.0f}", f"{line.state_bytes / 1e6:,.1f}",
-        f"{line.lr:.3g}", str(line.seeds),
+        line.method, line.scheme, f"{100 * line.value:.1f}", interval, gain, line.verdict, f"{line.evaluations:,.0f}",
+        f"{line.seconds:,.0f}", f"{100 * line.seconds / max(1, line.evaluations):.1f}", f"{line.peak_bytes / 1e6:,.0f}",
+        f"{line.state_bytes / 1e6:,.1f}", f"{line.lr:.3g}", str(line.seeds),
     ]  # fmt: skip
 
 
