@@ -174,3 +174,16 @@ def test_a_step_leaves_every_global_generator_as_it_was(method, storage):
     opt.step(net.losses, batch())
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+
+
+def test_a_16_bit_head_is_cast_in_parts_however_few_tokens_are_scored(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK", 16)
+    monkeypatch.setattr(head, "HELD", 1 << 16)
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(512, VOCABULARY, dtype=torch.bfloat16)
+    states, targets = torch.randn(2, 512), torch.tensor([3, VOCABULARY - 1])
+    with torch.no_grad(), Live() as live:
+        found = log_likelihoods(states, linear, targets)
+    assert live.peak < 2 * 4 * head.HELD < 4 * linear.weight.numel()
+    expected = (states.double() @ linear.weight.double().T + linear.bias.double()).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

@@ -84,7 +84,7 @@ def _head_bytes(shape: Shape, scored: int, dtype: torch.dtype) -> int:
     """What `text.head.log_likelihoods` holds: scored states and logits in float32, a part of the head cast to it."""
     if not scored:
         return 0
-    chunk = min(shape.vocabulary, max(heads.CHUNK, heads.HELD // scored))
+    chunk = min(shape.vocabulary, heads.columns(scored, shape.hidden))
     cast = chunk * shape.hidden * 4 if dtype != torch.float32 else 0
     return 4 * scored * shape.hidden + cast + 2 * 4 * scored * chunk
 

@@ -11,7 +11,8 @@ from torch import nn
 from zerograd.text import virtual
 
 HELD = 4 << 20
-"""Logits that are held at a time: 16 MB in float32, which an allocator still keeps and hands out again."""
+"""Numbers that are held at a time, of logits and of the head's rows: 16 MB in float32, which an allocator still keeps and hands out
+again."""
 
 CHUNK = 256
 """Rows of the head that are scored at a time, at least."""
@@ -28,9 +29,9 @@ def log_likelihoods(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> t
     """The log-likelihood of one token a row under the softmax over the whole vocabulary: float32 (rows,).
 
     hidden: (rows, width), in the dtype that the products are wanted in; logits and normaliser are float32. head: a linear layer
-    of (vocabulary, width). targets: int64 (rows,). No more than `HELD` logits are held at a time, or `CHUNK` a row if that is more.
+    of (vocabulary, width). targets: int64 (rows,). What is held at a time is bounded by `columns`.
     """
-    chunk = max(CHUNK, HELD // max(1, len(targets)))
+    chunk = columns(*hidden.shape)
     own = torch.empty(len(targets), device=hidden.device)
     total = torch.full((len(targets),), -torch.inf, device=hidden.device)
     for first in range(0, head.weight.shape[0], chunk):
@@ -41,6 +42,11 @@ def log_likelihoods(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> t
         here = (targets >= first) & (targets < stop)
         own[here] = logits[here, targets[here] - first]
     return own - total
+
+
+def columns(rows: int, width: int) -> int:
+    """Of logits, that are made at a time: `HELD` numbers of them, or of the head's rows, and no fewer than `CHUNK`."""
+    return max(CHUNK, HELD // max(1, rows, width))
 
 
 def log_likelihoods_of(model: Any, states: torch.Tensor, targets: torch.Tensor, way: str) -> torch.Tensor:
@@ -61,14 +67,14 @@ def answered(model: Any, states: torch.Tensor, targets: torch.Tensor, way: str) 
     return sums, (targets >= 0).sum(1).float()
 
 
-def logits(model: Any, states: torch.Tensor, columns: torch.Tensor, way: str) -> torch.Tensor:
-    """Some columns of the logits of states: float32 (rows, columns)."""
-    columns = columns.to(states.device)
+def logits(model: Any, states: torch.Tensor, tokens: torch.Tensor, way: str) -> torch.Tensor:
+    """The logits of states for some tokens: float32 (rows, tokens)."""
+    tokens = tokens.to(states.device)
     if way == "logits":
-        return states[:, columns].float()
+        return states[:, tokens].float()
     head = model.get_output_embeddings()
-    bias = None if head.bias is None else head.bias[columns].float()
-    return F.linear(states.float(), head.weight[columns].float(), bias)
+    bias = None if head.bias is None else head.bias[tokens].float()
+    return F.linear(states.float(), head.weight[tokens].float(), bias)
 
 
 def states(model: Any, batch: Any, way: str, start: int = 0) -> torch.Tensor:
