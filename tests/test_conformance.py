@@ -246,5 +246,5 @@ def test_the_table_of_methods_says_what_they_are():
         model = torch.nn.Linear(256, 256, bias=False)
         opt = zg.optim.METHODS[name](torch.nn.Sequential(model), self_check=False)
         opt.step(lambda x, model=model: model(x).square().mean(1), torch.randn(4, 256))
-        assert (type(opt).__name__, opt.evaluations) == (title, int(evaluations))
+        assert (type(opt).__name__, opt.evaluations) == (title, float(evaluations))
         assert opt.state_bytes / model.weight.numel() == pytest.approx(float(state), abs=5e-3), name

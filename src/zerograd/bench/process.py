@@ -11,6 +11,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,11 +31,14 @@ MODULE = "zerograd.bench.process"
 def started(settings: TuneSettings, untouched: Path | None = None) -> Iterator[Iterator[dict[str, Any]]]:
     """What a run says, line by line; it is stopped when nobody listens any more.
 
-    untouched: the folder that has, or gets, what untouched models answer; None for a run that is not to be tested.
-    Raises ValueError with the one line that the run ended with, when it failed.
+    untouched: the folder that has, or gets, what untouched models answer; None for a run that is not to be tested. The run's own
+    folder, which hidden states are kept in, is there while it runs.
+    Raises RunFailed with the one line that the run ended with.
     """
     request = {"settings": dataclasses.asdict(settings), "untouched": untouched and str(untouched)}
-    child = subprocess.Popen([sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )  # Ctrl-C is its parent's
     assert child.stdin is not None
     assert child.stdout is not None
     try:
@@ -45,6 +50,7 @@ def started(settings: TuneSettings, untouched: Path | None = None) -> Iterator[I
         child.kill()
         child.wait()
         child.stdout.close()
+        shutil.rmtree(settings.out, ignore_errors=True)
 
 
 def _lines(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
@@ -52,11 +58,15 @@ def _lines(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     for line in child.stdout:
         said = json.loads(line)
         if "error" in said:
-            raise ValueError(said["error"])
+            raise RunFailed(said["error"])
         yield said
         if "result" in said:
             return
-    raise ValueError(f"a run ended with exit code {child.wait()} and no result")
+    raise RunFailed(f"the run ended with exit code {child.wait()} and no result")
+
+
+class RunFailed(ValueError):
+    """A run ended without a result; in one line why."""
 
 
 class Dev:
@@ -83,7 +93,7 @@ class Dev:
 def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str, Any]:
     """Train until every limit of the settings is reached, and test the weights as they are at each.
 
-    Nothing depends on what the test rows say, and nothing is written but what the untouched model says of them. Without
+    Nothing depends on what the test rows say, and nothing stays written but what the untouched model says of them. Without
     `untouched` no test row is scored at all.
     """
     from zerograd.text.metrics import metric
@@ -113,39 +123,41 @@ def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str,
 
     result: dict[str, Any] = {"lr": tuning.lr}
     if untouched is not None:
-        about = f"{tuning.identity} {tuning.task.spec.to_yaml()} {settings.max_tokens} {settings.chat} {settings.storage}"
         ids = json.dumps([example.id for example in tuning.task.test])
-        kept = untouched / f"{hashlib.blake2b((about + ids).encode(), digest_size=8).hexdigest()}.json"
-        result |= {"test_rows": len(tuning.task.test), "test": kept.stem, "right_before": _kept(kept, right)}
+        test = hashlib.blake2b((tuning.task.spec.to_yaml() + ids).encode(), digest_size=8).hexdigest()
+        kept = untouched / f"{test}-{tuning.identity}-{settings.max_tokens}-{settings.chat}-{settings.storage}.json"
+        result |= {"test_rows": len(tuning.task.test), "test": test, "right_before": _kept(kept, right)}
     tuning.optimizer.self_check = judge is not None  # of what is reported
     tuning.attach()
     memory.reset_peak()
     peak, parts = 0, {}
+    tuning.folder.mkdir(parents=True, exist_ok=True)
     limits = {"evaluations": settings.evaluations, "seconds": 60 * settings.minutes}
     limits = {name: limit for name, limit in limits.items() if limit}
-    while limits:
-        tuning.train()
-        if loop.interrupted:
-            raise KeyboardInterrupt
-        peak = max(peak, memory.peak_bytes())
-        spent = {"evaluations": loop.evaluations, "seconds": loop.elapsed}
-        reached = [name for name, limit in limits.items() if spent[name] >= limit or loop.stopped is not None]
-        part = spent | ({"right": right()} if judge is not None else {})
-        memory.reset_peak()
-        for name in reached:
-            parts[name] = part
-            del limits[name]
-        if limits:
-            loop.until(minutes=limits.get("seconds", 0.0) / 60, evaluations=int(limits.get("evaluations", 0)))
+    with tuning.cached():
+        while limits:
+            tuning.train()
+            if loop.interrupted:
+                raise KeyboardInterrupt
+            peak = max(peak, memory.peak_bytes())
+            spent = {"evaluations": loop.evaluations, "seconds": loop.elapsed, "cpu_seconds": loop.cpu_seconds}
+            reached = [name for name, limit in limits.items() if spent[name] >= limit or loop.stopped is not None]
+            part = spent | ({"right": right()} if judge is not None else {})
+            memory.reset_peak()
+            for name in reached:
+                parts[name] = part
+                del limits[name]
+            if limits:
+                loop.until(minutes=limits.get("seconds", 0.0) / 60, evaluations=int(limits.get("evaluations", 0)))
     return result | {
         "at": parts,
         "curve": dev.curve,
-        "dev_loss": dev.curve[-1]["dev_loss"] if dev.curve and "dev_loss" in dev.curve[-1] else math.inf,
         "steps": tuning.optimizer.steps,
         "peak_bytes": peak,
         "state_bytes": tuning.optimizer.state_bytes,
         "weight_bytes": tuning.weight_bytes,
         "stopped": loop.stopped,
+        "load": os.getloadavg()[0],
     }
 
 
@@ -178,7 +190,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        say({"error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
+        said = " ".join(str(error).split())
+        say({"error": said if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {said}"})
         sys.exit(1)
 
 

@@ -8,23 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zerograd.journal.writer import lock
+
 Row = Mapping[str, Any]
 
-NEEDED = (
-    "key",
-    "protocol",
-    "model",
-    "method",
-    "scheme",
-    "task",
-    "prompt",
-    "seed",
-    "accuracy",
-    "evaluations",
-    "seconds",
-    "peak_bytes",
-)
+NEEDED = ("method", "scheme", "task", "prompt", "seed", "accuracy", "evaluations", "seconds", "peak_bytes")
 """Fields without which a line is no row."""
+
+NAMES = ("protocol", "model", *NEEDED[:5])
+"""Of which a row's key is made where it has none."""
 
 
 def read(path: Path) -> list[Row]:
@@ -45,14 +37,16 @@ def read(path: Path) -> list[Row]:
         missing = [name for name in NEEDED if name not in row] if isinstance(row, dict) else list(NEEDED)
         if missing:
             raise ValueError(f"{path}, line {number}: it has no {missing[0]}")
-        found[row["key"]] = row
+        row = {"protocol": "", "model": "", "study": ""} | row
+        found[str(row.get("key") or "/".join(str(row[name]) for name in NAMES))] = row
     return list(found.values())
 
 
 def append(path: Path, row: Row) -> None:
     """Add a row, on the disk when this returns. What a process that was cut off has left of a line goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b", buffering=0) as file:  # one write a row: several runners may share a file
+    with path.open("a+b", buffering=0) as file:  # several runners may share a file
+        lock(file.fileno(), path, wait=True)
         file.seek(0)
         text = file.read()
         if text and not text.endswith(b"\n"):
@@ -87,19 +81,21 @@ def fields(result: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy": share(main["right"]),
         "evaluations": main["evaluations"],
         "seconds": main["seconds"],
+        "cpu_seconds": main["cpu_seconds"],
         "peak_bytes": result["peak_bytes"],
         "state_bytes": result["state_bytes"],
         "weight_bytes": result["weight_bytes"],
         "accuracy_seconds": timed and share(timed["right"]),
         "evaluations_seconds": timed and timed["evaluations"],
         "seconds_seconds": timed and timed["seconds"],
+        "cpu_seconds_seconds": timed and timed["cpu_seconds"],
         "accuracy_before": share(result["right_before"]),
         "test": result["test"],
         "test_rows": result["test_rows"],
         "right": packed(main["right"]),
         "right_seconds": timed and packed(timed["right"]),
         "right_before": packed(result["right_before"]),
-        **{name: result[name] for name in ("lr", "steps", "stopped", "curve")},
+        **{name: result[name] for name in ("lr", "steps", "stopped", "curve", "load")},
     }
 
 

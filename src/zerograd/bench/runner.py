@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +19,16 @@ from zerograd.bench import process, prompts, rows, search
 from zerograd.bench.machine import provenance
 from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Config, Study, named
+from zerograd.optim import METHODS
 from zerograd.text import models, tasks
 from zerograd.train import environment, journals, recording
 from zerograd.train.files import write_text
 from zerograd.train.settings import TuneSettings
 
 LEADERBOARD = "leaderboard.jsonl"
+
+COLUMNS = ("model", "method", "scheme", "task", "seed", "out")
+"""Settings of a run that its row has columns for, or that are of a machine."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,10 @@ class Runner:
     def run(self, methods: Sequence[str] = ()) -> int:
         """Run what is missing, of some methods or of all. Returns the number of new rows.
 
-        Raises JournalLocked when another process runs one of these methods.
+        A method that fails does not stop the others. Raises JournalLocked when another process runs one of these methods, and
+        ValueError at the end when some failed.
         """
-        count = 0
+        count, failed = 0, []
         for method in methods or self.study.methods:
             cells = [cell for cell in self.study.cells if cell.method == method]
             there = self._there()
@@ -68,15 +75,21 @@ class Runner:
             if not todo:
                 continue
             with recording.alone(self.folder / method):
-                for number, (cell, seed) in enumerate(todo):
-                    chosen = self.chosen(cell)
-                    where = f"{cell.task} {cell.prompt} {cell.scheme} seed {seed}, run {number + 1} of {len(todo)}"
-                    tell = functools.partial(self._tell_run, method, number, len(todo), where)
-                    row = self.row(cell, seed, chosen, tell)
-                    rows.append(self.leaderboard, row)
-                    self.say(f"{cell.key} seed {seed}: {_said(row)}")
-                    count += 1
+                try:
+                    for number, (cell, seed) in enumerate(todo):
+                        chosen = self.chosen(cell)
+                        where = f"{cell.task} {cell.prompt} {cell.scheme} seed {seed}, run {number + 1} of {len(todo)}"
+                        tell = functools.partial(self._tell_run, method, number, len(todo), where)
+                        row = self.row(cell, seed, chosen, tell)
+                        rows.append(self.leaderboard, row)
+                        self.say(f"{cell.key} seed {seed}: {_said(row)}")
+                        count += 1
+                except process.RunFailed as error:
+                    failed.append(f"{cell.key} seed {seed}: {error}")
+                    self.say(failed[-1])
                 self._tell(method, 1.0, "")
+        if failed:
+            raise ValueError(f"{count} new rows; of {len(failed)} methods not all could be run, the first {failed[0]}")
         return count
 
     def again(self, key: str) -> tuple[rows.Row, rows.Row]:
@@ -107,7 +120,7 @@ class Runner:
         """One run to the end of the budget, as its row."""
         study = self.study
         settings = self._settings(cell, chosen.config, seed, study.curve)
-        began = time.time()
+        began, source = time.time(), provenance()
         with process.started(settings, self.folder / "untouched") as lines:
             for line in lines:
                 if "done" in line:
@@ -116,7 +129,7 @@ class Runner:
                     result = line["result"]
         budget = {"evaluations": study.evaluations, "seconds": study.seconds}
         about = {"seed": study.search.seed, "dev_loss": chosen.dev_loss, "trials": len(chosen.trials)}
-        defaults = {spec.name: spec.default for spec in dataclasses.fields(TuneSettings)}
+        defaults = {spec.name: spec.default for spec in dataclasses.fields(TuneSettings) if spec.name not in COLUMNS}
         return {
             "key": self.key(cell, seed),
             "study": study.name,
@@ -129,20 +142,20 @@ class Runner:
             "grid": self._grid(cell),
             "config": dict(chosen.config),
             "search": about | {"task": study.searched(cell).task},
-            "settings": {name: value for name, value in dataclasses.asdict(settings).items() if value != defaults[name]},
+            "settings": {name: value for name, value in dataclasses.asdict(settings).items() if value != defaults.get(name, value)},
             "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
             "seconds_total": time.time() - began,
-            **provenance(),
+            **source,
         }
 
     def key(self, cell: Cell, seed: int) -> str:
         """The name of a row among all of a leaderboard."""
         return f"{self.study.protocol}/{cell.key}/{seed}"
 
-    def plan(self) -> Iterator[str]:
-        """What a run would do, in lines: searches and rows that are missing, and their evaluations at most."""
+    def plan(self, methods: Sequence[str] = ()) -> Iterator[str]:
+        """What a run of some methods, or of all, would do, in lines: missing searches and rows, and their evaluations at most."""
         study, there = self.study, self._there()
-        cells = list(study.cells)
+        cells = [cell for cell in study.cells if cell.method in (methods or study.methods)]
         todo = [(cell, seed) for cell in cells for seed in study.seeds if not self._has(there, cell, seed)]
         searches = {self._search_key(study.searched(cell)): len(study.grid(cell.method)) for cell, _ in todo}
         each, trial = study.evaluations, study.search.evaluations or study.evaluations
@@ -163,14 +176,17 @@ class Runner:
         return row is not None and row["grid"] == self._grid(cell)
 
     def _grid(self, cell: Cell) -> str:
-        return named(self.study.grid(cell.method))
+        """A name of what its settings are chosen from, and of the task that they are for."""
+        searched = prompts.varied(tasks.spec(self.study.searched(cell).task), self.study.searched(cell).prompt, self.study.rows)
+        put = prompts.varied(tasks.spec(cell.task), cell.prompt, self.study.rows)
+        return named([self.study.grid(cell.method), METHODS[cell.method].RATE, searched.to_yaml(), put.to_yaml()])
 
     def _search_key(self, cell: Cell) -> str:
-        return f"{self.study.protocol}/{cell.key}"
+        return f"{self.study.protocol}/{cell.key}/{self._grid(cell)}"
 
     def _settings(self, cell: Cell, config: Config, seed: int, looks: int) -> TuneSettings:
         settings = self.study.run(cell, config, seed, self._task(cell), looks)
-        return dataclasses.replace(settings, model=self._model(cell.model))
+        return dataclasses.replace(settings, model=self._model(cell.model), out=str(self.folder / cell.method / "run"))
 
     def _trial(self, cell: Cell, config: Config, looks: int) -> TuneSettings:
         settings = self._settings(cell, config, self.study.search.seed, looks)
@@ -188,8 +204,12 @@ class Runner:
         if not out.exists():
             self.listen(Progress("reading the model", 0.0, ""))
             environment.prepare()
-            out.parent.mkdir(parents=True, exist_ok=True)
-            journals.save(models.load(name, dtype, settings.head), out)
+            mine = out.with_name(f"{out.name}.{os.getpid()}")
+            journals.save(models.load(name, dtype, settings.head), mine)
+            try:
+                mine.rename(out)
+            except OSError:  # another process was first
+                shutil.rmtree(mine)
         return str(out)
 
     def _task(self, cell: Cell) -> str:

@@ -1,10 +1,10 @@
 """Which settings of a method learn best: successive halving on the dev split, kept in a file so that it may be cut off and go on.
 
-The halving is asynchronous (Li et al. 2020, arXiv 1810.05934), by Optuna's pruner: a run that comes to a rung goes on when it is
-among the best 1 / factor of the runs that came so far. Runs come one after another, so that a promoted one just goes on in its
-process, and nothing is saved or trained twice; a run that another overtakes later has cost more than it need have, and changes no
-choice. The settings in the middle of a grid should stand first: the first run always goes to the end, and the others are held
-against it. The learning rate's schedule is that of a whole run.
+The halving is asynchronous (Li et al. 2020, arXiv 1810.05934): a run that comes to a rung goes on when it is among the best
+1 / factor of the runs that came so far, or the best of fewer; those that were cut off do not count. Runs come one after another, so
+that a promoted one just goes on in its process, and nothing is saved or trained twice; a run that another overtakes later has cost
+more than it need have, and changes no choice. The settings in the middle of a grid should stand first: the first run always goes to
+the end, and the others are held against it. The learning rate's schedule is that of a whole run.
 
 A run is judged by its dev loss, which orders settings more finely than accuracy does, and the test split is never scored.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,36 +53,42 @@ def best(
     study = optuna.create_study(
         study_name=f"{key} {named([names, vars(search)])}",
         storage=JournalStorage(JournalFileBackend(str(path))),
-        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=search.factor),
         load_if_exists=True,
     )
     for trial in study.trials:
         if trial.state == TrialState.RUNNING:  # the process that ran it is gone
             study.tell(trial.number, state=TrialState.FAIL)
-    looks = search.factor**search.rungs
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
     for config, name in zip(grid, names, strict=True):
-        if any(trial.params.get("config") == name for trial in study.get_trials(states=ended)):
+        before = study.get_trials(states=ended)
+        if any(trial.user_attrs["config"] == name for trial in before):
             continue
-        study.enqueue_trial({"config": name}, skip_if_exists=False)
         trial = study.ask()
-        trial.suggest_categorical("config", names)
+        trial.set_user_attr("config", name)
         whole = [t.value for t in study.get_trials(states=(TrialState.COMPLETE,)) if t.value is not None]
         tell = functools.partial(listen, trial.number, min(whole, default=math.nan))
         tell(0.0)
-        loss, state = _run(trial, start(config, looks), tell)
+        losses = [trial.intermediate_values for trial in before]
+        loss, state = _run(trial, start(config, search.factor**search.rungs), losses, search, tell)
         study.tell(trial, loss if state == TrialState.COMPLETE else None, state)
-    trials = [(json.loads(t.params["config"]), t.state.name.lower(), _last(t)) for t in study.get_trials(states=ended)]
+    trials = [(json.loads(t.user_attrs["config"]), t.state.name.lower(), _last(t)) for t in study.get_trials(states=ended)]
     won = study.best_trial
     assert won.value is not None
-    return Chosen(json.loads(won.params["config"]), won.value, trials)
+    return Chosen(json.loads(won.user_attrs["config"]), won.value, trials)
 
 
-def _run(trial: Any, run: AbstractContextManager[Iterator[dict[str, Any]]], listen: Callable[[float], None]) -> tuple[float, Any]:
-    """Its last dev loss, and whether it came to the end."""
+def _run(
+    trial: Any,
+    run: AbstractContextManager[Iterator[dict[str, Any]]],
+    others: list[Mapping[int, float]],
+    search: Search,
+    listen: Callable[[float], None],
+) -> tuple[float, Any]:
+    """Its last dev loss, and whether it came to the end. others: the losses of runs before it, by look."""
     from optuna.trial import TrialState
 
     look, loss = 0, math.inf
+    rungs = [search.factor**rung for rung in range(search.rungs)]
     with run as lines:
         for line in lines:
             if "done" in line:
@@ -90,12 +96,18 @@ def _run(trial: Any, run: AbstractContextManager[Iterator[dict[str, Any]]], list
             if "dev" in line:
                 loss = line["dev"].get("dev_loss", math.inf)
                 trial.report(loss, look)
-                if trial.should_prune():
+                if look in rungs and _is_behind(loss, [one[look] for one in others if look in one], search.factor):
                     return loss, TrialState.PRUNED
                 look += 1
             if "result" in line and line["result"]["stopped"] is not None:
                 loss = math.inf
     return loss, TrialState.COMPLETE
+
+
+def _is_behind(loss: float, others: list[float], factor: int) -> bool:
+    """Whether a loss is not among the best 1 / factor of all that came to a rung."""
+    ranked = sorted(math.inf if math.isnan(one) else one for one in [loss, *others])
+    return not loss <= ranked[max(1, len(ranked) // factor) - 1]
 
 
 def _last(trial: Any) -> float:

@@ -63,8 +63,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its name, in file names too."""
-        return "/".join(Path(part).stem if "/" in part else part for part in dataclasses.astuple(self))
+        """Its name: of files and hub ids their last part, with a number that tells them from others of that name."""
+        return "/".join(f"{Path(part).stem}-{named(part)}" if "/" in part else part for part in dataclasses.astuple(self))
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ class Study:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number of at least {least}")
         if not self.evaluations and not self.seconds:
             raise ValueError("evaluations and seconds are both 0: the runs would have no end; give one of them, or both")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds has {min(self.seeds)}; they must be at least 0")
         if self.search.seed in self.seeds:
             raise ValueError(f"search.seed is {self.search.seed}, one of the seeds that are reported; choose another")
         if self.search.task and self.search.task not in self.tasks:

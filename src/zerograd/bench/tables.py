@@ -108,12 +108,13 @@ class Table:
 
 @dataclass(frozen=True)
 class End:
-    """Where a seed's runs of all of a table's tasks ended: means over tasks, and every right answer."""
+    """Where a seed's runs of all of a table's tasks ended: means over tasks, and every right answer, so many of each task."""
 
     value: float
     evaluations: float
     seconds: float
     right: list[int]
+    widths: list[int]
     tests: list[str]
 
 
@@ -154,6 +155,8 @@ def _table(place: Place, some: Sequence[Row], budget: str, against: str) -> Tabl
         held = theirs.get(scheme) or next(iter(theirs.values()), {})
         if ends:
             lines.append(_line(method, scheme, mine, ends, held, method == reference))
+    if not lines:
+        return None
     tests = {str(row["task"]): (row.get("accuracy_before", float("nan")), row.get("test_rows", 0)) for row in some}
     return Table(
         place, budget, against, limit, reference, fmean(seconds) if seconds else float("nan"),
@@ -170,22 +173,23 @@ def _ends(mine: Sequence[Row], names: Sequence[str], budget: str) -> dict[int, E
         parts = [(part, test) for part, test in (by_task.get(name, (None, "")) for name in names) if part is not None]
         if len(parts) == len(names):
             value, evaluations, seconds = (fmean(numbers) for numbers in zip(*(part[:3] for part, _ in parts), strict=True))
-            ends[seed] = End(
-                value, evaluations, seconds, [bit for part, _ in parts for bit in part[3]], [test for _, test in parts]
-            )
+            right = [part[3] for part, _ in parts]
+            tests = [test for _, test in parts]
+            ends[seed] = End(value, evaluations, seconds, [bit for bits in right for bit in bits], [*map(len, right)], tests)
     return ends
 
 
 def _line(method: str, scheme: str, mine: Sequence[Row], ends: dict[int, End], held: dict[int, End], is_reference: bool) -> Line:
-    differences = [
-        [a - b for a, b in zip(end.right, held[seed].right, strict=True)]
+    pairs = [
+        (seed, end)
         for seed, end in ends.items()
-        if seed in held and held[seed].tests == end.tests and len(held[seed].right) == len(end.right) > 0
+        if seed in held and held[seed].tests == end.tests and held[seed].widths == end.widths and min(end.widths)
     ]
+    differences = [[a - b for a, b in zip(end.right, held[seed].right, strict=True)] for seed, end in pairs]
     gain = gain_interval = None
-    if differences and not is_reference:
-        gain = fmean(fmean(row) for row in differences)
-        gain_interval = statistics.crossed(differences)
+    if pairs and not is_reference:
+        gain = fmean(end.value - held[seed].value for seed, end in pairs)
+        gain_interval = statistics.crossed(differences, next(iter(ends.values())).widths)
     values = [end.value for end in ends.values()]
     interval = [min(1.0, max(0.0, side)) for side in statistics.student(values)] if len(values) > 1 else None
     return Line(

@@ -44,12 +44,15 @@ def _run(parsed: argparse.Namespace) -> int:
     with Bar(console, lambda progress: progress.said) as bar:
         runner = Runner(study, Path(parsed.out), bar.show, bar.say)
         if parsed.dry_run:
-            for line in runner.plan():
+            for line in runner.plan(parsed.methods):
                 bar.say(line)
         elif parsed.again:
             return _again(runner, parsed.again, bar)
         else:
-            count = runner.run(parsed.methods)
+            try:
+                count = runner.run(parsed.methods)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("stopped; what has ended is kept, and the same line goes on") from None
             bar.say(f"{count} new rows in {runner.leaderboard}")
     return 0
 

@@ -141,13 +141,16 @@ def _write(handle: int, data: bytes) -> None:
         view = view[os.write(handle, view) :]
 
 
-def lock(handle: int, path: Path) -> None:
-    """One writer at a time; the lock goes with the process. Where the system has none there is none."""
+def lock(handle: int, path: Path, *, wait: bool = False) -> None:
+    """One writer at a time; the lock goes with the process. Where the system has none there is none.
+
+    Raises JournalLocked unless it is to wait.
+    """
     try:
         import fcntl
     except ImportError:
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise JournalLocked(f"{path} is being written by another process; wait for it, or stop it") from None

@@ -112,7 +112,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     seed: int
     steps: int
     skipped: int
-    forwards: int
+    forwards: float
     info: Info | None
     record: Callable[[apply.Step | apply.Skip], None] | None
     self_check: bool | str
@@ -174,8 +174,8 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         return self.plan(1).copies
 
     @property
-    def evaluations(self) -> int:
-        """How often a step evaluates the batch, each branch counted."""
+    def evaluations(self) -> float:
+        """How often a step evaluates the batch, each branch counted, and a backward pass as two."""
         return self.plan(1).copies
 
     @property

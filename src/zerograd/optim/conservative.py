@@ -48,7 +48,7 @@ class Conservative(Plain):
         return 3  # of its candidates
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         return 5
 
     def reconsidered(self, differences: torch.Tensor, plan: Plan, score: Callable[[Plan], torch.Tensor]) -> torch.Tensor:

@@ -68,7 +68,7 @@ class FirstOrder(ZerothOrder):
         return clean(examples)
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         return 3
 
     def differences(self, scores: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@ r"""Forward gradient (Baydin et al. 2022, arXiv 2202.08587): the exact derivativ
 w <- w - lr (grad L . z) z
 
 It is what a two-point estimate tends to as eps goes to 0: the noise-free bound of a scheme of directions. One dual forward, the
-work of two to three plain ones, with attention by its plain formula; z of all weights is held while it runs.
+work of two to three plain ones and counted as three, with attention by its plain formula; z of all weights is held while it runs.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class ForwardGradient(ZerothOrder):
     def plan(self, examples: int) -> Plan:
         return clean(examples)
 
+    @property
+    def evaluations(self) -> float:
+        return 3
+
     def differences(self, scores: torch.Tensor) -> torch.Tensor:
         """The derivative of the mean loss: float32 (1,). scores: losses, then derivatives, of each example."""
         return scores.view(2, -1)[1].mean().view(1)
@@ -67,6 +71,6 @@ class ForwardGradient(ZerothOrder):
     def _batch_scores(
         self, objective: Objective, batch: Any, directions: Directions, micro_batch: int | str | None, plan: Plan
     ) -> torch.Tensor:
-        self.forwards += plan.copies
+        self.forwards += self.evaluations
         size = micro_batch if isinstance(micro_batch, int) else None
         return torch.cat(derivative.along(self.slots, directions, objective, batch, size))

@@ -100,7 +100,7 @@ class Hybrid(FirstOrder):
         return 2
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         return 5
 
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
@@ -164,6 +164,10 @@ class Addax(FirstOrder):
     @property
     def copies(self) -> int:
         return 2
+
+    @property
+    def evaluations(self) -> float:
+        return 2 + self.share
 
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         scale: float = group["lr"] * self.alpha / group["eps"]

@@ -46,19 +46,18 @@ Row = dict[str, float]
 class Loop:
     """Trains what a Tuning has set up.
 
-    elapsed: seconds of training, without those of evaluations. history: a row a logged step. flat_steps: those whose branches
-    scored the same. stopped: why the run ended before its limit. back_offs: how often the learning rate was lowered. best_step:
-    steps before the weights that were best on the dev split; None where none are kept. pending: the last step's row, until it is
-    logged. probing: whether signal and noise are
-    measured now and then. interrupted: whether that ended the run, which may then go on. has_ended: before it was taken
-    up again, with nothing more to do.
+    elapsed: seconds of training, without those of evaluations; cpu_seconds: those of this process's processors. history: a row a
+    logged step. flat_steps: those whose branches scored the same. stopped: why the run ended before its limit. back_offs: how often
+    the learning rate was lowered. best_step: steps before the weights that were best on the dev split; None where none are kept.
+    pending: the last step's row, until it is logged. probing: whether signal and noise are measured now and then. interrupted:
+    whether that ended the run, which may then go on. has_ended: before it was taken up again, with nothing more to do.
     """
 
     def __init__(self, tuning: Tuning) -> None:
         self.tuning = tuning
         self.settings = tuning.settings
         self.optimizer = tuning.optimizer
-        self.elapsed = 0.0
+        self.elapsed = self.cpu_seconds = 0.0
         self.history: list[Row] = []
         self.flat_steps = 0
         self.back_offs = 0
@@ -108,7 +107,7 @@ class Loop:
         self.retime()
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         """How often steps have evaluated the batch, each branch counted; checks and probes are no steps."""
         return self.optimizer.steps * self.optimizer.evaluations
 
@@ -146,13 +145,14 @@ class Loop:
                     return
 
     def _step(self, done: float) -> Row:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         rate = BACK_OFF**self.back_offs * schedule(self.settings.schedule, done, self._left())
         for group in self.optimizer.param_groups:
             group["lr"] = self.tuning.lr * rate
         chosen = next(self._batches)
         value = self.tuning.step([self.tuning.task.train[i] for i in chosen])
         self.elapsed += time.perf_counter() - start
+        self.cpu_seconds += time.process_time() - busy
         row = self._seen(value, group["lr"])
         if self.optimizer.info is not None:
             row["spread"] = self.optimizer.info.spread

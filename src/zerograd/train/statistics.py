@@ -112,19 +112,28 @@ def student(values: Sequence[float]) -> list[float]:
     return [fmean(values) - half, fmean(values) + half]
 
 
-def crossed(values: Sequence[Sequence[float]], resamples: int = 2000, seed: int = 0) -> list[float]:
+def crossed(values: Sequence[Sequence[float]], blocks: Sequence[int] = (), resamples: int = 2000, seed: int = 0) -> list[float]:
     """95 % interval of the mean of values by seed and row, values[seed][row], whose rows are the same for every seed.
 
-    Seeds and rows are resampled independently of each other, the pigeonhole bootstrap (Owen 2007), which is rather too wide than
-    too narrow. Raises ValueError for fewer than two rows.
+    Seeds and rows are resampled independently of each other, the pigeonhole bootstrap (Owen 2007). Three seeds cannot be resampled
+    into tails, so that the interval is at least that of Student's t over the seeds' means. blocks: how many rows each of several
+    tasks has, one after the other; tasks weigh the same. Raises ValueError for fewer than two rows.
     """
     table = np.asarray(values, np.float64)  # (seeds, rows)
-    count, width = table.shape
-    if width < 2:
-        raise ValueError(f"{width} rows give no interval; at least 2 are needed")
+    count = len(table)
+    widths = list(blocks) or [table.shape[1]]
+    if min(widths) < 2:
+        raise ValueError(f"{min(widths)} rows give no interval; at least 2 are needed")
     draw = np.random.default_rng(seed)
     seeds = draw.multinomial(count, np.full(count, 1 / count), resamples)  # (resamples, seeds)
-    rows = draw.multinomial(width, np.full(width, 1 / width), resamples)  # (resamples, rows)
-    means = ((seeds @ table) * rows).sum(1) / (count * width)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return [float(low), float(high)]
+    means = np.zeros(resamples)
+    each = np.zeros(count)
+    for part, width in zip(np.split(table, np.cumsum(widths)[:-1], axis=1), widths, strict=True):
+        rows = draw.multinomial(width, np.full(width, 1 / width), resamples)  # (resamples, rows)
+        means += ((seeds @ part) * rows).sum(1) / (count * width * len(widths))
+        each += part.mean(1) / len(widths)
+    low, high = (float(end) for end in np.quantile(means, (0.025, 0.975)))
+    if count > 1:
+        narrow, wide = student(each.tolist())
+        low, high = min(low, narrow), max(high, wide)
+    return [low, high]

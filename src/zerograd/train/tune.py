@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,15 @@ class Tuning:
         judge = Judge(self.scorer, self.task.test, self.metric)
         untouched = self._untouched(judge)
         memory.reset_peak()
+        with self.cached():
+            return self._recorded(judge, untouched)
+
+    @contextlib.contextmanager
+    def cached(self) -> Iterator[None]:
+        """Keep the hidden states of frozen layers in the run's folder while the block runs, when the disk has ample room."""
         self.scorer.cache = self._cache()
         try:
-            return self._recorded(judge, untouched)
+            yield
         finally:
             if self.scorer.cache is not None:
                 self.scorer.cache.close()
@@ -253,7 +260,7 @@ class Tuning:
         evaluated += min(FIT_ROWS, len(self.task.train)) if self.task.spec.kind == "options" else 0
         pace = min(seconds)
         limits = [settings.steps] * bool(settings.steps) + [int(60 * settings.minutes / pace)] * bool(settings.minutes)
-        limits += [-(-settings.evaluations // self.optimizer.evaluations)] * bool(settings.evaluations)
+        limits += [math.ceil(settings.evaluations / self.optimizer.evaluations)] * bool(settings.evaluations)
         steps = min(limits)
         return {
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -337,7 +344,7 @@ class Tuning:
         return self.scorer.at_a_time(batch.ids.shape[1], self.copies)
 
     def _cache(self) -> HiddenCache | None:
-        """Where the hidden states of frozen layers are kept, when there are such layers and the disk has ample room."""
+        """Where they are kept, when there are such layers."""
         if self.scorer.prefix is None or self.scorer.device.type != "cpu":
             return None
         few = self.scorer.batch(self.task.train[:2], taught=True)
