@@ -143,15 +143,17 @@ def test_the_hybrid_follows_the_gradient_above_and_evaluations_below():
     assert opt.forwards == opt.evaluations == 5
 
 
-def test_addax_takes_the_gradient_of_the_first_examples_and_evaluates_the_others():
+@pytest.mark.parametrize("relative", [True, False])
+def test_addax_takes_the_gradient_of_the_first_examples_and_evaluates_the_others(relative):
     net = Net()
-    opt = zg.optim.Addax(net, lr=0.1, eps=1e-2, alpha=0.25, share=0.5)
+    opt = zg.optim.Addax(net, lr=0.1, eps=1e-2, alpha=0.25, share=0.5, relative=relative)
+    assert all(slot.scale == 1 for slot in opt.slots) != relative
     expected, before = by_slot(opt, net, gradient(net, batch()[:2])), exact(opt)
     scores = score_batch(opt.slots, opt._directions(), shared_pairs(2), net.losses, batch()[2:]).view(2, 2).mean(1)
     c = float(scores[0] - scores[1]) / 2 / 1e-2
     opt.step(net.losses, batch())
     for slot, was, now, g in zip(opt.slots, before, exact(opt), expected, strict=True):
-        change = 0.1 * (0.25 * c * Directions(opt.family, 0, 0).z(slot, 0).double() + 0.75 * g)
+        change = 0.1 * (0.25 * c * slot.scale * Directions(opt.family, 0, 0).z(slot, 0).double() + 0.75 * slot.scale**2 * g)
         torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=slot.name)
 
 

@@ -493,6 +493,14 @@ def test_a_unit_of_direction_is_the_rms_of_a_tensor_when_relative():
     assert [slot.scale for slot in zg.optim.MeZO(named, relative=False).slots] == [1.0] * 4
 
 
+@pytest.mark.parametrize("name", [name for name, method in zg.optim.METHODS.items() if method.perturbs])
+def test_what_perturbs_does_so_in_units_of_each_tensors_rms_unless_told_otherwise(name):
+    """`zerograd tune` gives all of them the same eps."""
+    opt = zg.optim.METHODS[name](Net())
+    for slot in opt.slots:
+        assert slot.scale == pytest.approx(float(slot.exact().square().mean().sqrt()) or 0.02), slot.name
+
+
 def test_a_standardised_relative_step_changes_a_weight_by_lr_over_root_batch():
     weight = nn.Parameter(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 3)
     opt = zg.optim.PerExample([("w", weight)], lr=1e-3, eps=1e-2, rank=1)

@@ -130,18 +130,19 @@ class Addax(FirstOrder):
     Args:
         alpha: weight of the evaluations, at least 0 and at most 1; the paper's is about 1e-3. share: of a batch, the first examples
             of it, whose gradient is taken: above 0 and below 1. `zerograd tune` puts the shortest first.
-        checkpointing, eps, distribution, params and the rest: as in `MeZO`. relative is False by default.
+        lr: gamma, at least 0; MeZO's is lr times alpha, and SGD's lr times s^2.
+        checkpointing, eps, distribution, params and the rest: as in `MeZO`. relative=False has the paper's rule, with SGD's lr.
     """
 
-    RATE = 0.1
+    RATE = 5.0
     perturbs = True
     short_first = True
 
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
-        lr: float = 0.1,
-        eps: float = 1e-3,
+        lr: float = 1.0,
+        eps: float = 1e-2,
         *,
         alpha: float = 1e-3,
         share: float = 0.25,
@@ -155,6 +156,7 @@ class Addax(FirstOrder):
             raise ValueError(f"share is {share}; it is a share of a batch, above 0 and below 1")
         self.alpha = alpha
         self.share = share
+        common = {"relative": True} | common
         super().__init__(params, {"distribution": distribution}, lr=lr, eps=eps, checkpointing=checkpointing, **common)
 
     @classmethod
