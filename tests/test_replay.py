@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
+from methods import Net, batch, same, stored
 from test_resume import KINDS, folder, records, small_task, straight, weights  # noqa: F401  # fixtures among them
 from transformers import AutoModelForCausalLM
 
+from zerograd import journal, optim
 from zerograd.apply import Skip, Step
 from zerograd.cli import main
-from zerograd.train import journals
+from zerograd.train import journals, recording
 
 pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
 
@@ -34,6 +37,22 @@ def test_a_run_is_made_again_from_its_journal_and_the_base(folder, straight, tmp
     assert not list(tmp_path.glob(".*partial"))
     if kind != "lora":
         AutoModelForCausalLM.from_pretrained(out)
+
+
+@pytest.mark.parametrize("name", [name for name, method in optim.METHODS.items() if not method.takes_backward])
+def test_what_a_header_says_of_any_method_makes_its_steps_again(name):
+    net, again = Net(), Net()
+    opt, twin = optim.METHODS[name](net, lr=0.05, seed=3), optim.METHODS[name](again)
+    steps = []
+    opt.record = steps.append
+    for seed in range(3):
+        opt.step(net.losses, batch(seed=seed))
+    said = json.loads(json.dumps({"method": name, "parts": opt.chosen, "seed": opt.seed}))
+    family, held, seed = recording.parts_of(said)
+    family.begin(twin.slots)
+    held.begin(twin.slots, 1)
+    journal.replay(twin.slots, twin.group_of, family, held, seed, steps)
+    assert same(stored(opt), stored(twin))
 
 
 def test_a_run_is_made_again_as_it_was_at_any_step(folder, straight, tmp_path, capsys):  # noqa: F811

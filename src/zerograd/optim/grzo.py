@@ -55,6 +55,7 @@ class GRZO(PerExample):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(params, lr, eps, standardised=standardised, **common)
+        self.chosen = {}  # its directions are of one kind
 
     @classmethod
     def parts(cls, **chosen: Any) -> tuple[Family, State]:
