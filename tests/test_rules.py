@@ -229,6 +229,23 @@ def test_sparse_mezo_looks_at_the_weights_as_they_are_and_a_static_mask_does_not
     assert torch.equal(moved, small.roll((1, 2), (0, 1)) if name == "sparse-mezo" else large)
 
 
+@pytest.mark.parametrize("name", ["sparse-mezo", "static-mask"])
+def test_a_matrix_whose_sizes_choose_nothing_is_whole_at_every_step(name: str) -> None:
+    """LoRA's B is all zero when training begins; where a third of A is, the mask still chooses among the rest."""
+    torch.manual_seed(1)
+    lora = nn.Sequential(nn.Linear(9, 4, bias=False), nn.Linear(4, 7, bias=False))
+    a, b = lora[0].weight.data, lora[1].weight.data
+    a[:, :3] = 0.0
+    b.zero_()
+    opt = made(name, lora, keep=0.25, distribution="gaussian", relative=True)
+    chosen = a.abs() > a.abs().flatten().sort().values[-10]  # the nine largest of 36
+    for _ in range(4):
+        before = a.clone(), b.clone()
+        opt.step(lambda x: (lora(x) - 1).square().sum(1), torch.randn(4, 9))
+        assert bool((b != before[1]).all())
+        assert torch.equal(a != before[0], chosen) if name == "static-mask" else bool((a != before[0]).all())
+
+
 class Tower(nn.Module):
     """Layers of one shape, and a norm, whose two vectors are one block."""
 

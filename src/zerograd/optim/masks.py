@@ -5,7 +5,8 @@ r"""Directions on a part of the weights.
                                                          z_j kept where a matrix is most sensitive, in the same places always
 
 SensZOQ's sensitivity is the squared gradient on a calibration text; where none is given, the largest weights are taken. Vectors are
-whole in both.
+whole in both, and so is a matrix whose weights' size chooses none of them: one whose quantile is 0, and in the mask one that is all
+zero, as LoRA's B is when training begins.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def _require_share(keep: float) -> None:
 
 
 class Small(State):
-    """The weights of a matrix that are at most its quantile in size, as they are when they are looked at: keeps the quantiles, and
-    is the shape of directions."""
+    """The weights of a matrix that are at most its quantile in size, as they are when they are looked at; all of them where the
+    quantile is 0: what has moved would not come back. Keeps the quantiles, and is the shape of directions."""
 
     def __init__(self, keep: float) -> None:
         _require_share(keep)
@@ -41,7 +42,8 @@ class Small(State):
     def begin(self, slots: Sequence[Slot], groups: int) -> None:
         for slot in filter(self.applies, slots):
             sizes = slot.exact().abs().flatten()
-            self.tensors[slot.name] = sizes.kthvalue(max(1, round(self.keep * len(sizes)))).values.reshape(1)
+            quantile = sizes.kthvalue(max(1, round(self.keep * len(sizes)))).values.reshape(1)
+            self.tensors[slot.name] = torch.where(quantile == 0, torch.inf, quantile)
 
     def applies(self, slot: Slot) -> bool:
         return slot.is_matrix
@@ -86,7 +88,8 @@ class SparseMeZO(Plain):
 
 
 class Chosen(State):
-    """Places of each matrix, those of the largest sensitivity, ties to the first: keeps them, and is the shape of directions."""
+    """Places of each matrix, those of the largest sensitivity, ties to the first; all of a matrix of zeros whose own size it is by.
+    Keeps them, and is the shape of directions."""
 
     def __init__(self, keep: float, sensitivity: Mapping[str, torch.Tensor] | None = None) -> None:
         _require_share(keep)
@@ -102,7 +105,8 @@ class Chosen(State):
                 raise ValueError(f"sensitivity has {there} for {slot.name}; give one of shape {tuple(slot.parameter.shape)}")
             order = given.flatten().sort(descending=True, stable=True).indices
             mask = torch.zeros(given.numel(), dtype=torch.bool, device=slot.flat.device)
-            mask[order[: max(1, round(self.keep * len(order)))]] = True
+            whole = self.sensitivity is None and not bool(given.any())
+            mask[order[: None if whole else max(1, round(self.keep * len(order)))]] = True
             self.tensors[slot.name] = mask.view(slot.flat.shape)
 
     def applies(self, slot: Slot) -> bool:
