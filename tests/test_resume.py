@@ -256,6 +256,50 @@ def test_a_run_that_was_interrupted_or_is_given_more_goes_on(folder, straight, t
     assert more["steps"] == 15
 
 
+def test_ctrl_c_after_a_back_off_goes_on_from_the_weights_that_it_went_back_to(folder, straight, tmp_path):
+    kind = "mezo, back-offs"
+    found = records(straight[kind])
+    back = next(i for i, record in enumerate(found) if isinstance(record, Restore) and "ended" not in record.note)
+    taken = sum(isinstance(record, (Step, Skip)) for record in found[:back])
+    assert found[back].step < taken < 12
+    given = settings(folder, tmp_path / "run", **KINDS[kind])
+    for resume in (False, True):  # the second time before any other step
+        made = Tuning(given, resume=resume)
+        losses = made.scorer.losses
+
+        def interrupted(batch: Any, made: Tuning = made, losses: Any = losses) -> Any:
+            if made.optimizer.steps == taken:
+                raise KeyboardInterrupt
+            return losses(batch)
+
+        made.attach()
+        made.attach = lambda: None  # type: ignore[method-assign]
+        made.objective = interrupted
+        assert f"interrupted after step {taken}" in made.run()["stopped"]
+    Tuning(given, resume=True).run()
+    assert learnt(tmp_path / "run") == learnt(straight[kind])
+    assert weights(tmp_path / "run") == weights(straight[kind])
+
+
+def test_a_run_that_ends_with_a_back_off_goes_on_from_the_weights_that_it_went_back_to(folder, tmp_path):
+    out = tmp_path / "run"
+    more = KINDS["mezo, back-offs"] | {"evals": 1}
+    assert Tuning(settings(folder, out, steps=4, **more)).run()["back_offs"] == 1
+    backed_off, ended = (record for record in records(out) if isinstance(record, Restore))
+    assert backed_off.step == ended.step == 0
+    made = Tuning(settings(folder, out, steps=6, **more), resume=True)
+    untouched = [slot.exact().clone() for slot in made.optimizer.slots]
+    step, seen = made.step, []
+
+    def stepping(examples: Any) -> float:
+        seen.append([slot.exact().clone() for slot in made.optimizer.slots])
+        return step(examples)
+
+    made.step = stepping  # type: ignore[method-assign]
+    assert made.run()["steps"] == 6
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], untouched, strict=True))
+
+
 def command(out, *more: str) -> int:
     return main(["tune", "--resume", str(out), *more])
 

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +184,7 @@ def go_on(tuning: Tuning) -> Writer:
         for record in records:
             old |= record.note.get("settings", {}) if isinstance(record, (Restore, Note)) else {}
         if again:
-            records.append(Restore(optimizer.steps, {}))
+            records.append(Restore(_trained_to(records, optimizer.steps), {}))
             writer.add(records[-1])
         if limits != {name: old[name] for name in limits}:
             writer.note({"settings": limits})
@@ -198,6 +198,16 @@ def go_on(tuning: Tuning) -> Writer:
         writer.close()
         raise
     return writer
+
+
+def _trained_to(records: Sequence[Record], steps: int) -> int:
+    """The step whose weights training had when it ended: the last of them, or the one that a back-off after it went back to."""
+    for record in reversed(records):
+        if isinstance(record, (Step, Skip)):
+            break
+        if isinstance(record, Restore) and "ended" not in record.note:
+            return record.step
+    return steps
 
 
 def _go_back_to(tuning: Tuning, said: Mapping[str, Any], records: list[Record], marks: list[tuple[int, int]]) -> None:
