@@ -93,7 +93,7 @@ class Runner:
         return count
 
     def again(self, key: str) -> tuple[rows.Row, rows.Row]:
-        """(the row of a key, the same run anew); nothing is written. Raises ValueError for a key that this study has no row of."""
+        """(the row of a key, the same run anew); no row is added. Raises ValueError for a key that this study has no row of."""
         found = self._there().get(key)
         cells = {self.key(cell, seed): (cell, seed) for cell in self.study.cells for seed in self.study.seeds}
         if found is None or key not in cells:

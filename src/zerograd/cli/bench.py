@@ -16,7 +16,7 @@ def add(verbs: Any) -> None:
     run.add_argument("study", metavar="STUDY", help="a YAML file; docs/benchmarks.md shows one")
     run.add_argument("--out", metavar="FOLDER", default="benchmarks/results", help="of the results (default: benchmarks/results)")
     run.add_argument("--methods", metavar="NAME", nargs="+", default=[], help="only these of the study's methods")
-    run.add_argument("--again", metavar="KEY", default="", help="run one row anew, write nothing, and say whether it is the same")
+    run.add_argument("--again", metavar="KEY", default="", help="run one row anew, add none, and say whether it is the same")
     run.add_argument("--dry-run", action="store_true", help="check the study, say what it would run, and end")
     run.set_defaults(run=_run)
     table = acts.add_parser("table", help="print the tables of a leaderboard")
