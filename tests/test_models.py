@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,26 @@ def test_loading_a_gguf_makes_no_second_copy_of_it(tmp_path):
     beside, weights, largest = map(int, done.stdout.split())
     assert weights > 260e6
     assert beside < min(2.2 * largest, 0.95 * weights)
+
+
+def test_a_gguf_is_parsed_once_and_the_library_is_left_as_it_was(monkeypatch):
+    import gguf
+
+    parsed, named = [], []
+
+    class Reader(gguf.GGUFReader):
+        def __init__(self, *given: Any) -> None:
+            parsed.append(given)
+            super().__init__(*given)
+
+    name = gguf.get_tensor_name_map
+    counted = lambda *given: named.append(given) or name(*given)  # noqa: E731
+    monkeypatch.setattr(gguf, "GGUFReader", Reader)
+    monkeypatch.setattr(gguf, "get_tensor_name_map", counted)
+    models.load("demo")
+    assert (len(parsed), len(named)) == (1, 1)
+    assert gguf.GGUFReader is Reader
+    assert gguf.get_tensor_name_map is counted
 
 
 LOADS = """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +53,12 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
     if "gguf_file" in options:
         unpacked, head = {"quantization_config": transformers.GgufConfig(dequantize=True)}, "causal" if head == "auto" else head
     try:
-        if head == "auto":
-            head = _saved_head(transformers.AutoConfig.from_pretrained(found, **options))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(found, **options)
-        loader = getattr(transformers, HEADS[head])
-        model, info = loader.from_pretrained(found, dtype=dtype, output_loading_info=True, **options, **unpacked)
+        with _read_once() if unpacked else contextlib.nullcontext():
+            if head == "auto":
+                head = _saved_head(transformers.AutoConfig.from_pretrained(found, **options))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(found, **options)
+            loader = getattr(transformers, HEADS[head])
+            model, info = loader.from_pretrained(found, dtype=dtype, output_loading_info=True, **options, **unpacked)
     except OSError as error:
         raise _missing(name, error) from None
     absent = sorted(info["missing_keys"])
@@ -111,6 +115,22 @@ def _place(name: str) -> tuple[Any, dict[str, Any]]:
     if path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
         raise _missing(name)
     return name, options
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """While the block runs, a GGUF file is parsed once and its tensors are named once: transformers asks for the one three times,
+    for the configuration, the tokenizer and the weights, and for the other at every module. Both are plain Python, and slow."""
+    import gguf
+
+    before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, ask in before.items():
+            setattr(gguf, name, functools.cache(ask))
+        yield
+    finally:
+        for name, ask in before.items():
+            setattr(gguf, name, ask)
 
 
 def _saved_head(config: Any) -> str:
