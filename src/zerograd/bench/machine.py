@@ -29,6 +29,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def load() -> float | None:
+    """The system's load average of the last minute; None where the system has none."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name)

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from zerograd.bench import machine
 from zerograd.train import environment
 from zerograd.train.settings import TuneSettings, from_mapping
 
@@ -157,7 +157,7 @@ def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str,
         "state_bytes": tuning.optimizer.state_bytes,
         "weight_bytes": tuning.weight_bytes,
         "stopped": loop.stopped,
-        "load": os.getloadavg()[0],
+        "load": machine.load(),
     }
 
 
