@@ -149,6 +149,10 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         (["--method-options", "rank=two"], "'rank=two'; its value must be of the kind of 1"),
         (["--method-options", "rank=0"], "rank is 0; it must be at least 1"),
         (["--method", "adam", "--method-options", "betas=[0.9]"], "betas are [0.9]; they must be two numbers"),
+        *(
+            (["--objective", "accuracy", "--method", name], f"objective is accuracy, which has no gradient, and method {name} diff")
+            for name in ("adamw", "sgd", "hybrid", "addax", "forward-gradient")
+        ),
         (["--minutes", "inf"], "minutes is inf; it must be a number"),
         (["--layers", "200"], "layers is 200; this LlamaForCausalLM has"),
     ],

@@ -156,6 +156,10 @@ class TuneSettings(TaskSettings):
             raise ValueError("scheme is pattern and pattern is empty; give a regular expression of parameter names")
         if self.mix != 1 and self.objective == "loss":
             raise ValueError(f"mix is {self.mix}, and the objective is the loss alone; give the objective a metric")
+        method = METHODS[self.method]
+        if self.objective != "loss" and (method.takes_backward or not method.perturbs):
+            say = f"objective is {self.objective}, which has no gradient, and method {self.method} differentiates"
+            raise ValueError(f"{say}; use a method of evaluations alone, such as mezo")
         if self.patience and not self.evals:
             raise ValueError(f"patience is {self.patience}, and there are no evals to wait for; give evals")
 
