@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from methods import Net, batch, every_storage, exact, same, stored
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zerograd as zg
@@ -141,6 +142,20 @@ def test_the_hybrid_follows_the_gradient_above_and_evaluations_below():
             change = 0.1 * c * slot.scale * Directions(opt.family, 0, 0).z(slot, 0).double()
         torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=slot.name)
     assert opt.forwards == opt.evaluations == 5
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5])
+@pytest.mark.parametrize("deep", [0.01, 0.5, 0.9, 0.99])
+def test_the_hybrid_has_a_layer_below_and_one_above_whatever_the_share(layers, deep):
+    opt = zg.optim.Hybrid(nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers))), deep=deep)
+    shallow = [slot.name for slot in opt._touched]
+    assert "0.weight" in shallow
+    assert f"{layers - 1}.weight" not in shallow
+
+
+def test_the_hybrid_refuses_a_single_layer():
+    with pytest.raises(ValueError, match="one block of layers"):
+        zg.optim.Hybrid(nn.Sequential(nn.Linear(3, 3)))
 
 
 @pytest.mark.parametrize("relative", [True, False])

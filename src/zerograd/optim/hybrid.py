@@ -31,13 +31,18 @@ from zerograd.state import State
 
 @dataclass(frozen=True)
 class Shallow(Blocks):
-    """The first layers alone. deep: share of the blocks, at the end, that it leaves alone."""
+    """The first layers alone. deep: share of the blocks, at the end, that it leaves alone: at least one, and not all."""
 
     deep: float = 0.5
 
+    def begin(self, slots: Sequence[Slot]) -> None:
+        super().begin(slots)
+        if not any(self.blocks.values()):
+            raise ValueError("what is trained is one block of layers, which cannot be shared out; train more, or use AdamW or MeZO")
+
     def touches(self, slot: Slot, seed: int, step: int) -> bool:
         count = 1 + max(self.blocks.values())
-        return self.blocks[slot.id] < count - max(1, round(self.deep * count))
+        return self.blocks[slot.id] < count - min(count - 1, max(1, round(self.deep * count)))
 
 
 class DeepAdam(AdamState):
@@ -61,8 +66,10 @@ class Hybrid(FirstOrder):
 
     Args:
         lr: of the shallow layers, as in `MeZO`. ratio: the deep layers' learning rate over it, at least 0.
-        deep: share of the layers, the last ones, that follow the gradient: above 0 and below 1.
+        deep: share of the layers, the last ones, that follow the gradient: above 0 and below 1; at least one does, and not all.
         betas, zeta, checkpointing: as in `AdamW`. eps, distribution, params and the rest: as in `MeZO`.
+
+    Raises ValueError where a single block of layers is trained; see `blocks` for what that is.
     """
 
     RATE = 0.005
