@@ -141,14 +141,14 @@ class Addax(FirstOrder):
         checkpointing, eps, distribution, params and the rest: as in `MeZO`. relative=False has the paper's rule, with SGD's lr.
     """
 
-    RATE = 5.0
+    RATE = 0.25
     perturbs = True
     short_first = True
 
     def __init__(
         self,
         params: nn.Module | Iterable[Any],
-        lr: float = 1.0,
+        lr: float = 0.1,
         eps: float = 1e-2,
         *,
         alpha: float = 1e-3,
