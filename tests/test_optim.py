@@ -501,6 +501,18 @@ def test_what_perturbs_does_so_in_units_of_each_tensors_rms_unless_told_otherwis
         assert slot.scale == pytest.approx(float(slot.exact().square().mean().sqrt()) or 0.02), slot.name
 
 
+@every_method
+def test_every_vector_of_a_stack_moves(method):
+    """As the weight of a depthwise convolution has them, when its parameters are given without it."""
+    torch.manual_seed(0)
+    model = nn.Conv1d(4, 4, 3, groups=4, bias=False)
+    opt = method(model.named_parameters(), lr=0.05)
+    assert opt.slots[0].view == (4, 1, 3)
+    before = model.weight.detach().clone()
+    opt.step(lambda x: (F.conv1d(x, model.weight, groups=4) - 1).square().mean((1, 2)), torch.randn(3, 4, 8))
+    assert bool((model.weight != before).any(2).all())
+
+
 def test_a_standardised_relative_step_changes_a_weight_by_lr_over_root_batch():
     weight = nn.Parameter(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 3)
     opt = zg.optim.PerExample([("w", weight)], lr=1e-3, eps=1e-2, rank=1)

@@ -60,7 +60,7 @@ class LOZO(Plain):
 
 
 class FactorMomentum(State):
-    """M of each matrix, float32 (stack, rank, rows); m of each vector."""
+    """M of each matrix, float32 (stack, rank, rows); m of each vector, or stack of them."""
 
     def __init__(self, beta: float, rank: int) -> None:
         if not 0 <= beta < 1:
@@ -71,8 +71,8 @@ class FactorMomentum(State):
 
     def begin(self, slots: Sequence[Slot], groups: int) -> None:
         for slot in slots:
-            stack, rows, columns = slot.view
-            shape = (stack, self.rank, rows) if slot.is_matrix else (columns,)
+            stack, rows, _ = slot.view
+            shape = (stack, self.rank, rows) if slot.is_matrix else slot.flat.shape
             self.tensors[slot.name] = torch.zeros(shape, device=slot.flat.device)
         self.tensors["last step"] = torch.zeros(1, dtype=torch.int64)
 
@@ -90,9 +90,9 @@ class FactorMomentum(State):
             now = Directions(family, seed, step.number)
             lr, decay = float(step.lrs[group]), 1.0 if step.decays is None else float(step.decays[group])
             if not slot.is_matrix:
-                estimate = now.sums(slot, [0], step.multipliers[group].tolist())(slice(0, 1))[0]
+                estimate = now.sums(slot, [0], step.multipliers[group].tolist())(slice(0, len(held)))
                 held.mul_(self.beta).add_(estimate.mul_(1 - self.beta))
-                apply.subtract(slot, (held * (lr * slot.scale))[None], decay, now)
+                apply.subtract(slot, held * (lr * slot.scale), decay, now)
                 continue
             stack, rank = held.shape[:2]
             right = now.right(slot, [0]).view(stack, rank, -1)
