@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import math
 from typing import Any
@@ -28,6 +29,7 @@ from torch import nn
 
 import zerograd as zg
 from zerograd import apply
+from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite
 from zerograd.perturb import plan as plans
 from zerograd.perturb.directions import Directions, Family
 from zerograd.perturb.score import score_batch
@@ -119,6 +121,54 @@ def test_a_state_of_other_groups_is_refused_and_changes_nothing():
     with pytest.raises(KeyError, match="not of a zerograd optimiser"):
         opt.load_state_dict(torch.optim.SGD(Net().parameters(), lr=0.1).state_dict())
     assert same(stored(opt), before)
+
+
+def bare(opt: Any) -> dict[str, Any]:
+    """What an optimiser would save, as texts."""
+    saved = copy.deepcopy(opt.state_dict())
+    return {name: repr(value) for name, value in (saved | saved.pop("zerograd")).items()}
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        (zg.optim.Momentum, zg.optim.MeZO),
+        (zg.optim.SubZero, functools.partial(zg.optim.SubZero, period=2)),
+        (functools.partial(zg.optim.RandomLayers, share=0.5), zg.optim.RandomLayers),
+        (functools.partial(zg.optim.PerExample, rank=2), zg.optim.PerExample),
+    ],
+)
+def test_a_state_of_other_settings_is_refused_and_changes_nothing(saved, loaded):
+    net = Net()
+    opt, other = saved(net, lr=0.5, seed=3), loaded(Net())
+    opt.step(net.losses, batch())
+    had = bare(other)
+    with pytest.raises(ValueError, match="build the optimiser as it was"):
+        other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert bare(other) == had
+
+
+def test_a_state_of_other_shapes_is_refused_and_changes_nothing():
+    opt, other = (zg.optim.Momentum(nn.Linear(width, 3), lr=lr, seed=width) for width, lr in ((3, 0.1), (4, 0.2)))
+    had = bare(other)
+    with pytest.raises(ValueError, match="of other tensors; build the optimiser as it was"):
+        other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert bare(other) == had
+
+
+def test_a_loaded_run_has_skipped_as_many_steps_in_a_row_as_the_saved_one():
+    net = Net()
+    opt, other = zg.optim.MeZO(net, self_check=False), zg.optim.MeZO(Net())
+    clean = copy.deepcopy(opt.state_dict())
+    for _ in range(SKIPS_BEFORE_ERROR - 1):
+        opt.step(lambda tokens: net.losses(tokens) * torch.nan, batch())
+    with pytest.raises(NotFinite):
+        opt.step(lambda tokens: net.losses(tokens) * torch.nan, batch())
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert opt.is_stuck
+    assert other.is_stuck
+    opt.load_state_dict(clean)
+    assert not opt.is_stuck
 
 
 def test_a_parameter_in_two_groups_is_refused_before_it_is_stored_anew():

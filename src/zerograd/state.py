@@ -54,10 +54,13 @@ class State:
         """Do to one slot what resolved steps say. group: of the slot."""
         apply.update_by(slot, family, seed, steps, group)
 
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what is kept. Raises ValueError when it is another method's."""
+    def require_loadable(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Raises ValueError for what another method kept."""
         if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in self.tensors.items()}:
             raise ValueError("the saved State is another method's, or of other tensors; build the optimiser as it was")
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what was kept and `require_loadable` has found to fit."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 

@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar, TypedDict
@@ -290,6 +290,11 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         """Whether so many steps in a row were skipped that `step` raises NotFinite when the next one is too."""
         return self._skips_in_row >= SKIPS_BEFORE_ERROR
 
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What is chosen, but for tensors, whose effect is in State."""
+        return {name: value for name, value in self.chosen.items() if not isinstance(value, Mapping)}
+
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, and what makes the next step the same: seed, step, scales and remainders."""
         saved = super().state_dict()
@@ -297,7 +302,9 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             "seed": self.seed,
             "steps": self.steps,
             "skipped": self.skipped,
+            "skips_in_row": self._skips_in_row,
             "forwards": self.forwards,
+            "chosen": self._told,
             "slots": weights.state(self.slots),
             "state": {name: tensor.clone() for name, tensor in self.held.tensors.items()},
         }
@@ -306,17 +313,23 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave, or nothing of it.
 
-        Raises KeyError when a tensor is missing, ValueError when one was stored otherwise or the groups are others.
+        Raises KeyError when a tensor is missing, ValueError when one was stored otherwise, or groups, State or the settings that
+        say what a direction is are others.
         """
         if "zerograd" not in state_dict:
             raise KeyError("the saved state is not of a zerograd optimiser: it has no entry 'zerograd'")
         ours = state_dict["zerograd"]
+        if ours["chosen"] != self._told:
+            raise ValueError(
+                f"the saved run has settings {ours['chosen']}, and this one {self._told}; build the optimiser as it was"
+            )
         weights.require_loadable(self.slots, ours["slots"])
+        self.held.require_loadable(ours["state"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zerograd"})
         weights.load_state(self.slots, ours["slots"])
         self.held.load(ours["state"])
         self.seed, self.steps = ours["seed"], ours["steps"]
-        self.skipped, self.forwards = ours["skipped"], ours["forwards"]
+        self.skipped, self._skips_in_row, self.forwards = ours["skipped"], ours["skips_in_row"], ours["forwards"]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused once the optimiser is built: tensor ids belong to the run. Raises ValueError."""
