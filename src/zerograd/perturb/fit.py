@@ -18,6 +18,15 @@ SHARE = 0.8
 GROWTH = 1.25
 """How much larger an example may be than the one that was measured before another one is measured."""
 
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+"""Where Linux shows processes, and control groups: what a container may have."""
+
+LIMITS = (
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ("memory.max", "memory.current", "inactive_file"),
+)
+"""Of control groups of version 1 and of version 2: the file of the limit, that of what is used, and what of it was read from files."""
+
 
 class Live(TorchDispatchMode):
     """Counts the bytes of the tensors that operations inside the block make, until they are freed: the same on every run.
@@ -106,12 +115,44 @@ def free_bytes() -> int:
     return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else host_bytes()
 
 
-def host_bytes() -> int:
-    """The machine's own memory that can be had now without swapping; 4 GB where nothing tells."""
+def host_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int:
+    """The memory of the machine, or of its container, that can be had now without swapping; 4 GB where nothing tells."""
+    found = [left for _, left in container(proc, groups)]
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    return 4 << 30
+        lines = (proc / "meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    return min(found, default=4 << 30)
+
+
+def container(proc: Path = PROC, groups: Path = GROUPS) -> list[tuple[int, int]]:
+    """(limit, what is left of it) in bytes, of each control group above this process that has a limit of memory.
+
+    Files that were read and can be forgotten count as left, as they do in the machine's own MemAvailable. proc, groups: where Linux
+    shows processes, and control groups of version 1 or 2.
+    """
+    with contextlib.suppress(OSError):
+        lines = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
+        kinds = [(kind, path) for _, kind, path in lines if not kind or "memory" in kind.split(",")]
+        found = [_left(folder, not kind) for kind, path in kinds for folder in _above(groups / ("memory" if kind else ""), path)]
+        return [pair for pair in found if pair is not None]
+    return []
+
+
+def _above(root: Path, path: str) -> list[Path]:
+    """A control group's folder and those above it; a container may see itself as the root."""
+    folder = root / path.lstrip("/")
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
+
+
+def _left(group: Path, second: bool) -> tuple[int, int] | None:
+    """A control group's limit and what is left of it; None where it has none. second: whether it is of version 2."""
+    limit, used, old = LIMITS[second]
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        most, now = (int((group / name).read_text()) for name in (limit, used))
+        lines = (group / "memory.stat").read_text().splitlines() if (group / "memory.stat").exists() else []
+        forgettable = sum(int(line.split()[1]) for line in lines if line.split()[0] == old)
+        return most, max(0, most - max(0, now - forgettable))
+    return None
 
 
 def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:

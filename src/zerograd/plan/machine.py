@@ -124,6 +124,7 @@ def _memory(device: str) -> tuple[int, int]:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         raise ValueError("memory is not told by this system; give it, --memory 16GB") from None
+    there = min([there, *(limit for limit, _ in fit.container())])
     return there, min(there, fit.host_bytes())
 
 
