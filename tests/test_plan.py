@@ -1,6 +1,7 @@
 """`zerograd plan`: shapes, bytes and rows against real models, and what the command line says."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -285,6 +286,14 @@ def test_a_gpu_without_room_for_activations_is_for_forward_passes():
     assert plan.advice.startswith("no back-propagation fits")
 
 
+def test_a_cpu_with_a_number_is_the_cpu():
+    settings = [PlanSettings(model="1B", **DESCRIBED | {"device": device}) for device in ("cpu", "cpu:0")]
+    places = [machine.machine(given, shape(given)) for given in settings]
+    assert places[0] == places[1]
+    assert places[1].is_cpu
+    assert places[1].name.startswith(f"{os.cpu_count()} cores of ")
+
+
 def test_a_model_of_numbers_has_the_parameters_that_it_was_given():
     sizes = {"layers": 32, "hidden": 4096, "vocabulary": 128256, "intermediate": 14336, "heads": 32}
     given = shape(PlanSettings(parameters="8B", **sizes))
@@ -370,6 +379,7 @@ BAD = {
     "two models": (["8B", "--model", "demo"], "model is 'demo', and MODEL '8B'; give one of them"),
     "two sizes": (["8B", "--parameters", "7B"], "parameters is '7B', and MODEL 8B; give one of them"),
     "heads that do not divide": (["8B", "--hidden", "64", "--heads", "33"], "heads is 33, which does not divide hidden 64"),
+    "a width that has no heads": (["8B", "--hidden", "63"], "hidden is 63; heads are of an even width"),
     "no tokens": (["8B", "--tokens", "0"], "tokens is 0; it must be a number of at least 1"),
     "more scored than there are": (["8B", "--answer-tokens", "65"], "answer_tokens is 65; a row has 64 tokens"),
     "no such storage": (["8B", "--storage", "int4"], "storage is 'int4'; choose one of auto"),

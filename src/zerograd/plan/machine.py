@@ -8,10 +8,10 @@ import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from zerograd.bench.machine import provenance
 from zerograd.perturb import fit
 from zerograd.plan import quantities
 from zerograd.plan.shapes import Shape
@@ -87,6 +87,7 @@ def machine(settings: PlanSettings, shape: Shape) -> Machine:
         return Machine(
             settings.device, settings.device, described, described, given.get("flops"), given.get("bandwidth"), CONTEXT, threads
         )
+    device = "cpu" if kind == "cpu" else device  # which has no numbers
     if "memory" in given:
         memory = free = int(given["memory"])
     else:
@@ -131,9 +132,5 @@ def _memory(device: str) -> tuple[int, int]:
 def _name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
+    processor = provenance()["machine"]["cpu"] or platform.machine()
     return f"{os.cpu_count()} cores of {processor}" if device == "cpu" else processor

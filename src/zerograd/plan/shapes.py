@@ -154,8 +154,10 @@ def _llama(count: int, sizes: dict[str, int]) -> Any:
         widths = range(64, 1 << 20, 64)
         hidden = next(h for h in widths if 12 * (layers or h / WIDTH_OF_LAYERS) * h * h + 2 * vocabulary * h >= count)
     layers = layers or max(1, round((count - 2 * vocabulary * hidden) / (12 * hidden * hidden)))
-    fitting = [heads for heads in range(1, hidden + 1) if hidden % (2 * heads) == 0]  # those of an even width
-    if not fitting or (sizes["heads"] and sizes["heads"] not in fitting):
+    if hidden % 2:
+        raise ValueError(f"hidden is {hidden}; heads are of an even width, and so is what they are of: give an even number")
+    fitting = [heads for heads in range(1, hidden + 1) if hidden % (2 * heads) == 0]
+    if sizes["heads"] and sizes["heads"] not in fitting:
         raise ValueError(f"heads is {sizes['heads']}, which does not divide hidden {hidden} into even parts; give one that does")
     heads = sizes["heads"] or min(fitting, key=lambda some: abs(hidden / some - WIDTH_OF_HEADS))
     inner = sizes["intermediate"] or 64 * math.ceil(WIDENING * hidden / 64)
