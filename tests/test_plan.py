@@ -180,6 +180,12 @@ def test_weights_and_remainders_are_those_of_the_optimiser(folder, scheme, stora
     assert row.trained == trained(model)
 
 
+def test_inference_is_as_eval_loads_a_model(folder):
+    rows = [rows_of(model=str(folder), storage=storage)["inference"] for storage in ("auto", "float32")]
+    assert rows[0] == rows[1]
+    assert rows[1].parts["weights"] == sum(p.nbytes for p in models.load(str(folder)).model.parameters())
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """A model of 13 million parameters, and its plan for this machine, measured."""

@@ -25,7 +25,7 @@ LIMITS = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ("memory.max", "memory.current", "inactive_file"),
 )
-"""Of control groups of version 1 and of version 2: the file of the limit, that of what is used, and what of it was read from files."""
+"""Of control groups of version 1 and of version 2: the files of the limit and of what is used, and which of it is file contents."""
 
 
 class Live(TorchDispatchMode):

@@ -58,6 +58,10 @@ class Planned:
             memory = "memory is the device's; the computer's own, about 1 GB and the weights while they are loaded, comes beside it"
         else:
             memory = "memory is the peak of the process once the model is loaded, within 10 % of measured ones (benchmarks/plan.py)"
+        if settings.storage == "float32":
+            memory += "; inference is in bfloat16, as zerograd eval has it" + ", at float32's rate" * (
+                "flops" in self.machine.measured
+            )
         back = f"AdamW has 16 bytes a parameter; its LoRA is of rank {settings.lora_rank} on every linear layer"
         if self.machine.is_cpu:
             back += f", checkpointed under {RETURNING}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -70,12 +70,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes the rows of a plan. held: bytes of tensors of a pass by its rows, as far as they are known."""
+    """Makes the rows of a plan. held: bytes of tensors of a pass by its rows and dtype, as far as they are known."""
 
     settings: PlanSettings
     shape: Shape
     machine: Machine
-    held: dict[int, int] = field(default_factory=dict)
+    held: dict[tuple[int, torch.dtype], int] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,10 +101,11 @@ class Planner:
         yield from self.propagated()
 
     def inference(self) -> Row:
-        """A batch evaluated."""
+        """A batch evaluated as `zerograd eval` loads a model, in 16 bits however training stores it."""
         rows = min(EVALUATED, max(1, FORWARD_TOKENS // self.settings.tokens))
-        parts = {"process": self.process, "weights": self.weights, "pass": self._held(self._live(rows))}
-        clock = seconds.Clock(self.shape, self.machine, self.settings)
+        live = self._live(rows, torch.bfloat16)
+        parts = {"process": self.process, "weights": 2 * self.shape.parameters, "pass": self._held(live)}
+        clock = seconds.Clock(self.shape, self.machine, replace(self.settings, storage="auto"))
         command = self._command("eval", {"data": "FILE"})
         return Row("inference", "", "", parts, clock.evaluated(self.settings.batch_size, rows), 0, command)
 
@@ -125,7 +126,7 @@ class Planner:
             "weights": self.weights + (4 * trained if adapter else 0),
             "remainder": remainder * trained,
             "state": round(optimizer.state_bytes / SIDE**2 * trained),
-            "pass": self._held(self._live(rows)) + below + buffer,
+            "pass": self._held(self._live(rows, self.dtype)) + below + buffer,
         }
         options = {"data": "FILE", "method": method, "scheme": scheme, "batch_size": settings.batch_size}
         if settings.lora_rank != default.lora_rank and adapter:
@@ -163,11 +164,11 @@ class Planner:
         examples = max(1, FORWARD_TOKENS // (self.settings.tokens * copies))
         return copies * min(self.settings.batch_size, examples)
 
-    def _live(self, rows: int) -> int:
-        if rows not in self.held:
+    def _live(self, rows: int, dtype: torch.dtype) -> int:
+        if (rows, dtype) not in self.held:
             settings = self.settings
-            self.held[rows] = activations.evaluated(self.shape, rows, settings.tokens, self.dtype, settings.answer_tokens)
-        return self.held[rows]
+            self.held[rows, dtype] = activations.evaluated(self.shape, rows, settings.tokens, dtype, settings.answer_tokens)
+        return self.held[rows, dtype]
 
     def _held(self, live: int) -> int:
         """What tensors of passes make a process hold."""
