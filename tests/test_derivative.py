@@ -75,6 +75,33 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights, whole, strict=True))
 
 
+DIFFERENTIATES = [zg.optim.ForwardGradient, zg.optim.SGD, zg.optim.AdamW, zg.optim.Hybrid, zg.optim.Addax]
+
+
+@pytest.mark.parametrize("method", DIFFERENTIATES)
+def test_a_tensor_that_holds_no_examples_is_seen_whole_where_their_number_is_given(method):
+    """A table of 2 rows beside 4 examples would make them 2."""
+
+    def trained(table: bool, micro_batch: int | None) -> list[torch.Tensor]:
+        net = Net()
+        opt = method(net, lr=0.01)
+        given = {"ids": batch(), "table": torch.ones(2, 3)} if table else batch()
+        opt.step(lambda b: net.losses(b["ids"] if table else b), given, micro_batch=micro_batch, examples=4)
+        return exact(opt)
+
+    for micro_batch in (None, 3):
+        assert all(torch.equal(a, b) for a, b in zip(trained(True, micro_batch), trained(False, micro_batch), strict=True))
+
+
+@pytest.mark.parametrize("method", DIFFERENTIATES)
+@pytest.mark.parametrize(("name", "value"), [("micro_batch", 0), ("micro_batch", -2), ("micro_batch", "all"), ("examples", 0)])
+def test_counts_that_are_none_are_refused_where_derivatives_are_taken(method, name, value):
+    net = Net()
+    for act in (method(net).step, method(net).attach):
+        with pytest.raises(ValueError, match=f"{name} is '?{value}'?; it must be"):
+            act(net.losses, batch(), **{name: value})
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -114,7 +141,7 @@ def test_checkpointing_gives_the_same_gradient_with_fewer_activations():
     for checkpointing in (False, True):
         opt = zg.optim.AdamW(model, checkpointing=checkpointing)
         held.clear()
-        opt._backward(losses, ids, None)
+        opt._backward(losses, ids, 3, None)
         found.append([slot.parameter.grad.clone() for slot in opt.slots])
         counts.append(sum(held))
         assert not any(module.training for module in model.modules())

@@ -222,15 +222,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         Returns the mean loss of the branches, a float.
         Raises NotPure, NotFinite, SelfCheckFailed or UnresolvedOperation; weights are then as they were.
         """
-        for name, count in (("micro_batch", micro_batch), ("examples", examples)):
-            if isinstance(count, str) and (name, count) != ("micro_batch", "auto"):
-                raise ValueError(
-                    f"{name} is {count!r}; it must be a number of at least 1" + ", or 'auto'" * (name == "micro_batch")
-                )
-            if isinstance(count, int) and count < 1:
-                raise ValueError(f"{name} is {count}; it must be at least 1")
-            if count is not None and batch is None:
-                raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
+        require_counts(batch, examples, micro_batch)
         directions = self._directions()
         if batch is None:
             self._check_closure(closure, directions)
@@ -268,6 +260,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         The rehearsal evaluates the first step's plan and adds none of its directions.
         Raises NotPure, SelfCheckFailed or UnresolvedOperation. Weights stay as they are.
         """
+        require_counts(batch, examples, micro_batch)
         directions, count = self._directions(), examples or batches.examples(batch)
         self._check_batch(objective, batch, directions, count, micro_batch)
         scores = self._batch_scores(objective, batch, directions, micro_batch, self.plan(count))
@@ -454,6 +447,16 @@ def _outside() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("zerograd.optim."):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def require_counts(batch: Any, examples: int | None, micro_batch: int | str | None) -> None:
+    for name, count in (("micro_batch", micro_batch), ("examples", examples)):
+        if isinstance(count, str) and (name, count) != ("micro_batch", "auto"):
+            raise ValueError(f"{name} is {count!r}; it must be a number of at least 1" + ", or 'auto'" * (name == "micro_batch"))
+        if isinstance(count, int) and count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
+        if count is not None and batch is None:
+            raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
 
 
 def _groups(params: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:

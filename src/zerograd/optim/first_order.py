@@ -21,7 +21,8 @@ from torch import nn
 from zerograd import apply
 from zerograd.apply import Step
 from zerograd.optim.adam import AdamState
-from zerograd.optim.base import Common, Info, ZerothOrder
+from zerograd.optim.base import Common, Info, ZerothOrder, require_counts
+from zerograd.perturb import batch as batches
 from zerograd.perturb import derivative
 from zerograd.perturb.directions import Family
 from zerograd.perturb.plan import Plan, clean
@@ -80,13 +81,18 @@ class FirstOrder(ZerothOrder):
     def step(  # type: ignore[override]
         self, objective: Any, batch: Any = None, *, examples: int | None = None, micro_batch: int | str | None = None
     ) -> float:
-        """One step on step(objective, batch); see `ZerothOrder.step`. Raises ValueError for a closure or a journal."""
+        """One step on step(objective, batch); see `ZerothOrder.step`. micro_batch: "auto" is all.
+
+        Raises ValueError for a closure or a journal.
+        """
         if batch is None:
             raise ValueError("this method needs step(objective, batch), to take backward passes of its own")
         if self.record is not None:
             raise ValueError("no journal can hold a gradient; set record to None")
-        zeroth = self._zeroth(objective, batch, micro_batch)
-        loss = self._backward(objective, batch, micro_batch)
+        require_counts(batch, examples, micro_batch)
+        count = examples or batches.examples(batch)
+        zeroth = self._zeroth(objective, batch, count, micro_batch)
+        loss = self._backward(objective, batch, count, micro_batch)
         self.forwards += self.evaluations
         gradients = [slot.parameter.grad for slot in self.slots]
         if not math.isfinite(loss) or not all(g is None or bool(torch.isfinite(g).all()) for g in [*gradients, zeroth]):
@@ -112,19 +118,21 @@ class FirstOrder(ZerothOrder):
         self, objective: Objective, batch: Any, *, examples: int | None = None, micro_batch: int | str | None = None
     ) -> None:
         """Rehearse a backward pass. Weights stay as they are."""
-        self._zeroth(objective, batch, micro_batch)
-        self._backward(objective, batch, micro_batch)
+        require_counts(batch, examples, micro_batch)
+        count = examples or batches.examples(batch)
+        self._zeroth(objective, batch, count, micro_batch)
+        self._backward(objective, batch, count, micro_batch)
         self.zero_grad()
 
-    def _zeroth(self, objective: Objective, batch: Any, micro_batch: int | str | None) -> torch.Tensor:
+    def _zeroth(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
         """The differences of directions, where evaluations are taken too: float32 (directions,)."""
         return torch.zeros(0)
 
-    def _backward(self, objective: Objective, batch: Any, micro_batch: int | str | None) -> float:
+    def _backward(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> float:
         try:
             for layer in self._layers:  # a layer is checkpointed where it is said to train; what is in it is not
                 layer.training = True
-            return derivative.backward(self.slots, objective, batch, micro_batch if isinstance(micro_batch, int) else None)
+            return derivative.backward(self.slots, objective, batch, count, micro_batch if isinstance(micro_batch, int) else None)
         finally:
             for layer in self._layers:
                 layer.training = False

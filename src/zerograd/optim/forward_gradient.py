@@ -18,7 +18,7 @@ from zerograd.optim.base import Common, ZerothOrder
 from zerograd.perturb import derivative
 from zerograd.perturb.directions import Directions
 from zerograd.perturb.plan import Plan, clean
-from zerograd.perturb.score import Closure, Objective
+from zerograd.perturb.score import Objective
 
 
 class ForwardGradient(ZerothOrder):
@@ -65,12 +65,9 @@ class ForwardGradient(ZerothOrder):
         scale: float = group["lr"]
         return differences * scale
 
-    def _closure_scores(self, closure: Closure, directions: Directions, plan: Plan) -> torch.Tensor:
-        raise ValueError("a forward gradient needs step(objective, batch): nothing is known of what a closure holds")
-
     def _batch_scores(
         self, objective: Objective, batch: Any, directions: Directions, micro_batch: int | str | None, plan: Plan
     ) -> torch.Tensor:
         self.forwards += self.evaluations
         size = micro_batch if isinstance(micro_batch, int) else None
-        return torch.cat(derivative.along(self.slots, directions, objective, batch, size))
+        return torch.cat(derivative.along(self.slots, directions, objective, batch, plan.examples, size))

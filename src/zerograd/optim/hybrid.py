@@ -114,15 +114,15 @@ class Hybrid(FirstOrder):
         scale: float = group["lr"] / group["eps"]
         return differences * scale
 
-    def _zeroth(self, objective: Objective, batch: Any, micro_batch: int | str | None) -> torch.Tensor:
-        return _central(self, objective, batch, micro_batch)
+    def _zeroth(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
+        return _central(self, objective, batch, count, micro_batch)
 
-    def _backward(self, objective: Objective, batch: Any, micro_batch: int | str | None) -> float:
+    def _backward(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> float:
         shallow = [slot.parameter for slot in self._touched]
         try:
             for parameter in shallow:
                 parameter.requires_grad_(False)
-            return super()._backward(objective, batch, micro_batch)
+            return super()._backward(objective, batch, count, micro_batch)
         finally:
             for parameter in shallow:
                 parameter.requires_grad_(True)
@@ -182,13 +182,13 @@ class Addax(FirstOrder):
         scale: float = group["lr"] * self.alpha / group["eps"]
         return differences * scale
 
-    def _zeroth(self, objective: Objective, batch: Any, micro_batch: int | str | None) -> torch.Tensor:
-        count = batches.examples(batch)
-        return _central(self, objective, batches.part(batch, count, self._short(count), count)[0], micro_batch)
+    def _zeroth(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
+        short = self._short(count)
+        return _central(self, objective, batches.part(batch, count, short, count)[0], count - short, micro_batch)
 
-    def _backward(self, objective: Objective, batch: Any, micro_batch: int | str | None) -> float:
-        count = batches.examples(batch)
-        loss = super()._backward(objective, batches.part(batch, count, 0, self._short(count))[0], micro_batch)
+    def _backward(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> float:
+        short = self._short(count)
+        loss = super()._backward(objective, batches.part(batch, count, 0, short)[0], short, micro_batch)
         for slot in self.slots:
             if slot.parameter.grad is not None:
                 slot.parameter.grad *= 1 - self.alpha
@@ -200,9 +200,9 @@ class Addax(FirstOrder):
         return min(count - 1, max(1, round(self.share * count)))
 
 
-def _central(method: FirstOrder, objective: Objective, batch: Any, micro_batch: int | str | None) -> torch.Tensor:
+def _central(method: FirstOrder, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
     """eps times the derivative along the step's direction, of what it touches: float32 (1,)."""
-    plan: Plan = shared_pairs(batches.examples(batch))
+    plan: Plan = shared_pairs(count)
     with torch.no_grad():
         scores = score_batch(method._touched, method._directions(), plan, objective, batch, micro_batch=micro_batch, fit=method.fit)
     plus, minus = estimate.halves(scores)

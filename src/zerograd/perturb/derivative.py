@@ -31,13 +31,12 @@ class Replaced(TorchFunctionMode):
 
 
 def along(
-    slots: Sequence[Slot], directions: Directions, objective: Objective, batch: Any, micro_batch: int | None
+    slots: Sequence[Slot], directions: Directions, objective: Objective, batch: Any, count: int, micro_batch: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(losses, derivatives along direction 0) of each example: float32 (examples,), by one dual forward.
+    """(losses, derivatives along direction 0) of each of `count` examples: float32 (count,), by one dual forward.
 
     Sums and weights are brought to their quotient as elsewhere; weights are taken not to depend on what is optimised.
     """
-    count = batches.examples(batch)
     parts = []
     with forward_ad.dual_level(), torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         duals = {}
@@ -56,9 +55,9 @@ def along(
     return found[0] / weight, found[1] / weight
 
 
-def backward(slots: Sequence[Slot], objective: Objective, batch: Any, micro_batch: int | None) -> float:
-    """The mean loss of a batch, its gradient in each parameter's `grad`."""
-    count, total, weight = batches.examples(batch), 0.0, 0.0
+def backward(slots: Sequence[Slot], objective: Objective, batch: Any, count: int, micro_batch: int | None) -> float:
+    """The mean loss of a batch of `count` examples, its gradient in each parameter's `grad`."""
+    total = weight = 0.0
     for slot in slots:
         slot.parameter.grad = None
     with torch.enable_grad():
