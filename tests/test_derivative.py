@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from methods import Net, batch, every_storage, exact, same, stored
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import zerograd as zg
 from zerograd import journal
 from zerograd.perturb import derivative
+from zerograd.perturb.check import SelfCheckFailed
 from zerograd.perturb.directions import Directions
 from zerograd.perturb.plan import shared_pairs
 from zerograd.perturb.score import score_batch
@@ -168,7 +170,8 @@ def test_the_hybrid_follows_the_gradient_above_and_evaluations_below():
         else:
             change = 0.1 * c * slot.scale * Directions(opt.family, 0, 0).z(slot, 0).double()
         torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=slot.name)
-    assert opt.forwards == opt.evaluations == 5
+    assert opt.evaluations == 5
+    assert opt.forwards == 5 + 2  # those that show that the objective is pure
 
 
 @pytest.mark.parametrize("layers", [2, 3, 5])
@@ -210,10 +213,28 @@ def test_weights_decay_once_in_a_step(method):
         torch.testing.assert_close(a, b - 0.1 * was, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", [zg.optim.Hybrid, zg.optim.Addax])
+@pytest.mark.parametrize("act", ["step", "attach"])
+def test_what_perturbs_beside_a_gradient_is_checked_first(method, act):
+    net = Net()
+    view = net.embed.weight.detach()  # which no perturbed forward sees
+
+    def losses(tokens: torch.Tensor) -> torch.Tensor:
+        x = F.embedding(tokens[:, 1:], view.clone()).mean(1)
+        return F.cross_entropy(net.head(net.norm(x + net.hidden(x))), tokens[:, 0], reduction="none")
+
+    opt = method(net)
+    before = stored(opt)
+    with pytest.raises(SelfCheckFailed, match=r"embed\.weight"):
+        getattr(opt, act)(losses, batch())
+    assert same(stored(opt), before)
+    method(net, self_check=False).step(losses, batch())
+
+
 def test_what_a_derivative_cannot_have_is_refused():
     net = Net()
     for method in (zg.optim.ForwardGradient, zg.optim.SGD):
-        with pytest.raises(ValueError, match=r"step\(objective, batch\)"):
+        with pytest.raises(ValueError, match=r"^(ForwardGradient|this method) needs step\(objective, batch\)"):
             method(net).step(lambda: net.losses(batch()).mean())
     opt = zg.optim.AdamW(net)
     opt.record = print

@@ -362,7 +362,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
 
     def _check_closure(self, closure: Closure, directions: Directions) -> None:
         if self.per_example:
-            raise ValueError("per-example directions need step(objective, batch): a closure's scalar hides the examples")
+            raise ValueError(f"{type(self).__name__} needs step(objective, batch): a closure's scalar hides the examples")
         if not self._checked:
             self._check(
                 lambda: score_closure(self.slots, directions, plans.branch(0, 0), closure),

@@ -55,7 +55,7 @@ class FirstOrder(ZerothOrder):
         **common: Unpack[Common],
     ) -> None:
         common = {"relative": False} | common
-        common["self_check"] = False
+        common |= {} if self.perturbs else {"self_check": False}
         super().__init__(params, chosen, lr=lr, eps=eps, **common)
         self._layers: list[nn.Module] = []
         if checkpointing:
@@ -91,6 +91,7 @@ class FirstOrder(ZerothOrder):
             raise ValueError("no journal can hold a gradient; set record to None")
         require_counts(batch, examples, micro_batch)
         count = examples or batches.examples(batch)
+        self._check_perturbed(objective, batch, count, micro_batch)
         zeroth = self._zeroth(objective, batch, count, micro_batch)
         loss = self._backward(objective, batch, count, micro_batch)
         self.forwards += self.evaluations
@@ -117,12 +118,21 @@ class FirstOrder(ZerothOrder):
     def attach(
         self, objective: Objective, batch: Any, *, examples: int | None = None, micro_batch: int | str | None = None
     ) -> None:
-        """Rehearse a backward pass. Weights stay as they are."""
+        """Rehearse a step, with the checks of the first one where it perturbs. Weights stay as they are.
+
+        Raises NotPure, SelfCheckFailed or UnresolvedOperation.
+        """
         require_counts(batch, examples, micro_batch)
         count = examples or batches.examples(batch)
+        self._check_perturbed(objective, batch, count, micro_batch)
         self._zeroth(objective, batch, count, micro_batch)
         self._backward(objective, batch, count, micro_batch)
         self.zero_grad()
+
+    def _check_perturbed(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> None:
+        if self.perturbs:
+            with torch.no_grad():
+                self._check_batch(objective, batch, self._directions(), count, micro_batch)
 
     def _zeroth(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
         """The differences of directions, where evaluations are taken too: float32 (directions,)."""
