@@ -13,6 +13,7 @@ from test_text import characters
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from zerograd.cli import main
+from zerograd.cli.tune import summary
 from zerograd.text import splits
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Task, TaskSpec
@@ -312,3 +313,56 @@ def test_the_threshold_gets_the_most_rows_right():
     margins, labels = [-3.0, -1.0, -0.5, 0.2, 2.0], [0, 0, 1, 1, 1]
     assert statistics.best_threshold(margins, labels) == -0.75
     assert statistics.best_threshold([1.0, 2.0], [1, 1]) == 0.0
+
+
+def made(folder, out, **more):
+    given = {"minutes": 0, "steps": 4, "batch_size": 8, "threads": 1, "evals": 1}
+    return Tuning(TuneSettings(model=str(folder), out=str(out), **(given | more)))
+
+
+@pytest.mark.parametrize(("method", "goes_on"), [("mezo", True), ("adamw", False), ("addax", False)])
+def test_going_on_is_promised_where_there_is_a_journal(folder, tmp_path, monkeypatch, method, goes_on):
+    tuning = made(folder, tmp_path / "interrupted", method=method)
+    step = tuning.step
+
+    def stopping(examples):
+        if tuning.optimizer.steps == 2:
+            raise KeyboardInterrupt
+        return step(examples)
+
+    tuning.step = stopping
+    said = tuning.run()["stopped"]
+    assert said.startswith("interrupted after step 2; the result is of the best weights until then")
+    assert ("--resume" in said) == goes_on
+    full = made(folder, tmp_path / "full", method=method)
+    monkeypatch.setattr(full, "_save_model", lambda: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="after step 4: no space left; no") as raised:
+        full.run()
+    assert ("--resume" in str(raised.value)) == ("that was recorded is lost" in str(raised.value)) == goes_on
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [("mezo", "forward passes, no backward pass"), ("hybrid", "the work of 22 forward passes, 4 backward passes in it")],
+)
+def test_forward_and_backward_passes_are_those_that_a_step_takes(folder, tmp_path, method, says):
+    result = made(folder, tmp_path / "run", method=method, scheme="full").run()
+    assert says in summary(result)
+
+
+def test_a_step_that_a_method_refuses_is_not_one_whose_branches_scored_the_same(folder, tmp_path, monkeypatch):
+    """A refused step is the lesson: no larger eps is due."""
+    refused = made(folder, tmp_path / "conservative", method="conservative")
+    reconsidered = refused.optimizer.reconsidered
+    refused.optimizer.reconsidered = lambda *given: 0 * reconsidered(*given)
+    assert refused.run()["flat_steps"] == 0
+    monkeypatch.setattr(Scorer, "losses", lambda scorer, batch: torch.ones(len(batch.labels)))
+    flat = made(folder, tmp_path / "mezo", method="mezo")
+    flat.optimizer.self_check = False
+    assert flat.run()["flat_steps"] == 4
+
+
+def test_the_room_that_a_run_needs_counts_the_state_in_its_snapshots(folder, tmp_path):
+    plain, adam = (made(folder, tmp_path / name, method=name, scheme="full") for name in ("mezo", "adam"))
+    assert adam.optimizer.held.bytes > 0
+    assert adam._disk_bytes == plain._disk_bytes + 2 * adam.optimizer.held.bytes

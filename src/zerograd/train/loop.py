@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zerograd.journal import Record, Restore, Skip, Step
-from zerograd.optim.base import NotFinite
+from zerograd.optim.base import NotFinite, ZerothOrder
 from zerograd.text import evaluation, objectives
 from zerograd.train import order
 from zerograd.train.progress import Progress
@@ -47,10 +47,11 @@ class Loop:
     """Trains what a Tuning has set up.
 
     elapsed: seconds of training, without those of evaluations; cpu_seconds: those of this process's processors. history: a row a
-    logged step. flat_steps: those whose branches scored the same. stopped: why the run ended before its limit. back_offs: how often
-    the learning rate was lowered. best_step: steps before the weights that were best on the dev split; None where none are kept.
-    pending: the last step's row, until it is logged. probing: whether signal and noise are measured now and then. interrupted:
-    whether that ended the run, which may then go on. has_ended: before it was taken up again, with nothing more to do.
+    logged step. flat_steps: those whose branches scored the same; none of a method that refuses steps by itself. stopped: why the
+    run ended before its limit. back_offs: how often the learning rate was lowered. best_step: steps before the weights that were
+    best on the dev split; None where none are kept. pending: the last step's row, until it is logged. probing: whether signal and
+    noise are measured now and then. interrupted: whether that ended the run, which may then go on. has_ended: before it was taken
+    up again, with nothing more to do.
     """
 
     def __init__(self, tuning: Tuning) -> None:
@@ -60,6 +61,7 @@ class Loop:
         self.elapsed = self.cpu_seconds = 0.0
         self.history: list[Row] = []
         self.flat_steps = 0
+        self._refuses = type(self.optimizer).reconsidered is not ZerothOrder.reconsidered
         self.back_offs = 0
         self.stopped: str | None = None
         self.best_step: int | None = None
@@ -90,7 +92,8 @@ class Loop:
         except KeyboardInterrupt:
             self.interrupted = True
             of = "the best weights until then" if self.best_step is not None else "the weights then"
-            self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of {of}, and --resume goes on"
+            on = ", and --resume goes on" * (self.tuning.journal is not None)
+            self.stopped = f"interrupted after step {self.optimizer.steps}; the result is of {of}{on}"
         note = {"ended": True, "interrupted": self.interrupted, "stopped": self.stopped}
         if not self.interrupted:  # what was interrupted is found again from the records before
             note |= self._state()
@@ -156,7 +159,8 @@ class Loop:
         row = self._seen(value, group["lr"])
         if self.optimizer.info is not None:
             row["spread"] = self.optimizer.info.spread
-            self.flat_steps += self.optimizer.info.difference == 0 and not self.optimizer.info.spread > 0
+            flat = self.optimizer.info.difference == 0 and not self.optimizer.info.spread > 0
+            self.flat_steps += flat and not self._refuses
         if self.tuning.journal is not None:
             if self.elapsed - self._noted >= NOTED:
                 self.tuning.journal.note({"seconds": self.elapsed})
@@ -336,7 +340,7 @@ class Loop:
                 skipped, in_row = skipped + skips, in_row + 1 if skips else 0
                 self.optimizer.steps = steps
                 self.optimizer.forwards += self.optimizer.evaluations
-                self.flat_steps += isinstance(record, Step) and not record.multipliers.any()
+                self.flat_steps += isinstance(record, Step) and not record.multipliers.any() and not self._refuses
                 self.pending = self._seen(record.loss, float(record.lrs[-1]) if isinstance(record, Step) else math.nan)
                 self.history.append(self.pending)
                 continue

@@ -132,7 +132,7 @@ def passes(result: Mapping[str, Any]) -> str:
     """What a run took of the model: '900 forward passes, no backward pass'."""
     backward = result.get("backward_passes", 0)
     if backward:
-        return f"{backward:,} forward and as many backward passes"
+        return f"the work of {result['forwards']:,} forward passes, {backward:,} backward passes in it"
     return f"{count(result['forwards'], 'forward pass', 'forward passes')}, no backward pass"
 
 

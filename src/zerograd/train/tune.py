@@ -157,8 +157,10 @@ class Tuning:
             if self.journal is not None:
                 self.journal.sync()
         except OSError as error:
-            say = f"run {self.folder} stopped after step {self.optimizer.steps}: {error}; nothing that was recorded is lost"
-            raise OSError(f"{say}: mend that, and go on with --resume {self.folder}") from error
+            say = f"run {self.folder} stopped after step {self.optimizer.steps}: {error}"
+            lost = f"no journal can hold the steps of method {self.settings.method}: mend that, and begin again"
+            kept = f"nothing that was recorded is lost: mend that, and go on with --resume {self.folder}"
+            raise OSError(f"{say}; {lost if self.journal is None else kept}") from error
         finally:
             self.optimizer.record = None
             with contextlib.suppress(OSError):
@@ -279,10 +281,11 @@ class Tuning:
 
     @property
     def _disk_bytes(self) -> int:
-        """What a run writes at most at a time: its model, and the best and the latest weights with their remainders."""
+        """What a run writes at most at a time: its model, and the best and the latest weights with their remainders and State."""
         trained = sum(s.parameter.nbytes + (0 if s.remainder is None else s.remainder.nbytes) for s in self.optimizer.slots)
         saved = trained if self.settings.scheme in schemes.ADAPTERS else self.weight_bytes
-        return saved + trained * (1 + (self.settings.keep == "best" and self.settings.evals > 0))
+        snapshot = trained + self.optimizer.held.bytes
+        return saved + snapshot * (1 + (self.settings.keep == "best" and self.settings.evals > 0))
 
     def _require_room(self) -> None:
         free, needed = shutil.disk_usage(self.parent).free, self._disk_bytes
