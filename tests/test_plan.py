@@ -228,19 +228,27 @@ def test_every_method_of_tune_has_its_rows_by_its_own_plan(folder, monkeypatch):
     assert after["fzoo, full"].seconds > 3 * before["mezo, full"].seconds
 
 
-def test_commands_are_ones_that_tune_takes(folder, capsys):
+def test_commands_are_ones_that_zerograd_takes(folder, capsys):
     for storage in ("auto", "bfloat16"):
         rows = rows_of(model=str(folder), storage=storage, batch_size=16, lora_rank=4)
-        commands = [row.command.split() for row in rows.values() if row.command.startswith("zerograd")]
-        evaluating = [method for method in METHODS.values() if method.perturbs and not method.takes_backward]
-        assert len(commands) == 1 + len(evaluating) * len(shapes.SCHEMES)
-        for row, command in zip(rows.values(), commands, strict=False):
-            assert main([*command[1:], "--show-config"]) == 0
+        assert rows["AdamW, lora"].command != rows["AdamW, lora, checkpointing"].command
+        for row in rows.values():
+            program, *arguments = row.command.split()
+            assert program == "zerograd"
+            assert main([*arguments, "--show-config"]) == 0
             fields = yaml.safe_load(capsys.readouterr().out)
             assert fields["model"] == str(folder)
             if row.method:
                 assert (fields["method"], fields["scheme"], fields["batch_size"]) == (row.method, row.scheme, 16)
                 assert fields["lora_rank"] == (4 if row.scheme == "lora" else 8)
+                assert ("checkpointing=True" in fields["method_options"]) is ("checkpointing" in row.name)
+
+
+def test_methods_without_rows_are_named(folder):
+    plan = planned(PlanSettings(model=str(folder), **DESCRIBED))
+    (said,) = (line for line in plan.basis if line.startswith("no rows: "))
+    named = said.removeprefix("no rows: ").partition(";")[0].split(", ")
+    assert sorted([*named, *{row.method for row in plan.rows if row.method}]) == sorted(METHODS)
 
 
 def test_seconds_follow_the_machines_rates(folder):
@@ -274,7 +282,10 @@ def test_the_advice_is_back_propagation_where_it_fits_and_forward_passes_where_i
         return planned(PlanSettings(**DESCRIBED | {"model": "1B", "memory": str(memory)})).advice
 
     ample = advice(rows["AdamW, full"].memory)
-    assert "back-propagate: AdamW, lora fits, and is the better choice" in ample
+    assert (
+        "back-propagate: AdamW, lora fits, and is the better choice: zerograd tune --model MODEL --data FILE --method adamw"
+        in ample
+    )
     assert "metric" in ample
     assert ample.endswith("zerograd tune --model MODEL --data FILE")
     assert "checkpointing fits, and is the better choice" in advice(least)

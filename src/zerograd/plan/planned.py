@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from zerograd.optim import METHODS
 from zerograd.plan import quantities
 from zerograd.plan.machine import Machine, machine
-from zerograd.plan.rows import RETURNING, Planner, Row
+from zerograd.plan.rows import RETURNING, Planner, Row, evaluating
 from zerograd.plan.shapes import Shape, shape
 from zerograd.train.settings import PlanSettings
 
@@ -39,7 +40,8 @@ class Planned:
         back = next((row for row in self.rows if row.method == "adamw" and row.scheme == "lora" and self.fits(row)), None)
         if back is not None:
             also = f"; {WHERE}: {forward.command}" if forward else ""
-            return f"where the loss has a gradient, back-propagate: {back.name} fits, and is the better choice; {BESIDE}{also}"
+            say = f"where the loss has a gradient, back-propagate: {back.name} fits, and is the better choice: {back.command}"
+            return f"{say}; {BESIDE}{also}"
         if forward is not None:
             return f"no back-propagation fits, not even through an adapter; forward passes alone do: {forward.command}"
         least = min(self.rows, key=lambda row: row.memory)
@@ -62,14 +64,18 @@ class Planned:
             memory += "; inference is in bfloat16, as zerograd eval has it" + ", at float32's rate" * (
                 "flops" in self.machine.measured
             )
-        back = f"AdamW has 16 bytes a parameter; its LoRA is of rank {settings.lora_rank} on every linear layer"
+        back = f"AdamW has 16 bytes a parameter; its LoRA is of rank {settings.lora_rank} on every linear layer, more than tune's"
         if self.machine.is_cpu:
             back += f", checkpointed under {RETURNING}"
         if self.machine.flops and self.machine.bandwidth:
             rates = "seconds are an estimate, good to about a factor of two: products at half the rate of large ones, or memory's"
         else:
             rates = "seconds need the machine's rates: give --flops and --bandwidth"
-        return step, memory, back, rates
+        counted = {*evaluating(), "adamw"}
+        others = (
+            f"no rows: {', '.join(name for name in METHODS if name not in counted)}; what their passes hold is not counted here"
+        )
+        return step, memory, back, others, rates
 
     def as_json(self) -> dict[str, Any]:
         """What is printed, for scripts: machine, model, rows, basis and advice; sizes in bytes, times in seconds."""

@@ -95,7 +95,7 @@ class Planner:
     def rows(self) -> Iterator[Row]:
         """All rows: inference, every method of evaluations alone with every scheme, AdamW."""
         yield self.inference()
-        for method in (name for name, kind in METHODS.items() if kind.perturbs and not kind.takes_backward):
+        for method in evaluating():
             for scheme in self.shape.trained:
                 yield self.tuned(method, scheme)
         yield from self.propagated()
@@ -111,7 +111,7 @@ class Planner:
 
     def tuned(self, method: str, scheme: str) -> Row:
         """`zerograd tune` with a method and a scheme."""
-        settings, trained, default = self.settings, self.shape.trained[scheme], TuneSettings()
+        settings, trained = self.settings, self.shape.trained[scheme]
         optimizer = instance(method)
         copies = optimizer.copies
         rows = self.rows_of_pass(copies)
@@ -128,15 +128,9 @@ class Planner:
             "state": round(optimizer.state_bytes / SIDE**2 * trained),
             "pass": self._held(self._live(rows, self.dtype)) + below + buffer,
         }
-        options = {"data": "FILE", "method": method, "scheme": scheme, "batch_size": settings.batch_size}
-        if settings.lora_rank != default.lora_rank and adapter:
-            options["lora_rank"] = settings.lora_rank
-        if not (adapter and settings.storage in ("split", "bfloat16")):
-            options["storage"] = settings.storage
         clock = seconds.Clock(self.shape, self.machine, settings)
         taken = clock.tuned(optimizer, scheme, copies, rows)
-        given = {name: value for name, value in options.items() if getattr(default, name) != value}
-        return Row(f"{method}, {scheme}", method, scheme, parts, taken, trained, self._command("tune", given))
+        return Row(f"{method}, {scheme}", method, scheme, parts, taken, trained, self._tune(method, scheme))
 
     def propagated(self) -> Iterator[Row]:
         """Back-propagation: AdamW on every parameter, and on a LoRA on every linear layer."""
@@ -148,14 +142,14 @@ class Planner:
         state = (MOMENTS if size == 2 else 8) * values
         parts = base | {"weights": self.weights, "state": state, "pass": self._propagated(kept, size * values)}
         taken = clock.propagated(3, rows, values)
-        yield Row("AdamW, full", "adamw", "full", parts, taken, values, "transformers' Trainer")
+        yield Row("AdamW, full", "adamw", "full", parts, taken, values, self._tune("adamw", "full"))
         adapter = self.shape.adapter
         for checkpointing in (False, True):
             kept = activations.propagated(self.shape, rows, tokens, self.dtype, rank, checkpointing)
             held = self._propagated(kept, 4 * adapter)
             parts = base | {"weights": self.weights + 4 * adapter, "state": 8 * adapter, "pass": held}
             name = "AdamW, lora" + ", checkpointing" * checkpointing
-            command = "transformers' Trainer with PEFT" + ", gradient_checkpointing=True" * checkpointing
+            command = self._tune("adamw", "lora") + " --method-options checkpointing=True" * checkpointing
             taken = clock.propagated(3 + checkpointing, rows, adapter)
             yield Row(name, "adamw", "lora", parts, taken, adapter, command)
 
@@ -178,9 +172,24 @@ class Planner:
         """What back-propagation makes a process hold: activations go as gradients come."""
         return self._held(max(kept.between, gradients) + kept.over)
 
+    def _tune(self, method: str, scheme: str) -> str:
+        """The command of a method and a scheme, without what it has by default."""
+        settings, default, adapter = self.settings, TuneSettings(), scheme == "lora"
+        options = {"data": "FILE", "method": method, "scheme": scheme, "batch_size": settings.batch_size}
+        if adapter:
+            options["lora_rank"] = settings.lora_rank
+        if not (adapter and settings.storage in ("split", "bfloat16")):
+            options["storage"] = settings.storage
+        return self._command("tune", {name: value for name, value in options.items() if getattr(default, name) != value})
+
     def _command(self, verb: str, options: dict[str, object]) -> str:
         named = {"model": "MODEL" if quantities.is_count(self.settings.model) else self.settings.model or "MODEL"} | options
         return " ".join(["zerograd", verb, *(f"--{name.replace('_', '-')} {shlex.quote(str(v))}" for name, v in named.items())])
+
+
+def evaluating() -> list[str]:
+    """The methods of evaluations alone."""
+    return [name for name, kind in METHODS.items() if kind.perturbs and not kind.takes_backward]
 
 
 def instance(method: str) -> ZerothOrder:
