@@ -17,7 +17,7 @@ from zerograd.cli import main
 from zerograd.optim import FZOO, METHODS
 from zerograd.perturb import fit
 from zerograd.perturb.fit import Live
-from zerograd.plan import activations, machine, planned, quantities, shapes
+from zerograd.plan import activations, kept, machine, planned, quantities, shapes
 from zerograd.plan.shapes import shape
 from zerograd.text import models, schemes
 from zerograd.train.settings import PlanSettings
@@ -213,6 +213,28 @@ def test_memory_is_within_a_tenth_of_a_real_runs_peak(measured, tmp_path, method
 def said(command):
     done = subprocess.run([sys.executable, "-m", "zerograd", *command], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("scheme", ["full", "lora"])
+@pytest.mark.parametrize("method", ["adam", "lozo-m", "subzero", "zo-muon", "static-mask"])
+def test_what_a_method_keeps_is_what_it_keeps_of_a_real_model(method, scheme):
+    """Wider than what it is told from: factors grow with a matrix's sides, moments with its values."""
+    config = llama(layers=2, hidden=640).config
+    model = schemes.select(LlamaForCausalLM(config).to(torch.bfloat16), scheme)
+    real = METHODS[method](model, self_check=False)
+    real.attach(
+        objective := lambda ids: model(input_ids=ids).logits.float().square().mean((1, 2)), torch.ones(2, 4, dtype=torch.long)
+    )
+    real.step(objective, torch.ones(2, 4, dtype=torch.long))
+    found = shapes._measured(config, "causal", 8)
+    assert kept.state_bytes(method, found.tensors[scheme]) == pytest.approx(real.state_bytes, rel=1e-3, abs=1000)
+
+
+def test_a_factored_methods_state_is_small_beside_wide_weights():
+    rows = rows_of(model="8B")
+    assert rows["adam, full"].parts["state"] == pytest.approx(8 * 8e9, rel=1e-3)
+    assert rows["zo-muon, full"].parts["state"] < 1e9
+    assert rows["subzero, full"].parts["state"] < rows["zo-muon, full"].parts["state"]
 
 
 def test_every_method_of_tune_has_its_rows_by_its_own_plan(folder, monkeypatch):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 
 from zerograd.optim import METHODS
-from zerograd.optim.base import ZerothOrder
 from zerograd.perturb.products import BUFFER, DEVICE_BUFFER
-from zerograd.plan import activations, quantities, seconds
+from zerograd.plan import activations, kept, quantities, seconds
 from zerograd.plan.machine import Machine
 from zerograd.plan.shapes import Shape
 from zerograd.text.scoring import FORWARD_TOKENS
@@ -40,10 +39,6 @@ OVER_DEVICE = 1.2
 MOMENTS = 12
 """Bytes of AdamW a trained 16-bit value beside the value and its gradient: its float32 original and two moments, 16 in all
 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
-
-
-SIDE = 256
-"""Of the square matrix of which a method is asked what it keeps a weight."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +107,7 @@ class Planner:
     def tuned(self, method: str, scheme: str) -> Row:
         """`zerograd tune` with a method and a scheme."""
         settings, trained = self.settings, self.shape.trained[scheme]
-        optimizer = instance(method)
+        optimizer = kept.instance(method)
         copies = optimizer.copies
         rows = self.rows_of_pass(copies)
         adapter = scheme == "lora"
@@ -125,7 +120,7 @@ class Planner:
             "process": self.process + (KERNELS if self.machine.is_cpu else 0),
             "weights": self.weights + (4 * trained if adapter else 0),
             "remainder": remainder * trained,
-            "state": round(optimizer.state_bytes / SIDE**2 * trained),
+            "state": round(self._state(method, scheme)),
             "pass": self._held(self._live(rows, self.dtype)) + below + buffer,
         }
         clock = seconds.Clock(self.shape, self.machine, settings)
@@ -137,17 +132,17 @@ class Planner:
         clock = seconds.Clock(self.shape, self.machine, self.settings)
         rows, tokens, rank = self.rows_of_pass(1), self.settings.tokens, self.settings.lora_rank
         base = {"process": self.process}
-        kept = activations.propagated(self.shape, rows, tokens, self.dtype)
+        held = activations.propagated(self.shape, rows, tokens, self.dtype)
         values, size = self.shape.parameters, self.dtype.itemsize
         state = (MOMENTS if size == 2 else 8) * values
-        parts = base | {"weights": self.weights, "state": state, "pass": self._propagated(kept, size * values)}
+        parts = base | {"weights": self.weights, "state": state, "pass": self._propagated(held, size * values)}
         taken = clock.propagated(3, rows, values)
         yield Row("AdamW, full", "adamw", "full", parts, taken, values, self._tune("adamw", "full"))
         adapter = self.shape.adapter
         for checkpointing in (False, True):
-            kept = activations.propagated(self.shape, rows, tokens, self.dtype, rank, checkpointing)
-            held = self._propagated(kept, 4 * adapter)
-            parts = base | {"weights": self.weights + 4 * adapter, "state": 8 * adapter, "pass": held}
+            held = activations.propagated(self.shape, rows, tokens, self.dtype, rank, checkpointing)
+            weights, passed = self.weights + 4 * adapter, self._propagated(held, 4 * adapter)
+            parts = base | {"weights": weights, "state": 8 * adapter, "pass": passed}
             name = "AdamW, lora" + ", checkpointing" * checkpointing
             command = self._tune("adamw", "lora") + " --method-options checkpointing=True" * checkpointing
             taken = clock.propagated(3 + checkpointing, rows, adapter)
@@ -157,6 +152,11 @@ class Planner:
         """Rows of a forward pass: whole examples with their branches, within the tokens that a pass takes."""
         examples = max(1, FORWARD_TOKENS // (self.settings.tokens * copies))
         return copies * min(self.settings.batch_size, examples)
+
+    def _state(self, method: str, scheme: str) -> float:
+        """What a method keeps; of a model that only comes near its number of parameters, as much more or less."""
+        tensors = self.shape.tensors[scheme]
+        return kept.state_bytes(method, tensors) * self.shape.trained[scheme] / sum(map(math.prod, tensors.elements()))
 
     def _live(self, rows: int, dtype: torch.dtype) -> int:
         if (rows, dtype) not in self.held:
@@ -168,9 +168,9 @@ class Planner:
         """What tensors of passes make a process hold."""
         return round(SPARE + live + min(KEPT * live, MOST)) if self.machine.is_cpu else round(OVER_DEVICE * live)
 
-    def _propagated(self, kept: activations.Kept, gradients: int) -> int:
+    def _propagated(self, held: activations.Kept, gradients: int) -> int:
         """What back-propagation makes a process hold: activations go as gradients come."""
-        return self._held(max(kept.between, gradients) + kept.over)
+        return self._held(max(held.between, gradients) + held.over)
 
     def _tune(self, method: str, scheme: str) -> str:
         """The command of a method and a scheme, without what it has by default."""
@@ -190,12 +190,3 @@ class Planner:
 def evaluating() -> list[str]:
     """The methods of evaluations alone."""
     return [name for name, kind in METHODS.items() if kind.perturbs and not kind.takes_backward]
-
-
-def instance(method: str) -> ZerothOrder:
-    """A method over one matrix after a step, to be asked what its steps are, and what it keeps."""
-    model = nn.Linear(SIDE, SIDE, bias=False)
-    make: Callable[..., ZerothOrder] = METHODS[method]
-    made = make(model, self_check=False)
-    made.step(lambda x: model(x).square().mean(1), torch.ones(2, SIDE))
-    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 from zerograd.plan import quantities
+from zerograd.plan.kept import View
+from zerograd.spaces import weights
 from zerograd.text import models, schemes
 from zerograd.train.settings import PlanSettings
 
@@ -36,7 +39,8 @@ SIZES = ("layers", "hidden", "intermediate", "heads", "vocabulary")
 class Shape:
     """A model's sizes, of which nothing is loaded.
 
-    trained: values that each of SCHEMES trains, those that the architecture can have. adapter: values of a LoRA on every linear
+    trained: values that each of SCHEMES trains, those that the architecture can have. tensors: how many of each view hold these, in
+    the model that is built where only the number of parameters was told. adapter: values of a LoRA on every linear
     layer. body: values that a token of the batch is multiplied with, in the layers that follow each other, experts that it does not
     see left out; upper: those of them in the upper half of the layers. layers, hidden, vocabulary: sizes. sample: its first
     layers, on the device "meta". head: of `models.HEADS`.
@@ -44,6 +48,7 @@ class Shape:
 
     parameters: int
     trained: dict[str, int]
+    tensors: dict[str, Counter[View]]
     adapter: int
     body: int
     upper: int
@@ -87,15 +92,17 @@ def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
     body = [sum(_seen(p, config) for p in layer.parameters() if p.ndim > 1) for layer in within]
     values = sum(p.numel() for p in model.parameters())
     linear = [m.get_parameter("weight") for layer in within for m in layer.modules() if type(m).__name__ in LINEAR]
-    trained = {}
+    tensors = {}
     for scheme in SCHEMES:
         with contextlib.suppress(ValueError):  # this architecture has nothing for it
-            trained[scheme] = _trained(schemes.select(model, scheme, lora_rank=lora_rank, head=head))
+            tensors[scheme] = _trained(schemes.select(model, scheme, lora_rank=lora_rank, head=head))
+    trained = {scheme: sum(map(math.prod, views.elements())) for scheme, views in tensors.items()}
     scale = count / values if count else 1.0
     sizes = config.get_text_config()
     return Shape(
         count or values,
         {name: round(some * (scale if name in ("full", "upper") else 1)) for name, some in trained.items()},
+        tensors,
         lora_rank * sum(sum(weight.shape) for weight in linear),
         round(sum(body) * scale),
         round(sum(body[len(body) // 2 :]) * scale),
@@ -131,8 +138,9 @@ def _made(config: Any, head: str) -> Any:
         return getattr(transformers, models.HEADS[head]).from_config(copy.deepcopy(config), dtype=torch.bfloat16).eval()
 
 
-def _trained(model: Any) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def _trained(model: Any) -> Counter[View]:
+    """What is trained: how many tensors of each view."""
+    return Counter(slot.view for slot in weights.collect(model, None))
 
 
 def _seen(parameter: nn.Parameter, config: Any) -> float:
