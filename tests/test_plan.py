@@ -17,7 +17,7 @@ from zerograd.cli import main
 from zerograd.optim import FZOO, METHODS
 from zerograd.perturb import fit
 from zerograd.perturb.fit import Live
-from zerograd.plan import activations, kept, machine, planned, quantities, shapes
+from zerograd.plan import activations, kept, machine, planned, probe, quantities, shapes
 from zerograd.plan.shapes import shape
 from zerograd.text import models, schemes
 from zerograd.train.settings import PlanSettings
@@ -264,6 +264,25 @@ def test_commands_are_ones_that_zerograd_takes(folder, capsys):
                 assert (fields["method"], fields["scheme"], fields["batch_size"]) == (row.method, row.scheme, 16)
                 assert fields["lora_rank"] == (4 if row.scheme == "lora" else 8)
                 assert ("checkpointing=True" in fields["method_options"]) is ("checkpointing" in row.name)
+
+
+def test_a_measured_product_is_no_larger_than_a_slow_core_makes_in_two_seconds():
+    cpu = torch.device("cpu")
+    for hidden in (64, 576, 4096, 8192, 65536):
+        found = probe.outputs(hidden, cpu)
+        assert 1 <= found <= 4 * hidden
+        assert 2 * probe.ROWS * hidden * found <= probe.MOST
+    assert probe.outputs(576, cpu) == 4 * 576
+    assert probe.outputs(8192, torch.device("cuda")) == 4 * 8192
+
+
+def test_measuring_is_said(folder, monkeypatch):
+    monkeypatch.setattr(machine, "probed", lambda *given: {"resident": 1, "flops": 1e12, "bandwidth": 1e10})
+    said: list[str] = []
+    for memory in ({"memory": "16GB"}, DESCRIBED):
+        settings = PlanSettings(model=str(folder), **{"device": "cpu"} | memory)
+        machine.machine(settings, shape(settings), said.append)
+    assert said == ["measuring this machine"]
 
 
 def test_methods_without_rows_are_named(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from typing import Any
 
 from zerograd.cli import flags, shown
@@ -33,7 +34,7 @@ def run(parsed: argparse.Namespace) -> int:
     from zerograd.plan import planned
 
     shown.quiet()
-    plan = planned(settings)
+    plan = planned(settings, lambda line: print(line, file=sys.stderr))
     if parsed.json:
         print(json.dumps(plan.as_json()))
         return 0

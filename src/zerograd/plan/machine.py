@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,8 +65,9 @@ class Machine:
         return ", ".join([f"{self.name}: {memory if self.free < self.memory else quantities.written(self.memory, 'B')}", *rates])
 
 
-def machine(settings: PlanSettings, shape: Shape) -> Machine:
-    """The machine that the settings describe, measured where it is this one, with the products of a model's shape.
+def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = lambda line: None) -> Machine:
+    """The machine that the settings describe, measured where it is this one, with the products of a model's shape. say: hears when
+    that begins.
 
     Raises ValueError for a device that is not there and whose memory is not told.
     """
@@ -92,7 +94,10 @@ def machine(settings: PlanSettings, shape: Shape) -> Machine:
         memory = free = int(given["memory"])
     else:
         memory, free = _memory(device)
-    told = {"resident": LIBRARIES} | given if len(given) == 3 else probed(settings, shape, device, threads)
+    told = {"resident": LIBRARIES} | given
+    if len(given) < 3:
+        say("measuring this machine")
+        told = probed(settings, shape, device, threads)
     rates = {field: given.get(field, told[field]) for field in ("flops", "bandwidth")}
     libraries = int(told["resident"]) if device == "cpu" else CONTEXT
     measured = tuple(field for field in rates if field not in given)

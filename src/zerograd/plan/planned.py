@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,10 +116,13 @@ class Planned:
         return sorted(ours, key=lambda row: (order.get((row.method, row.scheme), len(order)), row.memory))
 
 
-def planned(settings: PlanSettings) -> Planned:
-    """The plan that settings ask for. Raises ValueError or FileNotFoundError with the mend for what is wrong with them."""
+def planned(settings: PlanSettings, say: Callable[[str], None] = lambda line: None) -> Planned:
+    """The plan that settings ask for. say: hears what takes a while.
+
+    Raises ValueError or FileNotFoundError with the mend for what is wrong with them.
+    """
     found = shape(settings)
-    place = machine(settings, found)
+    place = machine(settings, found, say)
     return Planned(settings, found, place, tuple(Planner(settings, found, place).rows()))
 
 

@@ -1,7 +1,7 @@
-"""What this machine gives a run, measured within two seconds: `python -m zerograd.plan.probe JSON` prints one JSON object.
+"""What this machine gives a run, measured: `python -m zerograd.plan.probe JSON` prints one JSON object.
 
 A process of its own imports what a run imports, tells what is resident then, and times matrix products and a copy on as many
-threads as the run would have.
+threads as the run would have. With the libraries loaded that is a second or two, and a few where a core makes less than 10 GFLOP/s.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ SECONDS = 0.7
 ROWS = 4096
 """Of a product: the tokens of a pass."""
 
+MOST = 2e10
+"""FLOP of a product on the CPU, however wide the model: at the whole width of 8 billion parameters each would have 5.5e11."""
+
 COPIED = 256 << 20
 """Bytes that are copied, more than caches hold."""
 
@@ -42,8 +45,14 @@ def resident() -> int:
 
 def flops(hidden: int, dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of products of a pass with a matrix of a model's width."""
-    x, weight = (torch.ones(rows, hidden, dtype=dtype, device=device) for rows in (ROWS, 4 * hidden))
-    return 2 * ROWS * hidden * 4 * hidden * _rate(lambda: torch.nn.functional.linear(x, weight), device)
+    out = outputs(hidden, device)
+    x, weight = (torch.ones(rows, hidden, dtype=dtype, device=device) for rows in (ROWS, out))
+    return 2 * ROWS * hidden * out * _rate(lambda: torch.nn.functional.linear(x, weight), device)
+
+
+def outputs(hidden: int, device: torch.device) -> int:
+    """The columns that a product gives: those of a feed-forward part, of which the CPU makes what MOST allows."""
+    return 4 * hidden if device.type != "cpu" else min(4 * hidden, max(1, int(MOST / (2 * ROWS * hidden))))
 
 
 def bandwidth(device: torch.device) -> float:
