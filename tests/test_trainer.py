@@ -273,6 +273,8 @@ def test_arguments_that_a_forward_cannot_have_are_refused(tmp_path, more, says):
         ZerothOrderConfig(method="lion")
     with pytest.raises(ValueError, match="method is 'adamw', which takes backward passes"):
         ZerothOrderConfig(method="adamw")
+    with pytest.raises(ValueError, match=r"eps is 0\.1, and method forward-gradient perturbs nothing; leave it out"):
+        ZerothOrderConfig(method="forward-gradient", eps=0.1)
 
 
 def test_the_order_of_an_epoch_has_the_length_that_it_says():

@@ -143,7 +143,11 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         (["--lr", "nan"], "lr is nan"),
         (["--method", "lion"], "method is 'lion'; choose one of mezo, per-example"),
         (["--steps", "0"], "minutes, steps and evaluations are all 0"),
-        (["--batch-size", "1"], "batch_size is 1"),
+        (["--batch-size", "1"], "batch_size is 1; method per-example divides by the spread of differences"),
+        (["--batch-size", "1", "--method", "grzo"], "batch_size is 1; method grzo divides by the spread of differences"),
+        (["--batch-size", "1", "--method", "addax"], "batch_size is 1, which method addax cannot share out"),
+        (["--eps", "0.1", "--method", "adamw"], "eps is 0.1, and method adamw perturbs nothing; leave it out"),
+        (["--eps", "0.1", "--method", "forward-gradient"], "eps is 0.1, and method forward-gradient perturbs nothing"),
         (["--scheme", "full", "--layers", "2"], "layers is 2, which only scheme upper uses"),
         (["--method", "mezo", "--method-options", "rank=2"], "'rank=2'; method mezo has directions, sides, distribution"),
         (["--method-options", "rank"], "method per-example has directions, sides, rank, standardised, distribution, each given as"),
@@ -366,3 +370,20 @@ def test_the_room_that_a_run_needs_counts_the_state_in_its_snapshots(folder, tmp
     plain, adam = (made(folder, tmp_path / name, method=name, scheme="full") for name in ("mezo", "adam"))
     assert adam.optimizer.held.bytes > 0
     assert adam._disk_bytes == plain._disk_bytes + 2 * adam.optimizer.held.bytes
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("adamw", ()),
+        ("hybrid", ()),
+        ("forward-gradient", ()),
+        ("per-example", ("standardised=false",)),
+        ("per-example", ("directions=2", "sides=1")),
+    ],
+)
+def test_a_batch_of_one_is_enough_where_no_spread_is_needed(folder, tmp_path, method, options):
+    tuning = made(folder, tmp_path / "run", method=method, batch_size=1, scheme="full", keep="last", method_options=options)
+    before = [slot.exact().clone() for slot in tuning.optimizer.slots]
+    assert tuning.run()["steps"] == 4
+    assert not all(torch.equal(was, slot.exact()) for was, slot in zip(before, tuning.optimizer.slots, strict=True))

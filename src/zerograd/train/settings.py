@@ -119,9 +119,11 @@ class TuneSettings(TaskSettings):
             raise ValueError(f"mix is {self.mix}; it is a share, at most 1")
         if not self.minutes and not self.steps and not self.evaluations:
             raise ValueError("minutes, steps and evaluations are all 0: the run would have no end; give one of them")
-        if METHODS[self.method].per_example and self.batch_size < 2:
-            raise ValueError("batch_size is 1; per-example directions are scaled by their spread, which needs at least 2")
-        self.own()
+        of_method = options_of(self.method) | self.own()
+        if self.batch_size < 2 and of_method.get("standardised") and of_method.get("directions", 1) < 2:
+            raise ValueError(f"batch_size is 1; method {self.method} divides by the spread of differences, which needs at least 2")
+        if self.batch_size < 2 and METHODS[self.method].short_first:
+            raise ValueError(f"batch_size is 1, which method {self.method} cannot share out; give at least 2")
         self._require_use()
 
     def own(self) -> dict[str, Any]:
@@ -157,6 +159,8 @@ class TuneSettings(TaskSettings):
         if self.mix != 1 and self.objective == "loss":
             raise ValueError(f"mix is {self.mix}, and the objective is the loss alone; give the objective a metric")
         method = METHODS[self.method]
+        if self.eps != self.__dataclass_fields__["eps"].default and not method.perturbs:
+            raise ValueError(f"eps is {self.eps}, and method {self.method} perturbs nothing; leave it out")
         if self.objective != "loss" and (method.takes_backward or not method.perturbs):
             say = f"objective is {self.objective}, which has no gradient, and method {self.method} differentiates"
             raise ValueError(f"{say}; use a method of evaluations alone, such as mezo")

@@ -29,7 +29,7 @@ class ZerothOrderConfig:
     method: one of `optim.METHODS`. eps: smoothing radius; None for the method's own default. options: of the method beside
     these, such as rank, directions, distribution, relative, storage. seed: of directions and order; None for the arguments' seed.
     micro_batch: examples of a pass; "auto" as many as fit in memory; None for all.
-    Raises ValueError for an unknown method.
+    Raises ValueError for an unknown method, or an eps where nothing is perturbed.
     """
 
     method: str = "per-example"
@@ -43,6 +43,8 @@ class ZerothOrderConfig:
             raise ValueError(f"method is {self.method!r}; choose one of {', '.join(METHODS)}")
         if METHODS[self.method].takes_backward:
             raise ValueError(f"method is {self.method!r}, which takes backward passes; leave the mixin out for that")
+        if self.eps is not None and not METHODS[self.method].perturbs:
+            raise ValueError(f"eps is {self.eps}, and method {self.method} perturbs nothing; leave it out")
 
 
 @dataclass(frozen=True)
