@@ -2,7 +2,8 @@ r"""ZO-Adam (Chen et al. 2019, "ZO-AdaMM"; ZO-Adam in Zhang et al. 2024): Adam's
 
     m <- b1 m + (1 - b1) g,     v <- b2 v + (1 - b2) g^2,     w <- w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + zeta)
 
-With one Rademacher direction g^2 is the same for every coordinate, and so is v: then `MEAZO` is the same with one number.
+With one Rademacher direction g^2 is the same for every coordinate, and so is v: with b1 = 0 `MEAZO` is
+the same, with one number.
 """
 
 from __future__ import annotations

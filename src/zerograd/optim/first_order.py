@@ -3,9 +3,9 @@ r"""First-order baselines: what evaluations alone have to face. They take backwa
     SGD      w <- w - lr g
     AdamW    (Loshchilov & Hutter 2019)    m, v the moments of g;   w <- (1 - lr decay) w - lr m_hat / (sqrt(v_hat) + zeta)
 
-The update is that of `Momentum` and `Adam` with the gradient in the estimate's place, in the same storages. No journal can hold a
-gradient: a run of theirs cannot be resumed, replayed or shipped. A step counts as three evaluations of the batch, a backward pass
-being the work of two forward ones.
+AdamW's update is that of `Adam` with the gradient in the estimate's place, in the same storages. No journal can hold a gradient: a
+run of theirs cannot be resumed, replayed or shipped. A step counts as three evaluations of the batch, a backward pass being
+the work of two.
 """
 
 from __future__ import annotations

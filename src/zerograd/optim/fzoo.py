@@ -2,7 +2,8 @@
 
 d_i = L(w + eps z_i) - L(w),        w <- w - lr * (1 / n) sum_i (d_i / std(d)) z_i
 
-All n + 1 losses come from one forward. The deviation of the losses stands for eps |gradient|, so a step is normalised.
+All n + 1 losses come from one forward. The deviation of the losses stands for eps |gradient|, so a step is normalised;
+it is that of a sample, with n - 1. The published step is 1 / eps times this one; the released code leaves that out too.
 """
 
 from __future__ import annotations
