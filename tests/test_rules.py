@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from published import CASES, EPS, LR, Layer, Run, data, flat, rule_of
 from torch import nn
 
-from zerograd import exact, optim
+from zerograd import exact, noise, optim
 from zerograd.perturb.directions import Directions
 
 SIGMAS = 4.5
@@ -308,6 +308,18 @@ def test_a_block_that_a_step_leaves_is_not_perturbed_either(name: str) -> None:
             assert (opt.info.difference != 0) == (block in own)
             differences.append(opt.info.difference)
     assert {difference != 0 for difference in differences} == {True, False}
+
+
+def test_the_lots_of_a_step_are_drawn_once_for_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = made("random-layers", nn.Sequential(*(nn.Linear(2, 2) for _ in range(6))), seed=987)
+    drawn: list[Any] = []
+    stream = noise.stream
+    monkeypatch.setattr(noise, "stream", lambda address: drawn.append(address) or stream(address))
+    for _ in range(2):
+        for slot in opt.slots:
+            for step in range(50):
+                opt.family.touches(slot, opt.seed, step)
+    assert len(drawn) == 50 * 6
 
 
 @pytest.mark.parametrize(("share", "touched"), [(0.01, 1), (0.25, 2), (0.5, 4), (0.8, 6), (1.0, 7)])

@@ -57,6 +57,10 @@ class Step:
     decays: Floats | None
     multipliers: Floats
 
+    def decay(self, group: int) -> float:
+        """What a group's weights are multiplied by first."""
+        return 1.0 if self.decays is None else float(self.decays[group])
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -91,8 +95,7 @@ def update_by(slot: Slot, family: Family, seed: int, steps: Sequence[Step], grou
     for step in steps:
         if not family.touches(slot, seed, step.number):
             continue
-        decays = step.decays is not None and step.decays[group] != 1
-        if held and (slot.stochastic or decays or count + step.multipliers.shape[1] > most):
+        if held and (slot.stochastic or step.decay(group) != 1 or count + step.multipliers.shape[1] > most):
             _update_held(slot, family, seed, held, group)
             held, count = [], 0
         held.append(step)
@@ -117,9 +120,8 @@ def change_by(
     for step in steps:
         if family.touches(slot, seed, step.number):
             directions, multipliers = Directions(family, seed, step.number), step.multipliers[group].tolist()
-            decay = 1.0 if step.decays is None else float(step.decays[group])
             sums = directions.sums(slot, range(len(multipliers)), multipliers)
-            change(slot, sums, decay, directions, functools.partial(_of_step, changed, step))
+            change(slot, sums, step.decay(group), directions, functools.partial(_of_step, changed, step))
 
 
 def subtract(slot: Slot, change: torch.Tensor, decay: float, directions: Directions) -> None:
@@ -180,11 +182,10 @@ def change(
 
 def _update_held(slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
     """Steps that share a pass: none but the first decays, and none rounds at random beside another."""
-    first = steps[0].decays
     directions = [Directions(family, seed, step.number) for step in steps]
     ids = [range(step.multipliers.shape[1]) for step in steps]
     multipliers = np.concatenate([step.multipliers[group] for step in steps]).tolist()
-    _update(slot, directions, ids, multipliers, 1.0 if first is None else float(first[group]))
+    _update(slot, directions, ids, multipliers, steps[0].decay(group))
 
 
 def _update(

@@ -89,7 +89,7 @@ class Dense(State):
     def follow(self, slot: Slot, family: Family, seed: int, step: Step, group: int, gradient: torch.Tensor) -> None:
         """Do to one slot what a resolved step says of a gradient, of the parameter's shape, in place of an estimate."""
         own = {name: self.tensors[f"{name}.{slot.name}"] for name in self.kept}
-        flat, decay = gradient.reshape(slot.flat.shape), 1.0 if step.decays is None else float(step.decays[group])
+        flat, decay = gradient.reshape(slot.flat.shape), step.decay(group)
 
         def change(estimate: torch.Tensor, rows: slice) -> torch.Tensor:
             return self.change(estimate, {name: tensor[rows] for name, tensor in own.items()}, step, group)

@@ -8,6 +8,7 @@ A block is a layer: the tensors whose names agree up to the first number in them
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from zerograd.optim.shared import Plain
 from zerograd.perturb.directions import Family
 from zerograd.spaces.weights import Slot
 from zerograd.state import State
+
+DRAWN = 1024
+"""Steps whose lots are kept: a replay's pass over a tensor asks for those of as many."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,14 @@ class Blocks(Family):
         count = 1 + max(self.blocks.values())
         if not self.share:
             return self.blocks[slot.id] == step % count
-        lots = sorted((noise.stream(Address(seed, step, 0, block, CHANCE))[0], block) for block in range(count))
-        return self.blocks[slot.id] in [block for _, block in lots[: max(1, round(self.share * count))]]
+        return self.blocks[slot.id] in _drawn(seed, step, count, max(1, round(self.share * count)))
+
+
+@functools.lru_cache(DRAWN)
+def _drawn(seed: int, step: int, count: int, some: int) -> frozenset[int]:
+    """The blocks of a step, `some` of `count`."""
+    lots = sorted((noise.stream(Address(seed, step, 0, block, CHANCE))[0], block) for block in range(count))
+    return frozenset(block for _, block in lots[:some])
 
 
 class BlockWise(Plain):

@@ -88,7 +88,7 @@ class FactorMomentum(State):
         held = self.tensors[slot.name]
         for step in steps:
             now = Directions(family, seed, step.number)
-            lr, decay = float(step.lrs[group]), 1.0 if step.decays is None else float(step.decays[group])
+            lr, decay = float(step.lrs[group]), step.decay(group)
             if not slot.is_matrix:
                 estimate = now.sums(slot, [0], step.multipliers[group].tolist())(slice(0, len(held)))
                 held.mul_(self.beta).add_(estimate.mul_(1 - self.beta))

@@ -68,7 +68,7 @@ class Orthogonalised(State):
         assert isinstance(family, Projected)
         for step in steps:
             now, multipliers = Directions(family, seed, step.number), step.multipliers[group].tolist()
-            size, decay = float(step.lrs[group]) * slot.scale, 1.0 if step.decays is None else float(step.decays[group])
+            size, decay = float(step.lrs[group]) * slot.scale, step.decay(group)
             stack, rows, columns = slot.view
             if not family.has_factors(slot):
                 estimate = now.sums(slot, range(len(multipliers)), multipliers)(slice(0, stack * rows))
