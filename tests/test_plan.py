@@ -18,6 +18,7 @@ from zerograd.optim import FZOO, METHODS
 from zerograd.perturb import fit
 from zerograd.perturb.fit import Live
 from zerograd.plan import activations, kept, machine, planned, probe, quantities, shapes
+from zerograd.plan.moved import Moved
 from zerograd.plan.shapes import shape
 from zerograd.text import models, schemes
 from zerograd.train.settings import PlanSettings
@@ -227,7 +228,7 @@ def test_what_a_method_keeps_is_what_it_keeps_of_a_real_model(method, scheme):
     )
     real.step(objective, torch.ones(2, 4, dtype=torch.long))
     found = shapes._measured(config, "causal", 8)
-    assert kept.state_bytes(method, found.tensors[scheme]) == pytest.approx(real.state_bytes, rel=1e-3, abs=1000)
+    assert kept.of(method, found.tensors[scheme]).state == pytest.approx(real.state_bytes, rel=1e-3, abs=1000)
 
 
 def test_a_factored_methods_state_is_small_beside_wide_weights():
@@ -239,9 +240,9 @@ def test_a_factored_methods_state_is_small_beside_wide_weights():
 
 def test_every_method_of_tune_has_its_rows_by_its_own_plan(folder, monkeypatch):
     monkeypatch.delitem(METHODS, "fzoo")
-    before = rows_of(model=str(folder), batch_size=4, tokens=32)
+    before = rows_of(model=str(folder), batch_size=4, tokens=32, flops="1GFLOPS")
     monkeypatch.setitem(METHODS, "fzoo", FZOO)
-    after = rows_of(model=str(folder), batch_size=4, tokens=32)
+    after = rows_of(model=str(folder), batch_size=4, tokens=32, flops="1GFLOPS")
     assert set(after) - set(before) == {f"fzoo, {scheme}" for scheme in shapes.SCHEMES}
     moments = after["adam, full"].memory - after["mezo, full"].memory
     assert moments == pytest.approx(8 * after["adam, full"].trained, rel=1e-3)
@@ -301,6 +302,45 @@ def test_seconds_follow_the_machines_rates(folder):
     unknown = planned(PlanSettings(model=str(folder), device="cuda:9", memory="8GB"))
     assert {row.seconds for row in unknown.rows} == {None}
     assert any("give --flops and --bandwidth" in line for line in unknown.basis)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_operations_between_products_move_the_bytes_of_a_real_pass(rows):
+    model = llama(layers=6)
+    found = shapes._measured(model.config, "causal", 4)
+    moved = []
+    for layers in (6, 4):
+        model.model.layers = model.model.layers[:layers]
+        with torch.no_grad(), Moved() as moving:
+            model.get_decoder()(input_ids=torch.ones(rows, 16, dtype=torch.long), use_cache=False)
+        moved.append(moving.bytes)
+    assert rows * activations.moved(found, 16, torch.bfloat16) / 6 == pytest.approx((moved[0] - moved[1]) / 2, rel=0.1)
+
+
+def test_products_and_views_move_nothing_and_others_what_they_read_and_write():
+    x = torch.ones(8, 16)
+    with Moved() as moving:
+        x @ x.T
+        x.view(16, 8)[2:]
+    assert moving.bytes == 0
+    with Moved() as moving:
+        x + x
+        x.mul_(2)
+    assert moving.bytes == 4 * 8 * 16 * (3 + 2)
+
+
+def test_a_method_that_evaluates_or_draws_more_takes_longer():
+    rows = rows_of(model="1B", batch_size=8, threads=1)
+    mezo = rows["mezo, full"].seconds
+    optimizer = kept.instance("conservative")
+    assert (optimizer.evaluations, optimizer.copies) == (5, 3)
+    assert rows["conservative, full"].seconds == pytest.approx(2.5 * mezo, rel=0.2)
+    wide = {(1, 4096, 4096): 1}
+    update, replay = (kept.of(method, wide).updated for method in ("adam", "adamezo"))
+    assert replay > 2 * update > 0  # ten estimates are made anew
+    assert kept.of("mezo", wide).updated < 1e-2 * update
+    assert rows["adamezo, full"].seconds > rows["adam, full"].seconds > mezo
+    assert rows["grzo, full"].seconds > 2 * rows["per-example, full"].seconds  # two products, and U drawn for each
 
 
 def test_backward_passes_hold_more_and_checkpointing_less(folder):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from zerograd.perturb.fit import Live
+from zerograd.plan.moved import Moved
 from zerograd.plan.shapes import SAMPLED, Shape, adapted
 from zerograd.text import head as heads
 
@@ -45,6 +46,12 @@ def evaluated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, scored: 
     return max(int(live.peak), states + _head_bytes(shape, rows * scored, dtype))
 
 
+def moved(shape: Shape, tokens: int, dtype: torch.dtype) -> float:
+    """The bytes that the operations between the products of all layers read and write, for a row of so many tokens."""
+    few, more = (_moved(shape, tokens, dtype, layers) for layers in (FEW, 2 * FEW))
+    return (more - few) / FEW * shape.layers
+
+
 def propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: int = 0, checkpointing: bool = False) -> Kept:
     """What back-propagation through rows of so many tokens holds, gradients apart.
 
@@ -54,6 +61,13 @@ def propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: i
     few, more = (_propagated(shape, rows, tokens, dtype, rank, checkpointing, layers) for layers in (FEW, 2 * FEW))
     each = (more.between - few.between) / FEW
     return Kept(round(few.between + each * max(0, shape.layers - FEW)), few.over)
+
+
+def _moved(shape: Shape, tokens: int, dtype: torch.dtype, layers: int) -> int:
+    model = shape.made(dtype, layers)
+    with _fake(model), torch.no_grad(), Moved() as moving:
+        _states(model, shape, 1, tokens)
+    return int(moving.bytes)
 
 
 def _propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: int, checkpointing: bool, layers: int) -> Kept:

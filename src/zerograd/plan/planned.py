@@ -69,7 +69,7 @@ class Planned:
         if self.machine.is_cpu:
             back += f", checkpointed under {RETURNING}"
         if self.machine.flops and self.machine.bandwidth:
-            rates = "seconds are an estimate, good to about a factor of two: products at half the rate of large ones, or memory's"
+            rates = "seconds are an estimate, within a factor of two of measured ones where nothing else runs (docs/numerics.md)"
         else:
             rates = "seconds need the machine's rates: give --flops and --bandwidth"
         counted = {*evaluating(), "adamw"}

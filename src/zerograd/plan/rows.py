@@ -65,12 +65,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes the rows of a plan. held: bytes of tensors of a pass by its rows and dtype, as far as they are known."""
+    """Makes the rows of a plan. held: bytes of tensors of a pass by its rows and dtype, and clocks by dtype, as far as known."""
 
     settings: PlanSettings
     shape: Shape
     machine: Machine
     held: dict[tuple[int, torch.dtype], int] = field(default_factory=dict)
+    clocks: dict[torch.dtype, seconds.Clock] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,14 +101,14 @@ class Planner:
         rows = min(EVALUATED, max(1, FORWARD_TOKENS // self.settings.tokens))
         live = self._live(rows, torch.bfloat16)
         parts = {"process": self.process, "weights": 2 * self.shape.parameters, "pass": self._held(live)}
-        clock = seconds.Clock(self.shape, self.machine, replace(self.settings, storage="auto"))
+        clock = self._clock(torch.bfloat16)
         command = self._command("eval", {"data": "FILE"})
         return Row("inference", "", "", parts, clock.evaluated(self.settings.batch_size, rows), 0, command)
 
     def tuned(self, method: str, scheme: str) -> Row:
         """`zerograd tune` with a method and a scheme."""
         settings, trained = self.settings, self.shape.trained[scheme]
-        optimizer = kept.instance(method)
+        optimizer, moved = kept.instance(method), self._kept(method, scheme)
         copies = optimizer.copies
         rows = self.rows_of_pass(copies)
         adapter = scheme == "lora"
@@ -120,16 +121,15 @@ class Planner:
             "process": self.process + (KERNELS if self.machine.is_cpu else 0),
             "weights": self.weights + (4 * trained if adapter else 0),
             "remainder": remainder * trained,
-            "state": round(self._state(method, scheme)),
+            "state": round(moved.state),
             "pass": self._held(self._live(rows, self.dtype)) + below + buffer,
         }
-        clock = seconds.Clock(self.shape, self.machine, settings)
-        taken = clock.tuned(optimizer, scheme, copies, rows)
+        taken = self._clock(self.dtype).tuned(optimizer, scheme, moved, rows)
         return Row(f"{method}, {scheme}", method, scheme, parts, taken, trained, self._tune(method, scheme))
 
     def propagated(self) -> Iterator[Row]:
         """Back-propagation: AdamW on every parameter, and on a LoRA on every linear layer."""
-        clock = seconds.Clock(self.shape, self.machine, self.settings)
+        clock = self._clock(self.dtype)
         rows, tokens, rank = self.rows_of_pass(1), self.settings.tokens, self.settings.lora_rank
         base = {"process": self.process}
         held = activations.propagated(self.shape, rows, tokens, self.dtype)
@@ -153,10 +153,18 @@ class Planner:
         examples = max(1, FORWARD_TOKENS // (self.settings.tokens * copies))
         return copies * min(self.settings.batch_size, examples)
 
-    def _state(self, method: str, scheme: str) -> float:
-        """What a method keeps; of a model that only comes near its number of parameters, as much more or less."""
+    def _kept(self, method: str, scheme: str) -> kept.Kept:
+        """What a method keeps and moves; of a model that only comes near its number of parameters, as much more or less."""
         tensors = self.shape.tensors[scheme]
-        return kept.state_bytes(method, tensors) * self.shape.trained[scheme] / sum(map(math.prod, tensors.elements()))
+        scale = self.shape.trained[scheme] / sum(map(math.prod, tensors.elements()))
+        return kept.Kept(*(scale * count for count in kept.of(method, tensors)))
+
+    def _clock(self, dtype: torch.dtype) -> seconds.Clock:
+        if dtype not in self.clocks:
+            settings = replace(self.settings, storage="float32" if dtype == torch.float32 else "auto")
+            between = activations.moved(self.shape, settings.tokens, dtype)
+            self.clocks[dtype] = seconds.Clock(self.shape, self.machine, settings, between)
+        return self.clocks[dtype]
 
     def _live(self, rows: int, dtype: torch.dtype) -> int:
         if (rows, dtype) not in self.held:
