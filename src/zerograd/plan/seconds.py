@@ -53,7 +53,7 @@ class Clock:
         method moves.
         """
         batch = self.settings.batch_size
-        rows = batch * optimizer.evaluations
+        rows = round(batch * optimizer.evaluations)
         above = self.shape.upper if scheme == "upper" else self.shape.body
         branches = self._passes(above, rows, at_a_time)
         below = self._passes(self.shape.body - above, batch, at_a_time)
