@@ -105,8 +105,9 @@ class Chosen(State):
                 raise ValueError(f"sensitivity has {there} for {slot.name}; give one of shape {tuple(slot.parameter.shape)}")
             order = given.flatten().sort(descending=True, stable=True).indices
             mask = torch.zeros(given.numel(), dtype=torch.bool, device=slot.flat.device)
-            whole = self.sensitivity is None and not bool(given.any())
-            mask[order[: None if whole else max(1, round(self.keep * len(order)))]] = True
+            mask[order[: max(1, round(self.keep * len(order)))]] = True
+            if self.sensitivity is None:
+                mask |= ~given.any()
             self.tensors[slot.name] = mask.view(slot.flat.shape)
 
     def applies(self, slot: Slot) -> bool:
