@@ -69,7 +69,9 @@ class Planned:
         if self.machine.is_cpu:
             back += f", checkpointed under {RETURNING}"
         if self.machine.flops and self.machine.bandwidth:
-            rates = "seconds are an estimate, within a factor of two of measured ones where nothing else runs (docs/numerics.md)"
+            rates = (
+                "seconds are an estimate, within a factor of two of the demo's (docs/numerics.md), of a machine with no other work"
+            )
         else:
             rates = "seconds need the machine's rates: give --flops and --bandwidth"
         counted = {*evaluating(), "adamw"}

@@ -103,7 +103,7 @@ class Clock:
             drawn = trained * (LOW_RANK + FACTOR * directions) + tokens * self._sides(scheme) * ELEMENT
         if family.rank and family.shape is not None:  # a second product, its matrix made in chunks that each read all tokens anew
             tokens = rows * self.settings.tokens
-            drawn += self.machine.threads * 2 * tokens * trained / self.machine.flops
+            drawn += self.machine.threads * 2 * tokens * min(trained, self.shape.body) / self.machine.flops
             moved += 2 * self._size * tokens * self._chunks(scheme)
         return drawn / self.machine.threads + moved / self.machine.bandwidth
 
