@@ -208,7 +208,7 @@ def test_zeros_at_the_end_are_what_a_loss_of_power_left(tmp_path):
             read(data + bytes(30) + b"1" + bytes(zeros))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_no_bytes_crash_the_reader(data):
     """Noise, journals with noise in them, and records with right checksums around wrong contents."""
@@ -352,7 +352,7 @@ def test_many_steps_share_a_pass_over_a_tensor(method, monkeypatch, recwarn):
     assert len(passes) == len(opt.slots) * len(records)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["step", "skip", "back", "note"]), max_size=14), st.data())
 def test_the_path_leads_to_the_weights_of_the_run(acts, data):
     """Steps, skipped steps and ways back, in any order: the weights after the n-th step, and at the end."""

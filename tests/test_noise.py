@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
@@ -211,7 +211,6 @@ def test_a_numpy_integer_in_an_address_means_the_same_number(integer):
 # Slices: the noise of a part is the part of the noise.
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(FAMILIES),
     addresses,

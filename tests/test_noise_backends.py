@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from methods import digest_of_updates
 
@@ -64,7 +64,6 @@ def updated(module: Any, name: str, exact: torch.Tensor, storage: str, *argument
     return weight, remainder
 
 
-@settings(deadline=None)
 @given(families, addresses, st.lists(words, min_size=1, max_size=3), st.lists(st.integers(0, 2**31)), st.integers(0, 5000), shapes)
 def test_numba_fills_the_bits_of_the_reference(family, at, directions, rows, first, shape):
     rows = torch.tensor([*rows, 0])
@@ -74,7 +73,6 @@ def test_numba_fills_the_bits_of_the_reference(family, at, directions, rows, fir
     assert same(mine, torchs)
 
 
-@settings(deadline=None)
 @given(
     *(families, storages, addresses, shapes, st.lists(coefficients, min_size=1, max_size=2)),
     *(st.sampled_from((torch.float32, torch.bfloat16)), st.integers(0, 2**31), st.integers(0, 5000), st.integers(0, 99)),
@@ -90,7 +88,6 @@ def test_numba_perturbs_to_the_bits_of_the_reference(family, storage, at, shape,
     assert all(same(a, b) for a, b in zip(*made, strict=True))
 
 
-@settings(deadline=None)
 @given(
     *(families, storages, shapes, st.lists(st.tuples(addresses, coefficients), max_size=3)),
     *(st.sampled_from((1.0, 0.99, 0.5, 1 - 1e-9)), st.integers(0, 99)),
@@ -113,7 +110,6 @@ def test_a_split_weight_is_updated_to_the_bits_of_a_float32_one(family, shape, a
     )
 
 
-@settings(deadline=None)
 @given(storages, shapes, st.integers(1, 19), st.sampled_from((1.0, 0.99)), st.integers(0, 10**6), st.integers(0, 99))
 def test_numba_updates_low_rank_to_the_bits_of_the_reference(storage, shape, factors, decay, first_row, seed):
     exact = weights(shape, seed)

@@ -346,7 +346,7 @@ def test_another_base_and_other_rows_are_refused(folder, tmp_path, monkeypatch):
     assert len(records(out))
 
 
-@settings_of_hypothesis(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings_of_hypothesis(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(PLACES)), st.integers(1, 7)), max_size=5),
     st.sampled_from(["per-example", "mezo, back-offs"]),
