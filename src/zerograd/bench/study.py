@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zerograd.bench import prompts
 from zerograd.optim import METHODS
 from zerograd.text import tasks
 from zerograd.text.schemes import SCHEMES
+from zerograd.train.files import read_yaml
 from zerograd.train.settings import TuneSettings
 
 LR = (1, 0.25, 0.5, 2, 4)
@@ -209,14 +208,7 @@ class Search:
 
 def read(path: Path) -> Study:
     """A study from its file. Raises FileNotFoundError or ValueError in one line."""
-    if not path.exists():
-        raise FileNotFoundError(f"study {path} is not there; docs/benchmarks.md shows one")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"study {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"study {path} holds a {type(fields).__name__}; it must be fields and values")
+    fields = read_yaml(path, "study", "docs/benchmarks.md shows one")
     try:
         return _study({"name": path.stem} | fields)
     except ValueError as error:

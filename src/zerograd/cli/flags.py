@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from zerograd.train.files import read_yaml
 from zerograd.train.settings import AUTO, Settings, from_mapping
 
 
@@ -31,7 +32,7 @@ def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
 
 def read(kind: type[Settings], parsed: argparse.Namespace) -> Settings:
     """The settings that the file and the flags give. Raises ValueError or FileNotFoundError with the mend."""
-    fields = _from_file(Path(parsed.config)) if parsed.config else {}
+    fields = read_yaml(Path(parsed.config), "config", "--show-config writes one") if parsed.config else {}
     return from_mapping(kind, fields | given(kind, parsed), f"config {parsed.config}")
 
 
@@ -55,18 +56,6 @@ def _number_or_auto(text: str) -> float | str:
 
 
 _number_or_auto.__name__ = "float"  # what a message calls it
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"config {path} is not there; --show-config writes one")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"config {path} holds a {type(fields).__name__}; it must be fields and values")
-    return fields
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

@@ -7,6 +7,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+def read_yaml(path: Path, kind: str, otherwise: str) -> dict[str, Any]:
+    """The fields of a YAML file. kind: what it is, as messages call it. otherwise: where one comes from.
+
+    Raises FileNotFoundError or ValueError in one line.
+    """
+    import yaml
+
+    if not path.exists():
+        raise FileNotFoundError(f"{kind} {path} is not there; {otherwise}")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{kind} {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{kind} {path} holds a {type(fields).__name__}; it must be fields and values")
+    return fields
 
 
 def write_text(path: Path, text: str) -> None:
