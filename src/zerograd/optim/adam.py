@@ -67,7 +67,7 @@ class Adam(Shared):
         params, eps, directions, sides, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 5e-5
+    RATE = 5e-3
 
     def __init__(
         self,

@@ -64,7 +64,7 @@ class BlockWise(Plain):
         params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 0.02
+    RATE = 0.1
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class RandomLayers(Plain):
         params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 0.01
+    RATE = 0.03
 
     def __init__(
         self,

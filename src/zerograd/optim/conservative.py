@@ -30,7 +30,7 @@ class Conservative(Plain):
     Weight decay comes on top of the step that was chosen, and storage "bfloat16" rounds it at random.
     """
 
-    RATE = 0.01
+    RATE = 0.02
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class ForwardGradient(ZerothOrder):
     Raises ValueError for a closure: a derivative needs step(objective, batch).
     """
 
-    RATE = 0.005
+    RATE = 0.01
     perturbs = False
     per_example = True
 

@@ -34,7 +34,7 @@ class FZOO(ZerothOrder):
         distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 0.005
+    RATE = 0.05
 
     def __init__(
         self,

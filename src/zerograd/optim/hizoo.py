@@ -76,7 +76,7 @@ class HiZOO(ZerothOrder):
         params, lr, eps, distribution and the rest: as in `MeZO`; the paper's directions are Gaussian.
     """
 
-    RATE = 0.005
+    RATE = 0.01
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ class Hybrid(FirstOrder):
     Raises ValueError where a single block of layers is trained; see `blocks` for what that is.
     """
 
-    RATE = 0.005
+    RATE = 0.01
     perturbs = True
 
     def __init__(

@@ -30,7 +30,7 @@ class KerZOO(Shared):
         params, lr, eps, distribution and the rest: as in `MeZO`; eps is the largest radius.
     """
 
-    RATE = 0.002
+    RATE = 0.004
 
     def __init__(
         self,

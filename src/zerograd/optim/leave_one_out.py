@@ -31,7 +31,7 @@ class LeaveOneOut(ZerothOrder):
         params, lr, eps, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 0.01
+    RATE = 0.05
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class LOZO(Plain):
         params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`; the paper's are Gaussian.
     """
 
-    RATE = 0.005
+    RATE = 0.01
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class LOZOM(Shared):
         params, lr, eps, rank, period, sides, distribution and the rest: as in `LOZO`; there is one direction.
     """
 
-    RATE = 0.01
+    RATE = 0.02
 
     def __init__(
         self,

@@ -64,7 +64,7 @@ class SparseMeZO(Plain):
         params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 0.01
+    RATE = 0.03
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class StaticMask(Plain):
         params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 0.05
+    RATE = 0.2
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ class MEAZO(Shared):
         params, eps, directions, sides, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 5e-5
+    RATE = 5e-3
 
     def __init__(
         self,

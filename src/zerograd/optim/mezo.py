@@ -33,7 +33,7 @@ class MeZO(Plain):
         weight_decay, relative, storage, seed, self_check: see `optim.base.Common`.
     """
 
-    RATE = 0.005
+    RATE = 0.01
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class Momentum(Shared):
         params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 5e-4
+    RATE = 1e-3
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class Sign(Shared):
         params, eps, directions, sides, distribution and the rest: as in `MeZO`.
     """
 
-    RATE = 5e-5
+    RATE = 5e-3
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class SignPublished(Shared):
     Args: as in `Sign`; its directions are Gaussian there.
     """
 
-    RATE = 5e-5
+    RATE = 5e-3
 
     def __init__(
         self,

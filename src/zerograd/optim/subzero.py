@@ -68,7 +68,7 @@ class SubZero(Plain):
         params, lr, eps, directions, sides and the rest: as in `MeZO`. Directions are Gaussian.
     """
 
-    RATE = 0.005
+    RATE = 0.01
 
     def __init__(
         self,

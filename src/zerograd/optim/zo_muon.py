@@ -109,7 +109,7 @@ class ZOMuon(Shared):
         params, eps, sides and the rest: as in `MeZO`; the paper has one side. Directions are Gaussian.
     """
 
-    RATE = 2e-3
+    RATE = 0.01
 
     def __init__(
         self,
