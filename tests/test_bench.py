@@ -466,6 +466,27 @@ def test_the_reference_at_the_end_of_its_evaluations_is_what_others_reach_in_few
     )
 
 
+def test_seconds_of_two_machines_are_never_in_one_table():
+    timed = {
+        "budget": {"evaluations": 100, "seconds": 10},
+        "accuracy_seconds": 0.5,
+        "evaluations_seconds": 40,
+        "seconds_seconds": 10.5,
+    }
+    here, there = {"machine": {"cpu": "A", "cores": 2}, "settings": {"threads": 1}}, {"machine": {"cpu": "B", "cores": 2}}
+    found = [row(method, 0, "01", **timed, **here, right_seconds=rows.packed("01")) for method in ("mezo", "near")]
+    found.append(row("far", 0, "11", **timed, **there, right_seconds=rows.packed("11")))
+    at_evaluations, *at_seconds = tables.tables(found)
+    assert {line.method: line.verdict for line in at_evaluations.lines} == {"mezo": "", "near": "even", "far": "even"}
+    assert "Measured on A, 2 cores, 1 thread and B, 2 cores; their seconds are not alike. " in at_evaluations.note
+    said = [(table.title.rpartition(": ")[2], [line.method for line in table.lines]) for table in at_seconds]
+    assert said == [
+        ("at matched seconds (10), on A, 2 cores, 1 thread", ["mezo", "near"]),
+        ("at matched seconds (10), on B, 2 cores", ["far"]),
+        ("after 10 s, against mezo after 20 s, on A, 2 cores, 1 thread", ["mezo", "near"]),
+    ]
+
+
 def test_the_page_needs_nothing_else_and_names_the_losers(tmp_path):
     curve = [{"evaluations": 0, "seconds": 0.0, "dev_loss": 0.7}, {"evaluations": 100, "seconds": 9.0, "dev_loss": 0.6}]
     found = [row("mezo", seed, "01" * 50, curve=curve) for seed in range(2)] + [row("<b>", seed, "00" * 50) for seed in range(2)]

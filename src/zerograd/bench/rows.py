@@ -99,6 +99,13 @@ def fields(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def machine(row: Row) -> str:
+    """What its seconds were measured on, in words; empty where it does not say."""
+    of, threads = row.get("machine", {}), row.get("settings", {}).get("threads")
+    parts = [of.get("cpu", ""), f"{of.get('cores')} cores" * bool(of.get("cores")), f"{threads} threads" * bool(threads)]
+    return ", ".join(filter(None, parts)).replace(" 1 threads", " 1 thread")
+
+
 def matched(row: Row, budget: str) -> tuple[float, float, float, Sequence[int]] | None:
     """(accuracy, evaluations, seconds, right answers) of a row at a budget, "evaluations" or "seconds"; None without that."""
     end = "_seconds" if budget == "seconds" else ""

@@ -74,7 +74,8 @@ class Place:
 class Table:
     """Methods at one budget, the best first. before: the share of test rows that the untouched model has right.
 
-    against: the budget of the reference, and its seconds there where that is another than the table's.
+    against: the budget of the reference, and its seconds there where that is another than the table's. machines: that its rows were
+    measured on. is_one_of_several: whether the same table is there of another machine's rows.
     """
 
     place: Place
@@ -86,23 +87,28 @@ class Table:
     before: float
     test_rows: int
     studies: tuple[str, ...]
+    machines: tuple[str, ...]
+    is_one_of_several: bool
     lines: list[Line]
 
     @property
     def title(self) -> str:
         """What is compared, and at what."""
         what = f"{self.place.task}, {self.place.prompt} prompt, {self.place.model}"
+        on = f", on {self.machines[0]}" * self.is_one_of_several
         if self.budget == self.against:
-            return f"{what}: at matched {self.budget} ({self.limit:g})"
-        return f"{what}: after {self.limit:g} s, against {self.reference} after {self.reference_seconds:.0f} s"
+            return f"{what}: at matched {self.budget} ({self.limit:g}){on}"
+        return f"{what}: after {self.limit:g} s, against {self.reference} after {self.reference_seconds:.0f} s{on}"
 
     @property
     def note(self) -> str:
         """What is needed to read it."""
+        several = "; their seconds are not alike" * (len(self.machines) > 1)
         return (
             f"{self.test_rows:,} test rows, of which the untouched model has {100 * self.before:.1f} % right. "
             f"{'Study' if len(self.studies) == 1 else 'Studies'} {', '.join(self.studies)}, protocol {self.place.protocol}. "
-            f"The interval of the mean is over seeds; that against {self.reference} over seeds and test rows, paired."
+            + f"Measured on {' and '.join(self.machines)}{several}. " * any(self.machines)
+            + f"The interval of the mean is over seeds; that against {self.reference} over seeds and test rows, paired."
         )
 
 
@@ -128,13 +134,21 @@ def tables(found: Iterable[Row]) -> list[Table]:
         together = {ALL: [row for some in rows_of.values() for row in some]} if len(rows_of) > 1 else {}
         for task, some in (together | rows_of).items():
             for budget, against in MATCHES:
-                table = _table(Place(protocol, model, prompt, task), some, budget, against)
-                if table is not None:
-                    made.append(table)
+                alike = _alike(some) if budget == "seconds" else [some]
+                for mine in alike:
+                    table = _table(Place(protocol, model, prompt, task), mine, budget, against, len(alike) > 1)
+                    if table is not None:
+                        made.append(table)
     return made
 
 
-def _table(place: Place, some: Sequence[Row], budget: str, against: str) -> Table | None:
+def _alike(some: Sequence[Row]) -> list[list[Row]]:
+    """Rows by machine, those of most rows first."""
+    by_machine = [list(mine) for _, mine in groupby(sorted(some, key=rows.machine), rows.machine)]
+    return sorted(by_machine, key=len, reverse=True)
+
+
+def _table(place: Place, some: Sequence[Row], budget: str, against: str, is_one_of_several: bool) -> Table | None:
     """None where no run has the budget, and where the reference took no longer to the other one."""
     if all(rows.matched(row, budget) is None for row in some):
         return None
@@ -161,7 +175,8 @@ def _table(place: Place, some: Sequence[Row], budget: str, against: str) -> Tabl
     return Table(
         place, budget, against, limit, reference, fmean(seconds) if seconds else float("nan"),
         fmean(before for before, _ in tests.values()), sum(count for _, count in tests.values()),
-        tuple(sorted({str(row["study"]) for row in some})), sorted(lines, key=lambda line: (-line.value, line.method, line.scheme)),
+        tuple(sorted({str(row["study"]) for row in some})), tuple(sorted({rows.machine(row) for row in some})), is_one_of_several,
+        sorted(lines, key=lambda line: (-line.value, line.method, line.scheme)),
     )  # fmt: skip
 
 
