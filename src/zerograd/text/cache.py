@@ -21,7 +21,8 @@ class HiddenCache:
     that it had, whatever rows it shares a batch with then.
 
     For causal decoders with rows padded on the right: no token sees the padding, so it is left out and read back as zeros.
-    When the disk is full nothing more is kept, and the rest is computed as often as it is asked for.
+    When the disk is full nothing more is kept, and the rest is computed as often as it is asked for, in batches whose other rows
+    some processors round it by: a run that goes on from there then ends within rounding of one that was not cut off.
     The rows of a batch are kept together, unless the disk is full: an entry of the index has their CRC-32 and its own.
     folder: an existing one. width: of a hidden state. dtype: of the model. about: what else they come from. again: keep what is
     there, if it is about the same; else begin anew.
