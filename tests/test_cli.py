@@ -89,7 +89,7 @@ def test_predictions_are_those_of_the_run_itself(folder, data, tmp_path):
     assert evaluation.answers(scorer, examples).texts == [row["option_after"] for row in rows]
 
 
-@pytest.mark.parametrize("scheme", ["full", "norms", "lora", "prompt", "prefix", "pattern"])
+@pytest.mark.parametrize("scheme", ["full", "qk", "norms", "lora", "prompt", "prefix", "pattern"])
 def test_every_scheme_trains_saves_and_is_opened_again(folder, data, tmp_path, capsys, scheme):
     out = tmp_path / "run"
     more = ["--pattern", r"q_proj"] if scheme == "pattern" else []

@@ -6,7 +6,7 @@ import string
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from zerograd.optim import PerExample
 from zerograd.perturb.check import self_check
@@ -145,8 +145,46 @@ def test_upper_trains_the_upper_half_or_as_many_as_asked_and_norms_only_norms():
     }
     schemes.select(model, "full")
     assert all(p.requires_grad for p in model.parameters())
-    with pytest.raises(ValueError, match="choose one of full, upper, norms, pattern"):
+    with pytest.raises(ValueError, match="choose one of full, upper, qk, norms, pattern"):
         schemes.select(model, "some")
+
+
+QK_OF = {
+    "llama": {"q_proj", "k_proj"},
+    "qwen2": {"q_proj", "k_proj"},
+    "gpt2": {"c_attn"},
+    "gpt_neox": {"query_key_value"},
+    "bloom": {"query_key_value"},
+    "falcon": {"query_key_value"},
+    "opt": {"q_proj", "k_proj"},
+    "phi3": {"qkv_proj"},
+    "deepseek_v3": {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"},
+    "bert": {"query", "key"},
+    "distilbert": {"q_lin", "k_lin"},
+    "deberta-v2": {"query_proj", "key_proj"},
+    "modernbert": {"Wqkv"},
+    "t5": {"q", "k"},
+}
+
+
+@pytest.mark.parametrize("kind", QK_OF)
+def test_qk_trains_what_makes_queries_and_keys_in_the_upper_layers(kind):
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(kind))
+    schemes.select(model, "upper")
+    upper = {name for name, p in model.named_parameters() if p.requires_grad}
+    schemes.select(model, "qk")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[-2] for name in trained} == QK_OF[kind]
+    assert trained < upper
+    assert {name for name in upper if name.split(".")[-2] in QK_OF[kind]} == trained
+
+
+def test_qk_of_a_model_without_attention_is_refused():
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model("mamba", num_hidden_layers=2))
+    with pytest.raises(ValueError, match="scheme qk trains nothing of this MambaModel; use upper"):
+        schemes.select(model, "qk")
 
 
 @pytest.mark.parametrize("options", [("n", "p"), ("bad", "good", "so-so")], ids=["one token", "several tokens"])

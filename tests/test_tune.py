@@ -148,7 +148,7 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         (["--batch-size", "1", "--method", "addax"], "batch_size is 1, which method addax cannot share out"),
         (["--eps", "0.1", "--method", "adamw"], "eps is 0.1, and method adamw perturbs nothing; leave it out"),
         (["--eps", "0.1", "--method", "forward-gradient"], "eps is 0.1, and method forward-gradient perturbs nothing"),
-        (["--scheme", "full", "--layers", "2"], "layers is 2, which only scheme upper uses"),
+        (["--scheme", "full", "--layers", "2"], "layers is 2, which only scheme upper and qk uses"),
         (["--method", "mezo", "--method-options", "rank=2"], "'rank=2'; method mezo has directions, sides, distribution"),
         (["--method-options", "rank"], "method per-example has directions, sides, rank, standardised, distribution, each given as"),
         (["--method-options", "rank=two"], "'rank=two'; its value must be of the kind of 1"),

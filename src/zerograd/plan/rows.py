@@ -14,6 +14,7 @@ from zerograd.perturb.products import BUFFER, DEVICE_BUFFER
 from zerograd.plan import activations, kept, quantities, seconds
 from zerograd.plan.machine import Machine
 from zerograd.plan.shapes import Shape
+from zerograd.text import schemes
 from zerograd.text.scoring import FORWARD_TOKENS
 from zerograd.train.evaluate import ROWS as EVALUATED
 from zerograd.train.settings import PlanSettings, TuneSettings
@@ -115,7 +116,7 @@ class Planner:
         buffer = BUFFER if self.machine.is_cpu else DEVICE_BUFFER
         remainder = 2 if not adapter and settings.storage in ("auto", "split") else 0
         below = 0  # states that enter the first trained layer, once for the batch and once for all branches
-        if scheme == "upper":
+        if scheme in schemes.UPPER:
             below = (settings.batch_size + rows) * settings.tokens * self.shape.hidden * self.dtype.itemsize
         parts = {
             "process": self.process + (KERNELS if self.machine.is_cpu else 0),

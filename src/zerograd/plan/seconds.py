@@ -13,6 +13,7 @@ from zerograd.perturb.directions import SHAPED
 from zerograd.plan.kept import Kept
 from zerograd.plan.machine import Machine
 from zerograd.plan.shapes import Shape
+from zerograd.text import schemes
 from zerograd.train.settings import PlanSettings
 
 PYTHON = 2.5e-3
@@ -54,7 +55,7 @@ class Clock:
         """
         batch = self.settings.batch_size
         rows = round(batch * optimizer.evaluations)
-        above = self.shape.upper if scheme == "upper" else self.shape.body
+        above = self.shape.upper if scheme in schemes.UPPER else self.shape.body
         branches = self._passes(above, rows, at_a_time)
         below = self._passes(self.shape.body - above, batch, at_a_time)
         noise = self._noise(optimizer, scheme, rows, -(-rows // at_a_time), kept)

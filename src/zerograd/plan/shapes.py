@@ -19,7 +19,7 @@ from zerograd.spaces import weights
 from zerograd.text import models, schemes
 from zerograd.train.settings import PlanSettings
 
-SCHEMES = ("full", "upper", "norms", "lora")
+SCHEMES = ("full", "upper", "qk", "norms", "lora")
 """The schemes that a plan has rows for; the adapter last, since it changes the model."""
 
 SAMPLED = 4
@@ -101,7 +101,7 @@ def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
     sizes = config.get_text_config()
     return Shape(
         count or values,
-        {name: round(some * (scale if name in ("full", "upper") else 1)) for name, some in trained.items()},
+        {name: round(some * (scale if name in ("full", *schemes.UPPER) else 1)) for name, some in trained.items()},
         tensors,
         lora_rank * sum(sum(weight.shape) for weight in linear),
         round(sum(body) * scale),

@@ -13,6 +13,7 @@ from zerograd.text import virtual
 SCHEMES = {
     "full": "every parameter",
     "upper": "the upper half of the layers, or as many as --layers says",
+    "qk": "in the layers of upper, what queries and keys of the attention are made with",
     "norms": "scales and biases of the normalisation layers",
     "pattern": "parameters whose names --pattern matches",
     "lora": "low-rank adapters of the attention, by PEFT",
@@ -22,6 +23,16 @@ SCHEMES = {
 
 ADAPTERS = ("lora", "prompt", "prefix")
 """Schemes that leave the model's own parameters alone."""
+
+UPPER = ("upper", "qk")
+"""Schemes of the upper layers: those below are run once for all branches of a step."""
+
+QK = re.compile(
+    r"(^|\.)([qk]|query|key|(query|key)_(layer|proj)|[qk]_(proj|lin)|q_[ab]_proj|kv_a_proj_with_mqa|kv_b_proj"
+    r"|query_key_value|qkv|qkv_proj|Wqkv|c_attn)\.(weight|bias)$"
+)
+"""Names of parameters that queries or keys are made with, as architectures of transformers call them; where the values are made
+with the same matrix, all of it."""
 
 
 def select(
@@ -37,8 +48,9 @@ def select(
 ) -> Any:
     """The model with requires_grad set on what the scheme trains and cleared on the rest; with its adapter, where that is one.
 
-    layers: how many `upper` trains; 0 for half of them, rounded up. pattern: a regular expression, for `pattern`. lora_rank: alpha
-    is twice that. virtual_tokens: of `prompt` and `prefix`. head: of `models.HEADS`. seed: of an adapter's initial values.
+    layers: how many `upper` and `qk` train of; 0 for half of them, rounded up. pattern: a regular expression, for `pattern`.
+    lora_rank: alpha is twice that. virtual_tokens: of `prompt` and `prefix`. head: of `models.HEADS`. seed: of an adapter's
+    initial values.
     Raises ValueError for an unknown scheme, for one that this model cannot have, or that trains nothing of it.
     """
     if scheme not in SCHEMES:
@@ -48,12 +60,13 @@ def select(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return _adapted(model, scheme, lora_rank, virtual_tokens, head)
-    if scheme == "upper":
+    if scheme in UPPER:
         within = blocks(model)
         if layers > len(within):
             raise ValueError(f"layers is {layers}; this {type(model).__name__} has {len(within)}")
         for layer in within[len(within) - (layers or -(-len(within) // 2)) :]:
-            layer.requires_grad_(True)
+            for name, parameter in layer.named_parameters():
+                parameter.requires_grad_(scheme == "upper" or bool(QK.search(name)))
         if head == "classifier":
             _heads(model)
     if scheme == "norms":
@@ -68,7 +81,8 @@ def select(
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(bool(wanted.search(name)))
     if not any(p.requires_grad for p in model.parameters()):
-        mend = "names are such as " + next(name for name, _ in model.named_parameters()) if scheme == "pattern" else "use full"
+        mends = {"pattern": "names are such as " + next(name for name, _ in model.named_parameters()), "qk": "use upper"}
+        mend = mends.get(scheme, "use full")
         raise ValueError(f"scheme {scheme} trains nothing of this {type(model).__name__}; {mend}")
     return model
 

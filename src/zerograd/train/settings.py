@@ -15,7 +15,7 @@ from zerograd.optim import METHODS, options_of
 from zerograd.spaces.weights import STORAGES
 from zerograd.text.metrics import METRICS
 from zerograd.text.models import HEADS
-from zerograd.text.schemes import ADAPTERS, SCHEMES
+from zerograd.text.schemes import ADAPTERS, SCHEMES, UPPER
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -79,7 +79,7 @@ class TuneSettings(TaskSettings):
     mix: float = _setting(1.0, "share of the metric in the objective; the rest is the loss")
     method: str = _setting("per-example", "how directions are drawn and scores are used", tuple(METHODS))
     scheme: str = _setting("upper", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
-    layers: int = _setting(0, "how many layers the scheme upper trains; 0 for half of them")
+    layers: int = _setting(0, "how many layers the schemes upper and qk train; 0 for half of them")
     pattern: str = _setting("", "a regular expression of parameter names that the scheme pattern trains")
     lora_rank: int = _setting(8, "rank of the scheme lora; its alpha is twice that")
     virtual_tokens: int = _setting(5, "tokens of the schemes prefix and prompt")
@@ -140,7 +140,7 @@ class TuneSettings(TaskSettings):
     def _require_use(self) -> None:
         """Raises ValueError for a setting that nothing would read."""
         uses = {
-            ("layers",): ("scheme", "upper"),
+            ("layers",): ("scheme", *UPPER),
             ("pattern",): ("scheme", "pattern"),
             ("lora_rank",): ("scheme", "lora"),
             ("virtual_tokens",): ("scheme", "prefix", "prompt"),
