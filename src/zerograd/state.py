@@ -7,6 +7,7 @@ makes of them what is subtracted.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,11 +66,8 @@ class State:
             tensor.copy_(tensors[name])
 
 
-class Dense(State):
-    """Keeps tensors of the weights' shape, and sees the whole estimate, a chunk of a tensor at a time.
-
-    kept: their names. The estimate is in units of the slot's scale, and so is the change.
-    """
+class Beside(State):
+    """Keeps tensors of the weights' shape. kept: their names."""
 
     kept: tuple[str, ...] = ()
 
@@ -78,13 +76,17 @@ class Dense(State):
             for name in self.kept:
                 self.tensors[f"{name}.{slot.name}"] = torch.zeros(slot.flat.shape, device=slot.flat.device)
 
+
+class Dense(Beside, ABC):
+    """Sees the whole estimate, a chunk of a tensor at a time, in units of the slot's scale, as the change is too."""
+
+    @abstractmethod
     def change(self, estimate: torch.Tensor, held: Mapping[str, torch.Tensor], step: Step, group: int) -> torch.Tensor:
         """What is subtracted where the estimate is this one; `held` goes on in place. By operations that round alike everywhere:
         one IEEE operation an element each, no fused multiply-add, no sums.
 
         estimate, held: float32 (rows, columns) of the same part of a tensor. The estimate may be overwritten.
         """
-        raise NotImplementedError
 
     def follow(self, slot: Slot, family: Family, seed: int, step: Step, group: int, gradient: torch.Tensor) -> None:
         """Do to one slot what a resolved step says of a gradient, of the parameter's shape, in place of an estimate."""

@@ -21,10 +21,10 @@ from zerograd.optim.base import Common, ZerothOrder
 from zerograd.perturb.directions import Directions, Family
 from zerograd.perturb.plan import Plan, along
 from zerograd.spaces.weights import Slot
-from zerograd.state import Dense, State
+from zerograd.state import Beside, State
 
 
-class Curvature(Dense):
+class Curvature(Beside):
     """H, float32, a number a weight. It is the shape of directions too: 1 / sqrt(H)."""
 
     kept = ("hessian",)
