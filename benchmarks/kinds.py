@@ -10,7 +10,7 @@ tensor's rms, as with directions that are relative. The first factor is estimate
 Much of g, of g_i and of H is one direction: that which favours an option whatever the prompt. What is learnt is beside it, so that
 the margins are first shifted to the rows' own shares of the options (`calibrated`); without that they are mostly of the shift.
 
-    python benchmarks/kinds.py --tasks sentiment-tweets sentiment-movies --evaluations 0 60
+    python benchmarks/kinds.py
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["sentiment-tweets", "sentiment-movies"])
     parser.add_argument("--evaluations", type=int, nargs="+", default=[0, 60], help="of the default, before it is measured")
-    parser.add_argument("--rows", type=int, default=256, help="of the training split, the last ones")
+    parser.add_argument("--rows", type=int, default=192, help="of the training split, the last ones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="kinds")
     parsed = parser.parse_args()
@@ -72,13 +72,14 @@ def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[st
         sums = _sums(scorer, rows, matrices, margins, right, list(cells.values()))
         tuning.loop.close()
     by_cell = {name: _by_cell(part, matrices, len(rows)) for name, part in zip(cells, sums, strict=True)}
-    for name, cell in by_cell.items():
+    sets = {name: _sets(cell) for name, cell in by_cell.items()}
+    for name, worth in sets.items():
         print(f"  {name}: a step of the best rate lowers the loss by", flush=True)
-        for what, value in _sets(cell).items():
+        for what, value in worth.items():
             print(f"    {what}: {value:.5f}", flush=True)
     return {
         "task": task, "evaluations": evaluations, "shift": shift,
-        "sets": {name: _sets(cell) for name, cell in by_cell.items()},
+        "sets": sets,
         "cells": {name: [[*key, *values] for key, values in cell.items()] for name, cell in by_cell.items()},
     }  # fmt: skip
 
@@ -143,10 +144,12 @@ def _by_cell(part: Mapping[str, Any], matrices: Mapping[str, Any], n: int) -> di
     """By layer and kind: |g|^2 of the mean gradient, of an example's, and the trace of the curvature, in units of the rms."""
     found = {}
     for name, (total, squares, trace) in part.items():
+        key = kind(name)
+        assert key is not None, name
         rms = float(matrices[name].detach().float().square().mean())
         signal = (float(total.square().sum()) - squares) / (n * (n - 1))
-        found[kind(name)] = (rms * signal, rms * squares / n, rms * trace / n)
-    return found  # type: ignore[return-value]
+        found[key] = (rms * signal, rms * squares / n, rms * trace / n)
+    return found
 
 
 def _sets(cell: Mapping[tuple[int, str], tuple[float, float, float]]) -> dict[str, float]:
