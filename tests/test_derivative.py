@@ -95,6 +95,21 @@ def test_a_tensor_that_holds_no_examples_is_seen_whole_where_their_number_is_giv
         assert all(torch.equal(a, b) for a, b in zip(trained(True, micro_batch), trained(False, micro_batch), strict=True))
 
 
+@pytest.mark.parametrize("micro_batch", [None, 1])
+@pytest.mark.parametrize(("share", "settings"), [(0.25, 6), (0.5, 2), (0.5, 6)])
+def test_addax_sees_settings_whole_whichever_examples_it_takes(share, settings, micro_batch):
+    """As many of them as make a multiple of the examples of a part."""
+    net, seen = Net(), []
+
+    def objective(given: dict[str, Any]) -> torch.Tensor:
+        seen.append((len(given["table"]), len(given["names"])))
+        return net.losses(given["ids"])
+
+    given = {"ids": batch(), "table": torch.ones(settings, 3), "names": ["a"] * settings}
+    zg.optim.Addax(net, lr=0.01, share=share).step(objective, given, examples=4, micro_batch=micro_batch)
+    assert set(seen) == {(settings, settings)}
+
+
 @pytest.mark.parametrize("method", DIFFERENTIATES)
 @pytest.mark.parametrize(("name", "value"), [("micro_batch", 0), ("micro_batch", -2), ("micro_batch", "all"), ("examples", 0)])
 def test_counts_that_are_none_are_refused_where_derivatives_are_taken(method, name, value):

@@ -48,6 +48,14 @@ def test_a_group_setting_outside_its_range_raises_as_the_default_would(method, f
         method([{"params": net.embed}, {"params": net.head, field: value}])
 
 
+def test_two_parameters_of_one_name_are_refused():
+    """Their State would be one."""
+    one, other = Net(), Net()
+    with pytest.raises(ValueError, match=r"embed\.weight names two parameters; give them names that differ"):
+        MeZO([*one.named_parameters(), *other.named_parameters()])
+    assert len(MeZO([{"params": one}, {"params": other}]).slots) == 2 * len(MeZO(Net()).slots)
+
+
 @pytest.mark.parametrize("rank", [0, -1])
 def test_a_rank_below_1_is_refused(rank):
     with pytest.raises(ValueError, match=f"rank is {rank}"):

@@ -295,6 +295,25 @@ def test_block_wise_covers_every_parameter_within_a_cycle_a_block_a_step_with_no
     assert abs(float((again[0]["layers.0.weight"].sign() * signs[0]).mean())) < 0.5
 
 
+def test_modules_of_the_same_names_have_blocks_of_their_own() -> None:
+    opt = made("block-wise", [{"params": Tower(3)}, {"params": Tower(2)}])
+    blocks = opt.family.blocks
+    assert len(set(blocks.values())) == 4 + 3
+    assert {slot.name for slot in opt.slots if blocks[slot.id] == 4} == {"group 1.layers.0.weight", "group 1.layers.0.bias"}
+
+
+def test_what_is_logged_of_a_step_is_of_slopes_alone() -> None:
+    """HiZOO's second number is a curvature."""
+    model = Tower(2)
+    infos = []
+    for name in ("hizoo", "mezo"):
+        opt = made(name, model, lr=0.0, distribution="gaussian")
+        opt.step(model.losses, torch.ones(4, 8))
+        infos.append(opt.info)
+    assert infos[0].difference == pytest.approx(infos[1].difference, rel=1e-4)
+    assert math.isnan(infos[0].spread)
+
+
 @pytest.mark.parametrize("name", ["block-wise", "random-layers"])
 def test_a_block_that_a_step_leaves_is_not_perturbed_either(name: str) -> None:
     model = Tower(3)
@@ -506,6 +525,11 @@ def test_orthonormal_rows_are_orthonormal_and_span_what_they_were_made_of(r: int
     torch.testing.assert_close(rows @ rows.T, torch.eye(r).double(), rtol=0, atol=1e-6)
     made_again = (a.double() @ rows.T) @ rows
     torch.testing.assert_close(made_again, a.double(), rtol=0, atol=1e-5)
+
+
+def test_rows_that_are_drawn_as_zero_have_a_basis_too() -> None:
+    rows = exact.orthonormal(torch.zeros(1, 1))
+    assert torch.equal(rows, torch.ones(1, 1))
 
 
 def test_orthonormal_rows_survive_rows_that_nearly_depend_on_each_other() -> None:

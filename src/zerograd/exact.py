@@ -34,7 +34,8 @@ def orthonormal(a: torch.Tensor) -> torch.Tensor:
                 along = matmul(rows[:j], row[:, None])[:, 0]
                 for i in range(j):
                     row = row - rows[i] * along[i]
-        rows[j] = row / torch.sqrt(matmul(row[None], row[:, None])[0, 0])
+        size = torch.sqrt(matmul(row[None], row[:, None])[0, 0])
+        rows[j] = row / size if size else torch.nn.functional.one_hot(torch.tensor(j), a.shape[1])  # drawn as all zero
     return rows.float()
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from zerograd.apply import Step
 from zerograd.optim.base import Common
+from zerograd.optim.ranges import require_moments
 from zerograd.optim.shared import Shared
 from zerograd.perturb.directions import Family
 from zerograd.spaces.weights import Slot
@@ -28,10 +29,7 @@ class AdamState(Dense):
     kept = ("first", "second")
 
     def __init__(self, betas: Sequence[float], zeta: float) -> None:
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}; they must be two numbers of at least 0 and below 1")
-        if not zeta > 0:
-            raise ValueError(f"zeta is {zeta}; it must be above 0")
+        require_moments(betas, zeta)
         super().__init__()
         self.betas = tuple(betas)
         self.zeta = zeta

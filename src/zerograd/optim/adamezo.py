@@ -20,6 +20,7 @@ from torch import nn
 from zerograd import apply
 from zerograd.apply import Step
 from zerograd.optim.base import Common
+from zerograd.optim.ranges import require_moments
 from zerograd.optim.shared import Shared
 from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
@@ -34,10 +35,7 @@ class AdaMeZOState(State):
     def __init__(self, history: int, betas: Sequence[float], zeta: float, directions: int) -> None:
         if not 1 <= history <= MOST_HISTORY:
             raise ValueError(f"history is {history}; it must be 1 to {MOST_HISTORY}")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}; they must be two numbers of at least 0 and below 1")
-        if not zeta > 0:
-            raise ValueError(f"zeta is {zeta}; it must be above 0")
+        require_moments(betas, zeta)
         super().__init__()
         self.history, self.directions = history, directions
         self.zeta = zeta

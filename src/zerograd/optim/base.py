@@ -93,6 +93,9 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     RATE: ClassVar[float]
     """The learning rate to begin with when directions are relative."""
 
+    ADAPTER_RATE: ClassVar[float | None] = None
+    """That of adapters, where it is another."""
+
     per_example: ClassVar[bool] = False
     """Whether it needs a loss an example, so that it cannot step on a closure."""
 
@@ -204,6 +207,10 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """What each direction is multiplied by in a group's update, or in the estimate that State takes: float32 (directions,)."""
 
+    def slopes(self, differences: torch.Tensor) -> torch.Tensor:
+        """Those of the differences that are eps times a derivative, for `Info`."""
+        return differences
+
     def reconsidered(self, differences: torch.Tensor, plan: Plan, score: Callable[[Plan], torch.Tensor]) -> torch.Tensor:
         """The differences, after more evaluations on the same batch. plan: the one that gave them. score: the scores of another."""
         return differences
@@ -248,8 +255,8 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             for slot, group in zip(self.slots, self.group_of, strict=True):
                 self.held.update(slot, self.family, self.seed, resolved, group)
             self.steps += 1
-        spread = float(differences.std()) if len(differences) > 1 else math.nan
-        self.info = Info(loss, float(differences.mean()), spread, False)
+        slopes = self.slopes(differences)
+        self.info = Info(loss, float(slopes.mean()), float(slopes.std()) if len(slopes) > 1 else math.nan, False)
         return loss
 
     def attach(
@@ -473,6 +480,10 @@ def _groups(params: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:
     for i, item in enumerate(items):
         named = list(weights.named_parameters(item["params"], count))
         count += len(named)
+        owners: dict[str, int] = {}
+        alike = [name for name, p, _ in named if owners.setdefault(name, id(p)) != id(p)]
+        if alike:
+            raise ValueError(f"{alike[0]} names two parameters; give them names that differ, one prefix a module")
         twice = [name for name, p, _ in named if group_of.setdefault(id(p), i) != i]
         if twice:
             raise ValueError(f"{twice[0]} is in two parameter groups; leave it in one of them")

@@ -138,11 +138,15 @@ class FirstOrder(ZerothOrder):
         """The differences of directions, where evaluations are taken too: float32 (directions,)."""
         return torch.zeros(0)
 
-    def _backward(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> float:
+    def _backward(
+        self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None, total: int | None = None
+    ) -> float:
+        """The mean loss of the first `count` examples of a batch, which has `total`, and its gradient."""
+        size = micro_batch if isinstance(micro_batch, int) else None
         try:
             for layer in self._layers:  # a layer is checkpointed where it is said to train; what is in it is not
                 layer.training = True
-            return derivative.backward(self.slots, objective, batch, count, micro_batch if isinstance(micro_batch, int) else None)
+            return derivative.backward(self.slots, objective, batch, count, size, total)
         finally:
             for layer in self._layers:
                 layer.training = False
@@ -177,6 +181,7 @@ class AdamW(FirstOrder):
     """
 
     RATE = 2e-5
+    ADAPTER_RATE = 1e-3
 
     def __init__(
         self,

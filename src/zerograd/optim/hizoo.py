@@ -72,7 +72,7 @@ class HiZOO(ZerothOrder):
     .. math:: D = s \odot z / \sqrt H, \qquad w \leftarrow (1 - \gamma \lambda) w - \gamma\, c D
 
     Args:
-        smoothing: a, 0 <= a < 1; the published code's is 1e-8.
+        smoothing: a, 0 <= a < 1; the published code's is 1e-8, with which H stays 1 for thousands of steps.
         params, lr, eps, distribution and the rest: as in `MeZO`; the paper's directions are Gaussian.
     """
 
@@ -102,6 +102,9 @@ class HiZOO(ZerothOrder):
         """(eps times the derivative, eps^2 times half the size of the second one)."""
         plus, minus, clean = scores.view(3, -1).mean(1)
         return torch.stack([(plus - minus) / 2, (plus + minus - 2 * clean).abs() / 2])
+
+    def slopes(self, differences: torch.Tensor) -> torch.Tensor:
+        return differences[:1]
 
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         return differences / torch.tensor([group["eps"], group["eps"] ** 2])

@@ -21,7 +21,6 @@ from zerograd.optim.adam import AdamState
 from zerograd.optim.base import Common
 from zerograd.optim.blocks import Blocks
 from zerograd.optim.first_order import FirstOrder, GradientState
-from zerograd.perturb import batch as batches
 from zerograd.perturb.directions import Family
 from zerograd.perturb.plan import Plan, shared_pairs
 from zerograd.perturb.score import Objective, score_batch
@@ -117,12 +116,14 @@ class Hybrid(FirstOrder):
     def _zeroth(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
         return _central(self, objective, batch, count, micro_batch)
 
-    def _backward(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> float:
+    def _backward(
+        self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None, total: int | None = None
+    ) -> float:
         shallow = [slot.parameter for slot in self._touched]
         try:
             for parameter in shallow:
                 parameter.requires_grad_(False)
-            return super()._backward(objective, batch, count, micro_batch)
+            return super()._backward(objective, batch, count, micro_batch, total)
         finally:
             for parameter in shallow:
                 parameter.requires_grad_(True)
@@ -183,12 +184,12 @@ class Addax(FirstOrder):
         return differences * scale
 
     def _zeroth(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
-        short = self._short(count)
-        return _central(self, objective, batches.part(batch, count, short, count)[0], count - short, micro_batch)
+        return _central(self, objective, batch, count, micro_batch, self._short(count))
 
-    def _backward(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> float:
-        short = self._short(count)
-        loss = super()._backward(objective, batches.part(batch, count, 0, short)[0], short, micro_batch)
+    def _backward(
+        self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None, total: int | None = None
+    ) -> float:
+        loss = super()._backward(objective, batch, self._short(count), micro_batch, total or count)
         for slot in self.slots:
             if slot.parameter.grad is not None:
                 slot.parameter.grad *= 1 - self.alpha
@@ -200,10 +201,15 @@ class Addax(FirstOrder):
         return min(count - 1, max(1, round(self.share * count)))
 
 
-def _central(method: FirstOrder, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
-    """eps times the derivative along the step's direction, of what it touches: float32 (1,)."""
-    plan: Plan = shared_pairs(count)
+def _central(
+    method: FirstOrder, objective: Objective, batch: Any, count: int, micro_batch: int | str | None, first: int = 0
+) -> torch.Tensor:
+    """eps times the derivative along the step's direction, of what it touches, by the examples from `first` on: float32 (1,)."""
+    plan: Plan = shared_pairs(count - first)
     with torch.no_grad():
-        scores = score_batch(method._touched, method._directions(), plan, objective, batch, micro_batch=micro_batch, fit=method.fit)
+        scores = score_batch(
+            method._touched, method._directions(), plan, objective, batch,
+            micro_batch=micro_batch, total=count, first=first, fit=method.fit,
+        )  # fmt: skip
     plus, minus = estimate.halves(scores)
     return estimate.central(plus.mean(), minus.mean()).view(1)

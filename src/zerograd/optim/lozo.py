@@ -18,6 +18,7 @@ from torch import nn
 from zerograd import apply, exact
 from zerograd.apply import Step
 from zerograd.optim.base import Common
+from zerograd.optim.ranges import require_rank
 from zerograd.optim.shared import Plain, Shared
 from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
@@ -54,8 +55,7 @@ class LOZO(Plain):
 
     @classmethod
     def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        if chosen["rank"] < 1:
-            raise ValueError(f"rank is {chosen['rank']}; it must be at least 1")
+        require_rank(chosen["rank"])
         return Family(**chosen), State()
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from zerograd.apply import Step
 from zerograd.optim.base import Common
+from zerograd.optim.ranges import require_zeta
 from zerograd.optim.shared import Shared
 from zerograd.perturb.directions import Family
 from zerograd.spaces.weights import Slot
@@ -27,8 +28,7 @@ class MEAZOState(State):
     def __init__(self, beta: float, zeta: float) -> None:
         if not 0 <= beta < 1:
             raise ValueError(f"beta is {beta}; it must be at least 0 and below 1")
-        if not zeta > 0:
-            raise ValueError(f"zeta is {zeta}; it must be above 0")
+        require_zeta(zeta)
         super().__init__()
         self.beta = beta
         self.zeta = zeta

@@ -23,6 +23,7 @@ from torch import nn
 
 from zerograd import estimate
 from zerograd.optim.base import Common, ZerothOrder
+from zerograd.optim.ranges import require_rank
 from zerograd.perturb.plan import Plan, example_pairs, example_populations
 
 
@@ -61,8 +62,7 @@ class PerExample(ZerothOrder):
         distribution: str = "rademacher",
         **common: Unpack[Common],
     ) -> None:
-        if rank < 1:
-            raise ValueError(f"rank is {rank}; it must be at least 1")
+        require_rank(rank)
         if sides not in (1, 2):
             raise ValueError(f"sides is {sides}; it must be 1 or 2")
         if directions < 3 - sides:

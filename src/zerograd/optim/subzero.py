@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 import torch
@@ -18,29 +17,16 @@ from torch import nn
 
 from zerograd.noise import CHANCE, LEFT, RIGHT
 from zerograd.optim.base import Common
+from zerograd.optim.ranges import require_rank
 from zerograd.optim.shared import Plain
-from zerograd.perturb.bases import Bases
+from zerograd.perturb.bases import Projected
 from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
 from zerograd.state import State
 
 
-@dataclass(frozen=True)
-class Subspace(Family):
-    """bases: of the slots, those of this period. A matrix with fewer rows or columns than the rank has dense directions."""
-
-    bases: Bases = field(default_factory=Bases, compare=False)
-
-    @property
-    def bytes(self) -> int:
-        return self.bases.bytes
-
-    def has_factors(self, slot: Slot) -> bool:
-        return slot.is_matrix and min(slot.view[1:]) >= self.rank
-
-    @property
-    def is_drawn_in_kernels(self) -> bool:
-        return False
+class TwoSided(Projected):
+    """U Z_r V^T, where U and V last."""
 
     def left(self, directions: Directions, slot: Slot, ids: Sequence[int]) -> torch.Tensor:
         """U Z_r of the ids, times sqrt(m n / r): float32 (ids, stack * rank, rows)."""
@@ -87,6 +73,5 @@ class SubZero(Plain):
 
     @classmethod
     def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        if chosen["rank"] < 1:
-            raise ValueError(f"rank is {chosen['rank']}; it must be at least 1")
-        return Subspace("gaussian", chosen["rank"], chosen["period"]), State()
+        require_rank(chosen["rank"])
+        return TwoSided("gaussian", chosen["rank"], chosen["period"]), State()

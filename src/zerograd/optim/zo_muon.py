@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 import torch
@@ -22,8 +21,9 @@ from zerograd import apply, exact
 from zerograd.apply import Step
 from zerograd.noise import LEFT, RIGHT
 from zerograd.optim.base import Common
+from zerograd.optim.ranges import require_rank
 from zerograd.optim.shared import Shared
-from zerograd.perturb.bases import Bases
+from zerograd.perturb.bases import Projected
 from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
 from zerograd.state import State
@@ -32,22 +32,8 @@ QUINTIC = 3.4445, -4.7750, 2.0315
 """Muon's coefficients: singular values of 0.01 to 1 come near 1 in five iterations."""
 
 
-@dataclass(frozen=True)
-class Projected(Family):
-    """bases: P of the slots, those of this period. Right factors are drawn at every step."""
-
-    bases: Bases = field(default_factory=Bases, compare=False)
-
-    @property
-    def bytes(self) -> int:
-        return self.bases.bytes
-
-    @property
-    def is_drawn_in_kernels(self) -> bool:
-        return False
-
-    def has_factors(self, slot: Slot) -> bool:
-        return slot.is_matrix and min(slot.view[1:]) >= self.rank
+class OneSided(Projected):
+    """P Z_r, where P lasts."""
 
     def basis(self, directions: Directions, slot: Slot) -> torch.Tensor:
         """P^T: float32 (stack * rank, rows)."""
@@ -65,7 +51,7 @@ class Orthogonalised(State):
     """Keeps nothing; orthogonalises the estimate of each matrix."""
 
     def update(self, slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
-        assert isinstance(family, Projected)
+        assert isinstance(family, OneSided)
         for step in steps:
             now, multipliers = Directions(family, seed, step.number), step.multipliers[group].tolist()
             size, decay = float(step.lrs[group]) * slot.scale, step.decay(group)
@@ -128,6 +114,5 @@ class ZOMuon(Shared):
 
     @classmethod
     def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        if chosen["rank"] < 1:
-            raise ValueError(f"rank is {chosen['rank']}; it must be at least 1")
-        return Projected("gaussian", chosen["rank"], chosen["period"]), Orthogonalised()
+        require_rank(chosen["rank"])
+        return OneSided("gaussian", chosen["rank"], chosen["period"]), Orthogonalised()

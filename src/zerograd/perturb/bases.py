@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import torch
 
 from zerograd import exact
+from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
-
-if TYPE_CHECKING:
-    from zerograd.perturb.directions import Directions
 
 
 class Bases:
@@ -35,3 +33,23 @@ class Bases:
             basis = torch.cat([exact.orthonormal(part) for part in drawn.view(-1, directions.family.rank, columns)])
             kept = self._made[slot.id, domain] = (directions.seed, began), basis
         return kept[1]
+
+
+@dataclass(frozen=True)
+class Projected(Family):
+    """Directions within bases. bases: of the slots, those of this period. A matrix with fewer rows or columns than the rank has
+    dense directions.
+    """
+
+    bases: Bases = field(default_factory=Bases, compare=False)
+
+    @property
+    def bytes(self) -> int:
+        return self.bases.bytes
+
+    def has_factors(self, slot: Slot) -> bool:
+        return slot.is_matrix and min(slot.view[1:]) >= self.rank
+
+    @property
+    def is_drawn_in_kernels(self) -> bool:
+        return False

@@ -43,7 +43,7 @@ def along(
         for slot in slots:
             tangent = directions.z(slot, 0).mul_(slot.scale).to(slot.parameter.dtype)
             duals[id(slot.parameter)] = forward_ad.make_dual(slot.parameter.detach(), tangent)  # type: ignore[no-untyped-call]
-        for part in _parts(batch, count, micro_batch):
+        for part in _parts(batch, count, micro_batch, count):
             with Replaced(duals):
                 losses = objective(part)
             given = losses if isinstance(losses, tuple) else (losses,)
@@ -55,27 +55,31 @@ def along(
     return found[0] / weight, found[1] / weight
 
 
-def backward(slots: Sequence[Slot], objective: Objective, batch: Any, count: int, micro_batch: int | None) -> float:
-    """The mean loss of a batch of `count` examples, its gradient in each parameter's `grad`."""
-    total = weight = 0.0
+def backward(
+    slots: Sequence[Slot], objective: Objective, batch: Any, count: int, micro_batch: int | None, total: int | None = None
+) -> float:
+    """The mean loss of the first `count` examples of a batch, its gradient in each parameter's `grad`. total: how many it has, when
+    there are more.
+    """
+    summed = weight = 0.0
     for slot in slots:
         slot.parameter.grad = None
     with torch.enable_grad():
-        for part in _parts(batch, count, micro_batch):
+        for part in _parts(batch, count, micro_batch, total or count):
             losses = objective(part)
             sums, weights = losses if isinstance(losses, tuple) else (losses, torch.ones_like(losses))
             whole = sums.sum()
             if whole.requires_grad:
                 whole.backward()
-            total += float(whole.detach())
+            summed += float(whole.detach())
             weight += float(weights.detach().sum())
     for slot in slots:
         if slot.parameter.grad is not None:
             slot.parameter.grad /= weight
-    return total / weight
+    return summed / weight
 
 
-def _parts(batch: Any, count: int, micro_batch: int | None) -> Iterator[Any]:
+def _parts(batch: Any, count: int, micro_batch: int | None, total: int) -> Iterator[Any]:
     size = micro_batch or count
     for first in range(0, count, size):
-        yield batches.part(batch, count, first, min(first + size, count), 1)[0]
+        yield batches.part(batch, total, first, min(first + size, count), 1)[0]

@@ -31,6 +31,7 @@ def score_batch(
     *,
     micro_batch: int | str | None = None,
     total: int | None = None,
+    first: int = 0,
     fit: Fit | None = None,
 ) -> torch.Tensor:
     """The loss of every expanded example: float32 (copies * examples,).
@@ -38,7 +39,8 @@ def score_batch(
     One forward serves the whole plan, or some copies of a population so large that more of them would only be slower, or as many
     as it takes to evaluate `micro_batch` examples of the batch at a time; "auto" takes as many as fit in memory. When memory
     runs out, half as many are tried, down to one.
-    total: how many examples the batch has, when the plan is for its first ones only. fit: what is known of memory so far.
+    total, first: how many examples the batch has, and which is the first of the plan's, when the plan is for some of them only.
+    fit: what is known of memory so far.
 
     An objective that returns (sums, weights) is one whose loss is total sum over total weight: each example's loss is then
     its share, so that their mean is that quotient.
@@ -52,9 +54,9 @@ def score_batch(
             [score_batch(slots, directions, one, objective, batch, micro_batch=micro_batch, fit=fit) for one in passes]
         )
 
-    def evaluated(first: int, stop: int) -> list[torch.Tensor]:
-        expanded, held = batches.part(batch, total or count, first, stop, plan.copies)
-        return _evaluate(slots, directions, plan.part(first, stop), objective, expanded, held)
+    def evaluated(start: int, stop: int) -> list[torch.Tensor]:
+        expanded, held = batches.part(batch, total or count, first + start, first + stop, plan.copies)
+        return _evaluate(slots, directions, plan.part(start, stop), objective, expanded, held)
 
     def held_by(some: int) -> int:
         with Live() as live:
@@ -65,18 +67,18 @@ def score_batch(
     elements = max(1, held * plan.copies // (total or count))  # of an example with its branches
     size = count if micro_batch is None or isinstance(micro_batch, str) else micro_batch
     size = fit.examples(count, elements, held_by) if micro_batch == "auto" else fit.limit(size, elements)
-    parts, first = [], 0
-    while first < count:
-        stop = min(first + size, count)
+    parts, start = [], 0
+    while start < count:
+        stop = min(start + size, count)
         try:
-            parts.append(evaluated(first, stop))
+            parts.append(evaluated(start, stop))
         except Exception as error:
-            if stop - first == 1 or not is_out_of_memory(error):
+            if stop - start == 1 or not is_out_of_memory(error):
                 raise
         else:
-            first = stop
+            start = stop
             continue
-        size = fit.halve(stop - first, elements)
+        size = fit.halve(stop - start, elements)
     given = [torch.cat(some, 1) for some in zip(*parts, strict=True)]
     if len(given) == 1:
         return given[0].flatten()
