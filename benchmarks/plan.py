@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from typing import Any
 
 from record import RESULTS, fresh, save
@@ -49,7 +48,6 @@ def main() -> None:
         cell = json.loads(parsed.one)
         print(json.dumps(measure(parsed.model, parsed.steps, parsed.threads, **cell)))
         return
-    from zerograd.plan.rows import RETURNING
 
     cells = [cell for cell in CELLS if not parsed.rows or cell["row"] in parsed.rows]
     command = (__file__, "--model", parsed.model, "--steps", str(parsed.steps), "--threads", str(parsed.threads))
@@ -57,11 +55,7 @@ def main() -> None:
     record = RESULTS / f"{parsed.name}.json"
     before = json.loads(record.read_text())["rows"] if parsed.replan else []
     for cell in cells:
-        if "checkpointing" in str(cell["row"]):
-            name, _, value = RETURNING.partition("=")
-            os.environ[name] = value
         found.append(before.pop(0) if before else cell | fresh(*command, "--one", json.dumps(cell)))
-        os.environ.pop(RETURNING.partition("=")[0], None)
         found[-1] |= planned(parsed.model, parsed.threads, cell["row"], found[-1]["batch_size"], found[-1]["longest"])
         found[-1]["over"] = found[-1]["planned_bytes"] / found[-1]["peak_bytes"] - 1
         print(told(found[-1]), flush=True)
@@ -153,6 +147,7 @@ def propagated(model: str, steps: int, threads: int, batch_size: int, scheme: li
     task, loaded = splits.load(TASK), models.load(model)
     whole = adapted(loaded.model, 8).get_base_model() if scheme[0] == "lora" else loaded.model
     if "checkpointing" in scheme:
+        memory.give_back_at_once()
         whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         whole.enable_input_require_grads()
         whole.train()

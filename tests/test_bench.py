@@ -221,7 +221,7 @@ def test_another_scheme_answers_the_same_test_rows_of_another_model(folder, task
     found = {cell.scheme: runner.row(cell, 0, Chosen({"lr": 1}, 0.0, [])) for cell in made.cells}
     assert found["upper"]["test"] == found["lora"]["test"]
     assert found["upper"]["settings"] == {"batch_size": 4, "threads": 1, **{
-        name: found["upper"]["settings"][name] for name in ("lr", "evals", "evaluations", "minutes", "keep", "schedule")
+        name: found["upper"]["settings"][name] for name in ("lr", "eps", "evals", "evaluations", "minutes", "keep", "schedule")
     }}  # fmt: skip
     assert found["upper"]["cpu_seconds"] > 0
     assert str(tmp_path) not in json.dumps(found["upper"]["settings"])

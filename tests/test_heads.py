@@ -157,6 +157,18 @@ def made(case: str) -> tuple[Scorer, str]:
 
 
 @cases
+def test_a_cut_model_has_the_scores_of_the_whole_one(case):
+    """Where the head sees something else than the decoder's states, nothing is cut."""
+    scorer, _ = made(case)
+    schemes.select(scorer.model, "upper")
+    batch = scorer.batch(scorer.task.train[:2])
+    whole = scorer.scores(batch)
+    scorer.cut(scorer.task.train[:2])
+    assert torch.equal(scorer.scores(scorer.begin(batch)), whole)
+    assert (scorer.prefix is not None) == case.startswith("llama, ")
+
+
+@cases
 def test_scores_are_those_of_the_plain_model_row_by_row(case):
     """Computed here from the plain model's logits, one row and one option at a time, without padding."""
     scorer, way = made(case)

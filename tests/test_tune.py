@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from zerograd.cli.tune import summary
 from zerograd.text import splits
 from zerograd.text.scoring import Scorer
 from zerograd.text.tasks import Task, TaskSpec
-from zerograd.train import environment, order, recording, statistics, tune
+from zerograd.train import environment, memory, order, recording, statistics, tune
 from zerograd.train.loop import schedule
 from zerograd.train.settings import TuneSettings
 from zerograd.train.tune import Tuning
@@ -273,6 +274,59 @@ def test_a_budget_in_evaluations_counts_branches_of_steps_and_no_checks(folder, 
 def test_a_method_with_state_says_how_large_it_is(folder, tmp_path):
     assert main(command(folder, tmp_path / "run", "--steps", "1", "--evals", "0", "--method", "momentum")) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["state_bytes"] > 0
+
+
+def test_rates_and_radii_are_those_of_method_and_scheme():
+    def of(**more):
+        made = TuneSettings(**more)
+        return made.lr, made.eps
+
+    assert of() == of(scheme="upper") == (0.04, 0.02)
+    assert of(scheme="qk") == pytest.approx((0.12, 0.06))
+    assert of(scheme="qk", method="mezo") == pytest.approx((0.03, 0.06))
+    assert of(scheme="qk", method="adamw") == (2e-5, 0.06)
+    assert of(scheme="lora", method="adamw") == (1e-3, 0.02)
+    assert of(scheme="qk", lr=0.1, eps=0.01) == (0.1, 0.01)
+    assert of(scheme="qk", lr="auto")[0] == "auto"
+    with pytest.raises(ValueError, match="eps is 'auto'; it must be a number"):
+        TuneSettings(eps="auto")
+    for scheme in ("upper", "qk"):  # as a settings file holds it
+        assert TuneSettings(method="adamw", scheme=scheme, eps=0.02).eps == 0.02
+    with pytest.raises(ValueError, match=r"eps is 0\.03, and method adamw perturbs nothing; leave it out"):
+        TuneSettings(method="adamw", eps=0.03)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has another allocator")
+def test_what_is_freed_goes_back_at_once_where_layers_are_checkpointed(folder, tmp_path, monkeypatch):
+    program = """
+import torch
+from zerograd.train import memory
+torch.ones(1 << 20)  # what glibc has seen freed, it keeps the next time
+memory.give_back_at_once()
+kept = [torch.ones(1 << 19) for _ in range(100)]
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+before = resident()
+del kept[::2]
+print(before - resident())
+"""
+    freed = int(subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True).stdout)
+    assert freed > 0.9 * 50 * 2**21
+    called = []
+    monkeypatch.setattr(memory, "give_back_at_once", lambda: called.append(1))
+    for options in ([], ["checkpointing=true"]):
+        Tuning(
+            TuneSettings(
+                model=str(folder),
+                task="sentiment-movies",
+                method="adamw",
+                scheme="lora",
+                method_options=options,
+                out=str(tmp_path / "r"),
+            )
+        )
+    assert called == [1]
 
 
 def test_schedules_start_at_one_and_fall_to_zero_or_stay():

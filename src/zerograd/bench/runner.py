@@ -19,11 +19,10 @@ from zerograd.bench import process, prompts, rows, search
 from zerograd.bench.machine import provenance
 from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Config, Study, named
-from zerograd.optim import METHODS
 from zerograd.text import models, tasks
 from zerograd.train import environment, journals, recording
 from zerograd.train.files import write_text
-from zerograd.train.settings import TuneSettings
+from zerograd.train.settings import TuneSettings, rate
 
 LEADERBOARD = "leaderboard.jsonl"
 
@@ -179,7 +178,7 @@ class Runner:
         """A name of what its settings are chosen from, and of the task that they are for."""
         searched = prompts.varied(tasks.spec(self.study.searched(cell).task), self.study.searched(cell).prompt, self.study.rows)
         put = prompts.varied(tasks.spec(cell.task), cell.prompt, self.study.rows)
-        return named([self.study.grid(cell.method), METHODS[cell.method].RATE, searched.to_yaml(), put.to_yaml()])
+        return named([self.study.grid(cell.method), rate(cell.method, cell.scheme), searched.to_yaml(), put.to_yaml()])
 
     def _search_key(self, cell: Cell) -> str:
         return f"{self.study.protocol}/{cell.key}/{self._grid(cell)}"

@@ -17,7 +17,7 @@ from zerograd.optim import METHODS
 from zerograd.text import tasks
 from zerograd.text.schemes import SCHEMES
 from zerograd.train.files import read_yaml
-from zerograd.train.settings import TuneSettings
+from zerograd.train.settings import TuneSettings, rate
 
 LR = (1, 0.25, 0.5, 2, 4)
 """Factors of a method's own rate that are tried where a study names none."""
@@ -170,7 +170,7 @@ class Study:
         fields = {"schedule": "constant"} | dict(self.settings) | direct
         return TuneSettings(
             model=cell.model, method=cell.method, scheme=cell.scheme, task=task, seed=seed,
-            lr=float(factor * METHODS[cell.method].RATE), method_options=options,
+            lr=float(factor * rate(cell.method, cell.scheme)), method_options=options,
             minutes=self.seconds / 60, evaluations=self.evaluations, evals=evals, keep="last", **fields,
         )  # fmt: skip
 

@@ -21,6 +21,9 @@ GROWTH = 1.25
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 """Where Linux shows processes, and control groups: what a container may have."""
 
+UNTOLD = 4 << 30
+"""What can be had where nothing tells."""
+
 LIMITS = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ("memory.max", "memory.current", "inactive_file"),
@@ -112,16 +115,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_bytes() -> int:
     """The memory that can be had now without swapping: of the machine, or of its accelerator. 4 GB where nothing tells."""
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else host_bytes()
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else host_bytes() or UNTOLD
 
 
-def host_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """The memory of the machine, or of its container, that can be had now without swapping; 4 GB where nothing tells."""
+def host_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
+    """The memory of the machine, or of its container, that can be had now without swapping; None where nothing tells."""
     found = [left for _, left in container(proc, groups)]
     with contextlib.suppress(OSError, StopIteration):
         lines = (proc / "meminfo").read_text().splitlines()
         found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    return min(found, default=4 << 30)
+    return min(found, default=None)
 
 
 def container(proc: Path = PROC, groups: Path = GROUPS) -> list[tuple[int, int]]:

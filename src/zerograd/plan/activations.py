@@ -19,6 +19,7 @@ from zerograd.perturb.fit import Live
 from zerograd.plan.moved import Moved
 from zerograd.plan.shapes import SAMPLED, Shape, adapted
 from zerograd.text import head as heads
+from zerograd.text import prefix
 
 FEW = SAMPLED // 2
 """Layers that a pass is run through; twice as many tell what each of them keeps."""
@@ -42,6 +43,8 @@ def evaluated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, scored: 
     model = shape.made(dtype, FEW)
     with _fake(model), torch.no_grad(), Live() as live:
         _states(model, shape, rows, tokens)
+    if shape.caps:
+        return int(live.peak)
     states = rows * tokens * shape.hidden * dtype.itemsize
     return max(int(live.peak), states + _head_bytes(shape, rows * scored, dtype))
 
@@ -52,15 +55,27 @@ def moved(shape: Shape, tokens: int, dtype: torch.dtype) -> float:
     return (more - few) / FEW * shape.layers
 
 
-def propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: int = 0, checkpointing: bool = False) -> Kept:
+def cuts(shape: Shape) -> bool:
+    """Whether the layers below those that are trained can run once for all branches."""
+    if shape.head != "causal" or shape.caps:
+        return False
+    model = shape.made(torch.bfloat16, 1)
+    with _fake(model):
+        return prefix.hands_on(model.get_decoder(), torch.empty(1, 2, shape.hidden, dtype=torch.bfloat16))
+
+
+def propagated(
+    shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: int = 0, checkpointing: bool = False, scored: int = 0
+) -> Kept:
     """What back-propagation through rows of so many tokens holds, gradients apart.
 
     rank: of a LoRA on every linear layer; 0 where every parameter is trained. checkpointing: whether a layer keeps its input alone,
-    and runs again.
+    and runs again. scored: as of `evaluated`.
     """
     few, more = (_propagated(shape, rows, tokens, dtype, rank, checkpointing, layers) for layers in (FEW, 2 * FEW))
     each = (more.between - few.between) / FEW
-    return Kept(round(few.between + each * max(0, shape.layers - FEW)), few.over)
+    between, over = _head_kept(shape, 0 if shape.caps else rows * scored, dtype, trained=not rank)
+    return Kept(round(few.between + each * max(0, shape.layers - FEW)) + between, max(few.over, over))
 
 
 def _moved(shape: Shape, tokens: int, dtype: torch.dtype, layers: int) -> int:
@@ -86,12 +101,22 @@ def _propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: 
 
 
 def _states(model: Any, shape: Shape, rows: int, tokens: int) -> torch.Tensor:
-    """What the head sees: (rows, tokens, width)."""
+    """What the head sees, (rows, tokens, width), or the logits, (rows, tokens, vocabulary), where all of them are made.
+
+    Raises ValueError for a model whose pass asks for values.
+    """
     ids = torch.zeros(rows, tokens, dtype=torch.long)
-    body = model.get_encoder() if shape.head == "seq2seq" else model.base_model
+    body = model if shape.caps else model.get_encoder() if shape.head == "seq2seq" else model.base_model
     more = {"use_cache": False} if shape.head == "causal" else {}
-    made: torch.Tensor = body(input_ids=ids, **more).last_hidden_state
-    return made
+    try:
+        made = body(input_ids=ids, **more)
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"what a pass of {type(model).__name__} in {model.dtype} holds is not known before it runs ({why})"
+        ) from None
+    states: torch.Tensor = made.logits if shape.caps else made.last_hidden_state
+    return states
 
 
 def _head_bytes(shape: Shape, scored: int, dtype: torch.dtype) -> int:
@@ -101,6 +126,17 @@ def _head_bytes(shape: Shape, scored: int, dtype: torch.dtype) -> int:
     chunk = min(shape.vocabulary, heads.columns(scored, shape.hidden))
     cast = chunk * shape.hidden * 4 if dtype != torch.float32 else 0
     return 4 * scored * shape.hidden + cast + 2 * 4 * scored * chunk
+
+
+def _head_kept(shape: Shape, scored: int, dtype: torch.dtype, trained: bool) -> tuple[int, int]:
+    """(what it keeps for the backward pass, what that adds): logits, the casts of the head, and of states where it is trained;
+    gradients of the states and of a part of the logits.
+    """
+    if not scored:
+        return 0, 0
+    chunk = min(shape.vocabulary, heads.columns(scored, shape.hidden))
+    cast = 4 * shape.hidden * (shape.vocabulary + trained * scored) if dtype != torch.float32 else 0
+    return 4 * scored * shape.vocabulary + cast, 4 * scored * (shape.hidden + 2 * chunk)
 
 
 @contextmanager

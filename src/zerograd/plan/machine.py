@@ -131,7 +131,7 @@ def _memory(device: str) -> tuple[int, int]:
     except (AttributeError, ValueError, OSError):
         raise ValueError("memory is not told by this system; give it, --memory 16GB") from None
     there = min([there, *(limit for limit, _ in fit.container())])
-    return there, min(there, fit.host_bytes())
+    return there, min(there, fit.host_bytes() or there)
 
 
 def _name(device: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 from zerograd.optim import METHODS
 from zerograd.plan import quantities
 from zerograd.plan.machine import Machine, machine
-from zerograd.plan.rows import RETURNING, Planner, Row, evaluating
-from zerograd.plan.shapes import Shape, shape
+from zerograd.plan.rows import Planner, Row, evaluating
+from zerograd.plan.shapes import SCHEMES, Shape, shape
+from zerograd.text import schemes
 from zerograd.train.settings import PlanSettings
 
 PREFERRED = tuple((method, scheme) for scheme in ("upper", "full", "lora") for method in ("per-example", "mezo"))
@@ -18,7 +19,7 @@ PREFERRED = tuple((method, scheme) for scheme in ("upper", "full", "lora") for m
 
 BESIDE = "on the demo it gains 12 points in the five minutes in which forward passes gain 6, in twice their memory (docs/demo.md)"
 
-WHERE = "forward passes are for what has no gradient to back-propagate: a metric, generated answers, quantised weights"
+WHERE = "forward passes are for what has no gradient to back-propagate, a metric or generated answers"
 
 
 @dataclass(frozen=True)
@@ -58,26 +59,25 @@ class Planned:
         scored = f"{settings.answer_tokens} of them scored" if settings.answer_tokens else "scored at one option of one token"
         step = f"a step is {settings.batch_size} rows of {settings.tokens} tokens, {scored}, in passes of at most 4,096 tokens"
         if not self.machine.is_cpu:
-            memory = "memory is the device's; the computer's own, about 1 GB and the weights while they are loaded, comes beside it"
+            memory = "memory is the device's, not measured yet; the computer's own is about 1 GB, and the weights while they load"
         else:
-            memory = "memory is the peak of the process once the model is loaded, within 10 % of measured ones (benchmarks/plan.py)"
+            memory = (
+                "memory is the peak of the process once the model is loaded, within 10 % of measured ones of 40 steps; "
+                "of hundreds of steps up to 14 % more (docs/numerics.md)"
+            )
         if settings.storage == "float32":
             memory += "; inference is in bfloat16, as zerograd eval has it" + ", at float32's rate" * (
                 "flops" in self.machine.measured
             )
         back = f"AdamW has 16 bytes a parameter; its LoRA is of rank {settings.lora_rank} on every linear layer, more than tune's"
-        if self.machine.is_cpu:
-            back += f", checkpointed under {RETURNING}"
         if self.machine.flops and self.machine.bandwidth:
-            rates = (
-                "seconds are an estimate, within a factor of two of the demo's (docs/numerics.md), of a machine with no other work"
-            )
+            checked = ", within a factor of two of the demo's (docs/numerics.md)" if self.machine.is_cpu else ", not measured yet"
+            rates = f"seconds are an estimate{checked}, of a machine with no other work"
         else:
             rates = "seconds need the machine's rates: give --flops and --bandwidth"
         counted = {*evaluating(), "adamw"}
-        others = (
-            f"no rows: {', '.join(name for name in METHODS if name not in counted)}; what their passes hold is not counted here"
-        )
+        names = [name for name in METHODS if name not in counted] + [name for name in schemes.SCHEMES if name not in SCHEMES]
+        others = f"no rows: {', '.join(names)}; what their passes hold, or how much they train, is not counted here"
         return step, memory, back, others, rates
 
     def as_json(self) -> dict[str, Any]:

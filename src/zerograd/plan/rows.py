@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shlex
 from collections.abc import Iterator
@@ -30,9 +31,8 @@ SPARE, KEPT, MOST = 20 << 20, 3.5, 200 << 20
 many for each byte of them, until they are so large that they go back to the system. Measured on models of 3 to 420 million
 parameters (benchmarks/plan.py)."""
 
-RETURNING = "MALLOC_MMAP_THRESHOLD_=1048576"
-"""What makes glibc's allocator give tensors of 1 MB back as soon as they are freed. Without it the few tensors that checkpointing
-keeps lie between those that it frees, and the process holds two to three times as much."""
+ALIKE = ("head", "device", "threads")
+"""Settings of a plan that a run has too."""
 
 OVER_DEVICE = 1.2
 """Bytes that an accelerator's allocator holds for each of a pass."""
@@ -116,7 +116,7 @@ class Planner:
         buffer = BUFFER if self.machine.is_cpu else DEVICE_BUFFER
         remainder = 2 if not adapter and settings.storage in ("auto", "split") else 0
         below = 0  # states that enter the first trained layer, once for the batch and once for all branches
-        if scheme in schemes.UPPER:
+        if scheme in schemes.UPPER and self._cuts:
             below = (settings.batch_size + rows) * settings.tokens * self.shape.hidden * self.dtype.itemsize
         parts = {
             "process": self.process + (KERNELS if self.machine.is_cpu else 0),
@@ -131,9 +131,10 @@ class Planner:
     def propagated(self) -> Iterator[Row]:
         """Back-propagation: AdamW on every parameter, and on a LoRA on every linear layer."""
         clock = self._clock(self.dtype)
-        rows, tokens, rank = self.rows_of_pass(1), self.settings.tokens, self.settings.lora_rank
+        settings, rows = self.settings, self.rows_of_pass(1)
+        tokens, rank, scored = settings.tokens, settings.lora_rank, settings.answer_tokens
         base = {"process": self.process}
-        held = activations.propagated(self.shape, rows, tokens, self.dtype)
+        held = activations.propagated(self.shape, rows, tokens, self.dtype, scored=scored)
         values, size = self.shape.parameters, self.dtype.itemsize
         state = (MOMENTS if size == 2 else 8) * values
         parts = base | {"weights": self.weights, "state": state, "pass": self._propagated(held, size * values)}
@@ -141,7 +142,7 @@ class Planner:
         yield Row("AdamW, full", "adamw", "full", parts, taken, values, self._tune("adamw", "full"))
         adapter = self.shape.adapter
         for checkpointing in (False, True):
-            held = activations.propagated(self.shape, rows, tokens, self.dtype, rank, checkpointing)
+            held = activations.propagated(self.shape, rows, tokens, self.dtype, rank, checkpointing, scored)
             weights, passed = self.weights + 4 * adapter, self._propagated(held, 4 * adapter)
             parts = base | {"weights": weights, "state": 8 * adapter, "pass": passed}
             name = "AdamW, lora" + ", checkpointing" * checkpointing
@@ -160,11 +161,15 @@ class Planner:
         scale = self.shape.trained[scheme] / sum(map(math.prod, tensors.elements()))
         return kept.Kept(*(scale * count for count in kept.of(method, tensors)))
 
+    @functools.cached_property
+    def _cuts(self) -> bool:
+        return activations.cuts(self.shape)
+
     def _clock(self, dtype: torch.dtype) -> seconds.Clock:
         if dtype not in self.clocks:
             settings = replace(self.settings, storage="float32" if dtype == torch.float32 else "auto")
             between = activations.moved(self.shape, settings.tokens, dtype)
-            self.clocks[dtype] = seconds.Clock(self.shape, self.machine, settings, between)
+            self.clocks[dtype] = seconds.Clock(self.shape, self.machine, settings, between, self._cuts)
         return self.clocks[dtype]
 
     def _live(self, rows: int, dtype: torch.dtype) -> int:
@@ -192,7 +197,11 @@ class Planner:
         return self._command("tune", {name: value for name, value in options.items() if getattr(default, name) != value})
 
     def _command(self, verb: str, options: dict[str, object]) -> str:
-        named = {"model": "MODEL" if quantities.is_count(self.settings.model) else self.settings.model or "MODEL"} | options
+        settings, default = self.settings, TuneSettings()
+        named = {"model": "MODEL" if quantities.is_count(settings.model) else settings.model or "MODEL"} | options
+        named |= {name: getattr(settings, name) for name in ALIKE if getattr(settings, name) != getattr(default, name)}
+        if settings.tokens > default.max_tokens:
+            named["max_tokens"] = settings.tokens
         return " ".join(["zerograd", verb, *(f"--{name.replace('_', '-')} {shlex.quote(str(v))}" for name, v in named.items())])
 
 

@@ -37,13 +37,14 @@ UPDATED = 28
 class Clock:
     """Seconds of a step of a model on a machine; None everywhere where the machine's rates are not known.
 
-    between: bytes that the operations between the products of all layers move for a row.
+    between: bytes that the operations between the products of all layers move for a row. cuts: see `activations.cuts`.
     """
 
     shape: Shape
     machine: Machine
     settings: PlanSettings
     between: float
+    cuts: bool
 
     def evaluated(self, rows: int, at_a_time: int) -> float | None:
         """A batch of so many rows, so many in a pass."""
@@ -55,9 +56,9 @@ class Clock:
         """
         batch = self.settings.batch_size
         rows = round(batch * optimizer.evaluations)
-        above = self.shape.upper if scheme in schemes.UPPER else self.shape.body
+        above = self.shape.upper if scheme in schemes.UPPER and self.cuts else self.shape.body
         branches = self._passes(above, rows, at_a_time)
-        below = self._passes(self.shape.body - above, batch, at_a_time)
+        below = self._passes(self.shape.body - above, batch, at_a_time, scored=False)
         noise = self._noise(optimizer, scheme, rows, -(-rows // at_a_time), kept)
         return None if branches is None or below is None or noise is None else branches + below + noise
 
@@ -73,16 +74,17 @@ class Clock:
         """Bytes of a weight, or of an activation."""
         return 4 if self.settings.storage == "float32" else 2
 
-    def _passes(self, values: int, rows: int, at_a_time: int) -> float | None:
+    def _passes(self, values: int, rows: int, at_a_time: int, scored: bool = True) -> float | None:
         """Rows through layers of so many values: 2 FLOP a value and token, and attention's, or the reading of weights; and what the
-        operations between move.
+        operations between move. scored: whether the head is met above them.
         """
         if not (self.machine.flops and self.machine.bandwidth) or not values:
             return None if values else 0.0
         share, passes = values / max(1, self.shape.body), -(-rows // at_a_time)
         tokens = rows * self.settings.tokens
         attention = 4 * self.settings.tokens * self.shape.hidden * self.shape.layers * share
-        head = 2 * rows * self.settings.answer_tokens * self.shape.vocabulary * self.shape.hidden
+        answers = self.settings.tokens if self.shape.caps else self.settings.answer_tokens
+        head = 2 * rows * answers * self.shape.vocabulary * self.shape.hidden * scored
         computed = (tokens * (2 * values + attention) + head) / self.machine.flops
         products = max(computed, passes * self._size * values / self.machine.bandwidth)
         calls = PYTHON * passes * self.shape.layers * share if self.machine.is_cpu else 0.0

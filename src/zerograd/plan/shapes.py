@@ -17,6 +17,7 @@ from zerograd.plan import quantities
 from zerograd.plan.kept import View
 from zerograd.spaces import weights
 from zerograd.text import models, schemes
+from zerograd.text.head import context
 from zerograd.train.settings import PlanSettings
 
 SCHEMES = ("full", "upper", "qk", "norms", "lora")
@@ -24,6 +25,9 @@ SCHEMES = ("full", "upper", "qk", "norms", "lora")
 
 SAMPLED = 4
 """Layers of a model that are kept to run passes through."""
+
+CAPS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""Fields of configurations by which logits are no plain product of states, and what they are where it is one after all."""
 
 LINEAR = ("Linear", "Conv1D")
 """Classes of modules that PEFT takes for linear layers."""
@@ -42,8 +46,10 @@ class Shape:
     trained: values that each of SCHEMES trains, those that the architecture can have. tensors: how many of each view hold these, in
     the model that is built where only the number of parameters was told. adapter: values of a LoRA on every linear
     layer. body: values that a token of the batch is multiplied with, in the layers that follow each other, experts that it does not
-    see left out; upper: those of them in the upper half of the layers. layers, hidden, vocabulary: sizes. sample: its first
-    layers, on the device "meta". head: of `models.HEADS`.
+    see left out; upper: those of them in the upper half of the layers. layers, hidden, vocabulary, context: sizes, and the most
+    tokens of a row; of a sequence-to-sequence model layers and body are the encoder's, through which a row goes. sample: its first
+    layers, on the device "meta". head: of `models.HEADS`. caps: whether the architecture does something with logits, so that those
+    of all positions are made.
     """
 
     parameters: int
@@ -55,8 +61,10 @@ class Shape:
     layers: int
     hidden: int
     vocabulary: int
+    context: int
     sample: Any
     head: str
+    caps: bool
 
     def made(self, dtype: torch.dtype, layers: int) -> Any:
         """The model cut to its first layers, at most SAMPLED, without values."""
@@ -74,31 +82,44 @@ def shape(settings: PlanSettings) -> Shape:
             raise ValueError(f"parameters is {given!r}, and MODEL {name}; give one of them")
         name, given = "", name
     if not name:
+        if settings.head not in ("auto", "causal"):
+            raise ValueError(f"head is {settings.head}, and a model that only sizes are known of is a causal one; name the model")
         count = int(quantities.read("parameters", given)) if given else 0
-        return _measured(_llama(count, {size: getattr(settings, size) for size in SIZES}), "causal", settings.lora_rank, count)
+        config = _llama(count, {size: getattr(settings, size) for size in SIZES})
+        values = sum(p.numel() for p in _made(config, "causal").parameters())
+        if count and settings.layers and settings.hidden and not 0.75 < values / count < 1.33:
+            made = f"layers {settings.layers} and hidden {settings.hidden} make {quantities.written(values, '')}"
+            raise ValueError(f"parameters is {given}, and {made}; leave one of them out")
+        return _measured(config, "causal", settings.lora_rank, count)
     for field in ("parameters", *SIZES):
         if getattr(settings, field):
             raise ValueError(f"{field} is {getattr(settings, field)!r}, and model {name!r} has its own; give one of them")
-    config, head = models.configuration(name)
+    config, head = models.configuration(name, settings.head)
     if getattr(config, "quantization_config", None) and not name.endswith(".gguf") and name != models.DEMO:
         raise ValueError(f"model {name!r} is quantised, which nothing here trains yet; give the model that it was made from")
-    return _measured(config, head, settings.lora_rank)
+    found = _measured(config, head, settings.lora_rank)
+    if settings.tokens > found.context:
+        raise ValueError(f"tokens is {settings.tokens}; model {name!r} takes at most {found.context:,}")
+    return found
 
 
 def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
     """The shape of a configuration. count: of its parameters, where it was told and the configuration only comes near it."""
     model = _made(config, head)
-    within = schemes.blocks(model)
+    decoder = schemes.blocks(model)
+    within = schemes.blocks(model.get_encoder()) if head == "seq2seq" else decoder
     body = [sum(_seen(p, config) for p in layer.parameters() if p.ndim > 1) for layer in within]
     values = sum(p.numel() for p in model.parameters())
-    linear = [m.get_parameter("weight") for layer in within for m in layer.modules() if type(m).__name__ in LINEAR]
+    adapted = [*within, *decoder] if head == "seq2seq" else within
+    linear = [m.get_parameter("weight") for layer in adapted for m in layer.modules() if type(m).__name__ in LINEAR]
+    sizes = config.get_text_config()
+    caps = head == "causal" and any(getattr(sizes, name, None) not in (None, plain) for name, plain in CAPS.items())
     tensors = {}
     for scheme in SCHEMES:
         with contextlib.suppress(ValueError):  # this architecture has nothing for it
             tensors[scheme] = _trained(schemes.select(model, scheme, lora_rank=lora_rank, head=head))
     trained = {scheme: sum(map(math.prod, views.elements())) for scheme, views in tensors.items()}
     scale = count / values if count else 1.0
-    sizes = config.get_text_config()
     return Shape(
         count or values,
         {name: round(some * (scale if name in ("full", *schemes.UPPER) else 1)) for name, some in trained.items()},
@@ -109,8 +130,10 @@ def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
         len(within),
         sizes.hidden_size,
         sizes.vocab_size,
+        context(model),
         cut(_made(config, head), SAMPLED),
         head,
+        caps,
     )
 
 
@@ -145,7 +168,8 @@ def _trained(model: Any) -> Counter[View]:
 
 def _seen(parameter: nn.Parameter, config: Any) -> float:
     """How many values of a parameter a token is multiplied with: of stacked experts, those that it is sent to."""
-    chosen = getattr(config.get_text_config(), "num_experts_per_tok", None)
+    sizes = config.get_text_config()
+    chosen = getattr(sizes, "num_experts_per_tok", None) or getattr(sizes, "top_k_experts", None)
     share = chosen / len(parameter) if parameter.ndim == 3 and chosen and len(parameter) > chosen else 1.0
     return parameter.numel() * share
 
@@ -175,5 +199,6 @@ def _llama(count: int, sizes: dict[str, int]) -> Any:
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
+        max_position_embeddings=1 << 20,
         tie_word_embeddings=bool(count) and 12 * layers * hidden**2 + 1.5 * vocabulary * hidden > count,
     )

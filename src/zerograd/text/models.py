@@ -67,8 +67,9 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
     return Loaded(model.eval().to(device), tokenizer, head)
 
 
-def configuration(name: str) -> tuple[Any, str]:
-    """A model's configuration by its name, as `load` takes it, and which of HEADS the model was saved with; no weight is read.
+def configuration(name: str, head: str = "auto") -> tuple[Any, str]:
+    """A model's configuration by its name, as `load` takes it, and its head, of HEADS; no weight is read. head: "auto" is the one
+    that the model was saved with.
 
     Raises FileNotFoundError or ValueError as `load` does.
     """
@@ -79,7 +80,9 @@ def configuration(name: str) -> tuple[Any, str]:
         config = transformers.AutoConfig.from_pretrained(found, **options)
     except OSError as error:
         raise _missing(name, error) from None
-    return config, "causal" if "gguf_file" in options else _saved_head(config)
+    if head == "auto":
+        return config, "causal" if "gguf_file" in options else _saved_head(config)
+    return config, head
 
 
 def demo_file() -> Path:

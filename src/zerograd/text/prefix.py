@@ -28,21 +28,7 @@ class Prefix:
 
     def below(self, ids: torch.Tensor) -> torch.Tensor:
         """The hidden states that enter layer `depth`: (rows, tokens, width)."""
-        caught: list[torch.Tensor] = []
-
-        def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append(args[0] if args else kwargs["hidden_states"])
-            raise _Caught
-
-        handle = self._layers[self.depth].register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                self.decoder(input_ids=ids, use_cache=False)
-        except _Caught:
-            pass
-        finally:
-            handle.remove()
-        return caught[0]
+        return _entering(self.decoder, self._layers[self.depth], input_ids=ids)
 
     def above(self, hidden: torch.Tensor) -> torch.Tensor:
         """The decoder's last hidden states from those that enter layer `depth`: (rows, tokens, width)."""
@@ -77,6 +63,39 @@ def prefix_of(model: Any, ids: torch.Tensor) -> Prefix | None:
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
         return None  # this architecture cannot be cut so
     return prefix if torch.equal(whole, cut) else None
+
+
+def hands_on(decoder: Any, hidden: torch.Tensor) -> bool:
+    """Whether hidden states given as embeddings enter the first of a decoder's `layers` as they are, as a `Prefix` needs it.
+
+    hidden: (rows, tokens, width); they need no values.
+    """
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        return False
+    try:
+        return _entering(decoder, layers[0], inputs_embeds=hidden) is hidden
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+        return False
+
+
+def _entering(decoder: Any, layer: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    """The hidden states that enter a layer: (rows, tokens, width)."""
+    caught: list[torch.Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(args[0] if args else kwargs["hidden_states"])
+        raise _Caught
+
+    handle = layer.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            decoder(**inputs, use_cache=False)
+    except _Caught:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]
 
 
 class _Caught(Exception):

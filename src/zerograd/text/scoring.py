@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from zerograd.text import head as heads
 from zerograd.text.cache import HiddenCache
 from zerograd.text.encoding import Encoder
-from zerograd.text.prefix import Prefix
+from zerograd.text.prefix import Prefix, prefix_of
 from zerograd.text.tasks import Example, Task
 
 FORWARD_TOKENS = 4096
@@ -190,6 +190,13 @@ class Scorer:
         answers = torch.zeros(len(prompts), 1, dtype=torch.long) if self.head == "seq2seq" else None
         batch = Batch(self._padded(prompts, self.encoder.pad), last, last, last, attention=seen, answers=answers)
         self.way = heads.shortest(self.model, batch.to(self.device), self._start)
+
+    def cut(self, examples: Sequence[Example]) -> None:
+        """From now on run the layers below the first trained one once for all branches of a step, where the scores are made of the
+        decoder's states and a few examples have the same bits so.
+        """
+        if self.head == "causal" and self.way == "decoder":
+            self.prefix = prefix_of(self.model, self.batch(examples, taught=True).ids)
 
     @property
     def _start(self) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from zerograd.optim import METHODS
 from zerograd.optim.base import NotFinite
 from zerograd.text import evaluation
 from zerograd.train import order
 from zerograd.train.progress import Progress
+from zerograd.train.settings import rate
 from zerograd.train.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def find(tuning: Tuning) -> float:
     before = Snapshot(tuning.folder / ".before", optimizer)
     before.take()
     start = _loss(tuning)
-    lowest, best = math.inf, METHODS[settings.method].RATE * FACTORS[0]
+    lowest, best = math.inf, rate(settings.method, settings.scheme) * FACTORS[0]
     try:
         for i, factor in enumerate(FACTORS):
             tuning.listen(Progress("learning rate", i / len(FACTORS)))
             for group in optimizer.param_groups:
-                group["lr"] = METHODS[settings.method].RATE * factor
+                group["lr"] = rate(settings.method, settings.scheme) * factor
             batches = order.batches(lengths, settings.batch_size, settings.seed)
             try:
                 for _ in range(STEPS):

@@ -15,7 +15,7 @@ from zerograd.optim import METHODS, options_of
 from zerograd.spaces.weights import STORAGES
 from zerograd.text.metrics import METRICS
 from zerograd.text.models import HEADS
-from zerograd.text.schemes import ADAPTERS, SCHEMES, UPPER
+from zerograd.text.schemes import ADAPTERS, SCHEMES, STRIDES, UPPER, stride
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -27,10 +27,26 @@ AUTO = "auto"
 
 DEFAULT_TASK = "sentiment-movies"
 
+EPS = 0.02
+"""The smoothing radius, relative to each tensor's rms, where a scheme's stride is 1."""
+
+
+def rate(method: str, scheme: str) -> float:
+    """The usual learning rate: RATE of a method's class, or its ADAPTER_RATE; a method of evaluations alone has it times the
+    scheme's stride.
+    """
+    kind = METHODS[method]
+    own = kind.RATE if kind.ADAPTER_RATE is None or scheme not in ADAPTERS else kind.ADAPTER_RATE
+    return own * (1 if kind.takes_backward else stride(scheme))
+
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] = (), kind: type | None = None) -> Any:
     """A field. kind: of its values, where None stands for a default that depends on others."""
     return field(default=default, metadata={"help": help, "choices": choices, "kind": kind or type(default)})
+
+
+def _strides() -> str:
+    return ", ".join(f"{stride:g} times that with {scheme}" for scheme, stride in STRIDES.items())
 
 
 @dataclass(frozen=True)
@@ -89,10 +105,10 @@ class TuneSettings(TaskSettings):
     batch_size: int = _setting(32, "examples a step")
     lr: float | str = _setting(
         None,
-        "learning rate, or auto, by a range test; by default the method's own, RATE of its class",
+        f"learning rate, or auto, by a range test; by default RATE of the method's class; {_strides()}, of evaluations alone",
         kind=float,
     )
-    eps: float = _setting(2e-2, "smoothing radius, relative to each tensor's rms")
+    eps: float = _setting(None, f"smoothing radius, relative to each tensor's rms; by default {EPS}, {_strides()}", kind=float)
     schedule: str = _setting("linear", "how the learning rate falls over the run", SCHEDULES)
     weight_decay: float = _setting(0.0, "decoupled weight decay")
     method_options: tuple[str, ...] = _setting((), "NAME=VALUE of the method's own settings, such as rank=2 distribution=gaussian")
@@ -106,7 +122,9 @@ class TuneSettings(TaskSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr is None:
-            object.__setattr__(self, "lr", METHODS[self.method].RATE)
+            object.__setattr__(self, "lr", rate(self.method, self.scheme))
+        if self.eps is None:
+            object.__setattr__(self, "eps", EPS * stride(self.scheme))
         for name in ("batch_size", "lora_rank", "virtual_tokens"):
             _at_least(name, getattr(self, name), 1)
         for name in ("layers", "minutes", "steps", "evaluations", "lr", "weight_decay", "evals", "patience"):
@@ -159,7 +177,7 @@ class TuneSettings(TaskSettings):
         if self.mix != 1 and self.objective == "loss":
             raise ValueError(f"mix is {self.mix}, and the objective is the loss alone; give the objective a metric")
         method = METHODS[self.method]
-        if self.eps != self.__dataclass_fields__["eps"].default and not method.perturbs:
+        if self.eps not in (EPS, EPS * stride(self.scheme)) and not method.perturbs:
             raise ValueError(f"eps is {self.eps}, and method {self.method} perturbs nothing; leave it out")
         if self.objective != "loss" and (method.takes_backward or not method.perturbs):
             say = f"objective is {self.objective}, which has no gradient, and method {self.method} differentiates"
@@ -173,6 +191,7 @@ class PlanSettings:
     """What `zerograd plan` takes: a model, a machine, and a step. Raises ValueError naming a field that is wrong."""
 
     model: str = _setting("", "as zerograd tune takes it, of which the configuration is read and no weight; or a size, 8B")
+    head: str = _setting("auto", "what the model answers with; auto: what it was saved with", ("auto", *HEADS))
     parameters: str = _setting("", "how many the model has, 8B, when there is no model to read")
     layers: int = _setting(0, "its layers; 0 for as many as its other sizes suggest, as for the next four")
     hidden: int = _setting(0, "its width")
@@ -231,7 +250,7 @@ def _require_kind(spec: dataclasses.Field[Any], value: Any) -> None:
     if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return
     accepted = (int, float) if kind is float else kind
-    if spec.default is None and value in (None, AUTO):
+    if spec.default is None and (value is None or (value == AUTO and spec.name == "lr")):
         return
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         words = {tuple: "a list of texts", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}

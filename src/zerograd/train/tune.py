@@ -24,7 +24,6 @@ from zerograd.text import columns, evaluation, findings, metrics, models, object
 from zerograd.text.cache import HiddenCache
 from zerograd.text.data import Source
 from zerograd.text.evaluation import Answers
-from zerograd.text.prefix import prefix_of
 from zerograd.text.scoring import Batch, Scorer
 from zerograd.text.tasks import Example, Task
 from zerograd.train import environment, loop, memory, order, rates, recording, report, runs, trackers
@@ -32,7 +31,7 @@ from zerograd.train.files import new_folder, write_text
 from zerograd.train.loop import Loop
 from zerograd.train.progress import Listener, Progress
 from zerograd.train.result import Judge, judged, metric_of, predictions
-from zerograd.train.settings import AUTO, TaskSettings, TuneSettings
+from zerograd.train.settings import AUTO, TaskSettings, TuneSettings, rate
 from zerograd.train.trackers import TensorBoard, Tracker
 
 FIT_ROWS = 2_000
@@ -93,12 +92,11 @@ class Tuning:
         self.head, self.model = loaded.head, loaded.model
         self.scorer = Scorer(self.model, loaded.tokenizer, self.task, loaded.head, settings.max_tokens)
         self.scorer.settle(self.task.train[:2])
-        few = self.scorer.batch(self.task.train[:2], taught=True)
-        if loaded.head == "causal" and settings.scheme not in schemes.ADAPTERS:
-            self.scorer.prefix = prefix_of(self.model, few.ids)
+        if settings.scheme not in schemes.ADAPTERS:
+            self.scorer.cut(self.task.train[:2])
         self.identity = journal.identity(self.model)
         self.objective = self._objective()
-        self.lr = METHODS[settings.method].RATE if isinstance(settings.lr, str) else settings.lr
+        self.lr = rate(settings.method, settings.scheme) if isinstance(settings.lr, str) else settings.lr
         self.optimizer = self._optimizer()
         self.copies = self.optimizer.copies  # of the batch, in a pass
         self.rows = self.copies * settings.batch_size  # of a step, and of an evaluation
@@ -330,6 +328,9 @@ class Tuning:
 
     def _optimizer(self) -> ZerothOrder:
         settings = self.settings
+        own = settings.own()
+        if own.get("checkpointing"):
+            memory.give_back_at_once()
         method: Callable[..., ZerothOrder] = METHODS[settings.method]
         return method(
             self.model,
@@ -339,7 +340,7 @@ class Tuning:
             storage=runs.storage(settings),
             seed=settings.seed,
             self_check=not self.resume,  # a run that goes on was checked when it began
-            **settings.own(),
+            **own,
         )
 
     def micro_batch(self, batch: Batch) -> int:
