@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from test_cli import folder  # noqa: F401  # a fixture
 from test_data import write
 
 from zerograd import journal
-from zerograd.bench import process, prompts, rows, search, study, tables
+from zerograd.bench import page, process, prompts, rows, search, study, tables
 from zerograd.bench.runner import Runner
 from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Search
 from zerograd.cli import main
 from zerograd.optim import METHODS
 from zerograd.text import evaluation, models, tasks
-from zerograd.train import statistics
+from zerograd.train import recording, statistics
 
 FEW = {"evaluations": 8, "rows": {"dev": 8, "test": 10}, "settings": {"batch_size": 4, "threads": 1}, "search": {"rungs": 1}}
 
@@ -196,6 +197,8 @@ def test_from_the_command_line_to_the_tables_in_processes_of_their_own(folder, t
     assert row["settings"]["lr"] == 2 * METHODS["momentum"].RATE
     assert row["state_bytes"] > 0 < row["peak_bytes"]
     before = (out / "leaderboard.jsonl").read_bytes()
+    with recording.alone(out / "tiny" / row["method"]), pytest.raises(journal.JournalLocked):
+        Runner(study.read(path), out).again(row["key"])
     assert main(["bench", "run", str(path), "--out", str(out), "--again", row["key"]]) == 0
     assert "the same answers" in " ".join(capsys.readouterr().out.split())
     assert (out / "leaderboard.jsonl").read_bytes() == before
@@ -232,6 +235,9 @@ def test_another_scheme_answers_the_same_test_rows_of_another_model(folder, task
     [
         ({"methods": ["nadam"]}, "methods has 'nadam'; choose of mezo, "),
         ({"methods": []}, "methods is []; give at least one"),
+        ({"reference": "mezzo"}, "reference is 'mezzo'; choose of mezo, "),
+        ({"grids": {"momentum": {"beta": [0.9, 2]}}}, "method momentum, scheme upper: beta is 2"),
+        ({"methods": ["adam"], "grids": {"adam": {"betas": [["0.9", 0.5]]}}}, "betas are ['0.9', 0.5]; they must be two numbers"),
         ({"methods": "mezo"}, "methods is 'mezo'; it must be a list of names"),
         ({"tasks": ["nowhere"]}, "task 'nowhere' is not one of"),
         ({"tasks": ["squad"]}, "task squad has free answers"),
@@ -305,7 +311,7 @@ def curves(losses):
         def lines():
             for look in range(looks + 1):
                 looked.append((config["lr"], look))
-                yield {"dev": {"dev_loss": losses[config["lr"]] + 1 / (look + 1)}}
+                yield {"dev": {"evaluations": 100 * look / looks, "dev_loss": losses[config["lr"]] + 1 / (look + 1)}}
             yield {"result": {"stopped": None}}
 
         yield lines()
@@ -313,11 +319,26 @@ def curves(losses):
     return start, looked
 
 
+def test_a_run_of_large_steps_is_judged_where_it_passes_a_rung(tmp_path):
+    """Its first look is at half of the evaluations, beyond the first rung: held against those that come to the rung."""
+
+    @contextlib.contextmanager
+    def start(config, looks):
+        seen = {1: [(0, 0.9), (25, 0.5), (50, 0.4), (75, 0.3), (100, 0.2)], 2: [(0, 0.9), (54, 0.45), (108, 0.1)]}
+        seen[3] = [(0, 0.9), (30, 0.48), (52, 0.39), (75, 0.2), (100, 0.15)]
+        lines = [{"dev": {"evaluations": at, "dev_loss": loss}} for at, loss in seen[config["lr"]]]
+        yield iter([*lines, {"result": {"stopped": None}}])
+
+    found = search.best(tmp_path / "s.log", "a", [{"lr": 1}, {"lr": 2}, {"lr": 3}], Search(rungs=2, factor=2), 100, start)
+    states = {config["lr"]: (state, loss) for config, state, loss in found.trials}
+    assert states == {1: ("complete", 0.2), 2: ("pruned", 0.45), 3: ("pruned", 0.48)}
+
+
 def test_halving_finds_the_best_stops_the_others_early_and_is_not_run_twice(tmp_path):
     losses = {1: 0.5, 2: 0.4, 3: 0.9, 4: 0.8, 5: 0.3, 6: 0.7}
     start, looked = curves(losses)
     grid = [{"lr": lr} for lr in losses]
-    found = search.best(tmp_path / "search.log", "a", grid, Search(rungs=2, factor=2), start)
+    found = search.best(tmp_path / "search.log", "a", grid, Search(rungs=2, factor=2), 100, start)
     assert found.config == {"lr": 5}
     assert found.dev_loss == pytest.approx(0.3 + 1 / 5)
     assert {config["lr"]: state for config, state, _ in found.trials} | {4: ""} == {
@@ -327,10 +348,10 @@ def test_halving_finds_the_best_stops_the_others_early_and_is_not_run_twice(tmp_
     assert (3, 2) not in looked, "a run that is stopped goes no further than the first rung"
     assert [lr for lr, look in looked if look == 0] == list(losses), "a promoted run goes on; it does not begin again"
     looked.clear()
-    again = search.best(tmp_path / "search.log", "a", grid, Search(rungs=2, factor=2), start)
+    again = search.best(tmp_path / "search.log", "a", grid, Search(rungs=2, factor=2), 100, start)
     assert not looked
     assert again == found
-    search.best(tmp_path / "search.log", "a", [*grid, {"lr": 1}], Search(rungs=2, factor=2), start)
+    search.best(tmp_path / "search.log", "a", [*grid, {"lr": 1}], Search(rungs=2, factor=2), 100, start)
     assert looked, "another grid is another search"
 
 
@@ -340,7 +361,7 @@ def test_a_search_that_was_cut_off_chooses_as_one_that_was_not(tmp_path):
     grid = [{"lr": lr} for lr in losses]
     rule = Search(rungs=2, factor=2)
     start, _ = curves(losses)
-    whole = search.best(tmp_path / "whole.log", "a", grid, rule, start)
+    whole = search.best(tmp_path / "whole.log", "a", grid, rule, 100, start)
 
     for config, look in [(1, 3), (3, 0), (4, 1), (4, 2), (5, 0)]:
 
@@ -350,8 +371,8 @@ def test_a_search_that_was_cut_off_chooses_as_one_that_was_not(tmp_path):
                 yield (_cut(lines, look) if given["lr"] == config else lines)
 
         with pytest.raises(KeyboardInterrupt):
-            search.best(tmp_path / "cut.log", "a", grid, rule, dying)
-    assert search.best(tmp_path / "cut.log", "a", grid, rule, start) == whole
+            search.best(tmp_path / "cut.log", "a", grid, rule, 100, dying)
+    assert search.best(tmp_path / "cut.log", "a", grid, rule, 100, start) == whole
     assert {config["lr"] for config, state, _ in whole.trials if state == "complete"} == {1, 4}
     assert {config["lr"] for config, state, _ in whole.trials if state == "pruned"} == {2, 3, 5}
 
@@ -367,9 +388,9 @@ def test_a_diverging_config_never_wins(tmp_path):
     @contextlib.contextmanager
     def start(config, looks):
         stopped = "ended: the loss was not finite" if config["lr"] == 1 else None
-        yield iter([{"dev": {"dev_loss": 0.1 * config["lr"]}}, {"result": {"stopped": stopped}}])
+        yield iter([{"dev": {"evaluations": 100, "dev_loss": 0.1 * config["lr"]}}, {"result": {"stopped": stopped}}])
 
-    assert search.best(tmp_path / "s.log", "a", [{"lr": 1}, {"lr": 2}], Search(), start).config == {"lr": 2}
+    assert search.best(tmp_path / "s.log", "a", [{"lr": 1}, {"lr": 2}], Search(), 100, start).config == {"lr": 2}
 
 
 def row(method: str, seed: int, right: str, **more: Any) -> dict[str, Any]:
@@ -487,6 +508,32 @@ def test_seconds_of_two_machines_are_never_in_one_table():
     ]
 
 
+def test_seeds_are_paired_on_one_set_of_test_rows():
+    """Where a task's rows are others now, under the same protocol, those of before are no pairs."""
+    found = [row(method, seed, "01" * 50) for method in ("mezo", "near") for seed in range(3)]
+    found += [row(method, seed, "01" * 60, test="y") for method in ("mezo", "near") for seed in (3, 4)]
+    (table,) = tables.tables(found)
+    (line,) = (line for line in table.lines if line.method == "near")
+    assert (line.gain, line.verdict, line.seeds) == (0, "even", 5)
+
+
+def test_the_page_draws_seconds_of_one_machine(tmp_path):
+    timed = {
+        "budget": {"evaluations": 100, "seconds": 10}, "accuracy_seconds": 0.5, "evaluations_seconds": 40, "seconds_seconds": 10.5,
+        "right_seconds": rows.packed("01"),
+    }  # fmt: skip
+    curve = [{"evaluations": 0, "seconds": 0.0, "dev_loss": 0.7}, {"evaluations": 100, "seconds": 9.0, "dev_loss": 0.6}]
+    found = [
+        row(method, 0, "01", **timed, curve=curve, machine={"cpu": cpu, "cores": 2})
+        for method, cpu in (("mezo", "A"), ("adam", "A"), ("elsewhere", "B"))
+    ]
+    page.write(tmp_path / "page.html", found)
+    by_seconds, by_memory, curves = (tmp_path / "page.html").read_text().split("<svg")[1:]
+    assert "elsewhere" in by_memory
+    assert "adam" in by_seconds
+    assert "elsewhere" not in by_seconds + curves.partition("</figure>")[0]
+
+
 def test_the_page_needs_nothing_else_and_names_the_losers(tmp_path):
     curve = [{"evaluations": 0, "seconds": 0.0, "dev_loss": 0.7}, {"evaluations": 100, "seconds": 9.0, "dev_loss": 0.6}]
     found = [row("mezo", seed, "01" * 50, curve=curve) for seed in range(2)] + [row("<b>", seed, "00" * 50) for seed in range(2)]
@@ -509,6 +556,30 @@ def test_a_row_that_was_cut_short_is_left_out_and_written_over(tmp_path):
     rows.append(path, row("mezo", 1, "11"))
     assert [one["accuracy"] for one in rows.read(path)] == [0.5, 1.0], "the last row of a key counts"
     assert path.read_bytes().startswith(whole)
+    path.write_bytes(path.read_bytes().rstrip())
+    rows.append(path, row("mezo", 2, "01"))
+    assert [one["seed"] for one in rows.read(path)] == [0, 1, 2], "a last line that lacks nothing but its end is a row"
+
+
+def test_a_row_for_which_there_is_no_room_is_an_error(tmp_path, monkeypatch):
+    path = tmp_path / "l.jsonl"
+    rows.append(path, row("mezo", 0, "01"))
+    before = path.read_bytes()
+    kept, write = [], os.write
+
+    def short(handle, data):
+        if kept:
+            raise OSError("no space left")
+        kept.append(write(handle, data[:40]))
+        return kept[0]
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(OSError, match="no space left"):
+        rows.append(path, row("mezo", 1, "01"))
+    monkeypatch.undo()
+    assert path.read_bytes().startswith(before)
+    rows.append(path, row("mezo", 1, "01"))
+    assert [one["seed"] for one in rows.read(path)] == [0, 1]
 
 
 def test_answers_are_packed_without_loss():
@@ -593,6 +664,12 @@ def test_a_gguf_file_is_read_once_and_its_folder_is_the_same_model(folder, task,
     monkeypatch.setattr(models, "load", lambda name, *more: read.append(name) or loaded)
     made = [runner._model(str(file)) for _ in range(2)]
     monkeypatch.undo()
+    other = tmp_path / "more" / "some.gguf"
+    other.parent.mkdir()
+    other.touch()
     assert read == [str(file)]
     assert made[0] == made[1]
+    monkeypatch.setattr(models, "load", lambda name, *more: read.append(name) or loaded)
+    assert runner._model(str(other)) not in made, "another file of that name is another model"
+    monkeypatch.undo()
     assert journal.identity(models.load(made[0]).model) == journal.identity(loaded.model)

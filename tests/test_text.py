@@ -66,6 +66,16 @@ def test_splits_are_disjoint_in_ids_and_texts_and_both_labels_occur(name):
         assert {e.label for e in split} == {0, 1}
 
 
+def test_rows_without_ids_are_cut_alike_whatever_the_prompt():
+    given = [{"text": f"film {i}", "label": i % 2} for i in range(60)]
+    splits_of = []
+    for prompt in ("{{ text }}=", "Film: {{ text }} It was"):
+        made = Task(TaskSpec("cut", prompt=prompt, options=(" n", " p"), label="label"), [], [], [])
+        rows = splits._split(made, {"train": made.read(given, "here"), "dev": [], "test": []}, [])
+        splits_of.append([[e.row["text"] for e in split] for split in rows])
+    assert splits_of[0] == splits_of[1]
+
+
 def test_movies_have_two_thousand_test_rows_and_the_split_is_fixed():
     loaded = splits.load("sentiment-movies")
     assert [len(rows) for rows in (loaded.train, loaded.dev, loaded.test)] == [6671, 500, 2000]

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 
-from zerograd.bench import tables
+from zerograd.bench import rows, tables
 from zerograd.bench.rows import Row
 from zerograd.bench.tables import Line, Place, Table
 from zerograd.train import page
@@ -28,13 +28,15 @@ def write(path: Path, found: Sequence[Row]) -> None:
     parts = [_head(made)]
     for where, group in groupby(made, lambda table: table.place):
         some = list(group)
-        mine = [row for row in found if Place.of(row) == where]
         first = some[0]
-        drawn = [
-            _scatter(first, "training time, s", lambda line: line.seconds, "Test accuracy against seconds"),
-            _scatter(first, "peak memory, MB", lambda line: line.peak_bytes / 1e6, "Test accuracy against memory"),
-        ]
-        parts.append(f'<div class="two">{"".join(drawn)}</div>' + (_curves(first, mine) if mine else ""))
+        drawn = [_scatter(first, "peak memory, MB", lambda line: line.peak_bytes / 1e6, "Test accuracy against memory")]
+        timed = next((table for table in some if len(table.machines) < 2), None)  # seconds of two machines are not alike
+        curves = ""
+        if timed is not None:
+            drawn.insert(0, _scatter(timed, "training time, s", lambda line: line.seconds, "Test accuracy against seconds"))
+            mine = [row for row in found if Place.of(row) == where and rows.machine(row) in timed.machines]
+            curves = _curves(timed, mine) if mine else ""  # of all tasks together there is none
+        parts.append(f'<div class="two">{"".join(drawn)}</div>{curves}')
         parts += [page.section(escape(table.title), _table(table), escape(table.note)) for table in some]
     write_text(path, page.document("zerograd leaderboard", parts))
 

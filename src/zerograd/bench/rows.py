@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zerograd.journal.writer import lock
+from zerograd.journal.writer import lock, write
 
 Row = Mapping[str, Any]
 
@@ -43,16 +43,25 @@ def read(path: Path) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a row, on the disk when this returns. What a process that was cut off has left of a line goes."""
+    """Add a row, on the disk when this returns. What a process that was cut off has left of a line goes. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:  # several runners may share a file
         lock(file.fileno(), path, wait=True)
         file.seek(0)
         text = file.read()
-        if text and not text.endswith(b"\n"):
-            file.truncate(text.rfind(b"\n") + 1)
-        file.write(json.dumps(row).encode() + b"\n")
+        last = text[text.rfind(b"\n") + 1 :]
+        if last and not _is_json(last):
+            file.truncate(len(text) - len(last))
+        write(file.fileno(), b"\n" * _is_json(last) + json.dumps(row).encode() + b"\n")
         os.fsync(file.fileno())
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def packed(right: str) -> str:

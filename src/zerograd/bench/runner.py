@@ -92,14 +92,18 @@ class Runner:
         return count
 
     def again(self, key: str) -> tuple[rows.Row, rows.Row]:
-        """(the row of a key, the same run anew); no row is added. Raises ValueError for a key that this study has no row of."""
+        """(the row of a key, the same run anew); no row is added.
+
+        Raises ValueError for a key that this study has no row of, JournalLocked when another process runs its method.
+        """
         found = self._there().get(key)
         cells = {self.key(cell, seed): (cell, seed) for cell in self.study.cells for seed in self.study.seeds}
         if found is None or key not in cells:
             raise ValueError(f"{self.leaderboard} has no row {key!r} of this study; its keys are those like {next(iter(cells))}")
         cell, seed = cells[key]
         chosen = Chosen(found["config"], found["search"]["dev_loss"], [])
-        return found, self.row(cell, seed, chosen, lambda done: self._tell(cell.method, done, key))
+        with recording.alone(self.folder / cell.method):
+            return found, self.row(cell, seed, chosen, lambda done: self._tell(cell.method, done, key))
 
     def chosen(self, cell: Cell) -> Chosen:
         """The settings of a cell, by its search."""
@@ -113,7 +117,8 @@ class Runner:
             self._tell(cell.method, 0.0, f"search on {where.task}, run {number + 1} of {count}, {100 * done:.0f} %{lowest}")
 
         path = self.folder / cell.method / "search.log"
-        return search.best(path, self._search_key(where), self.study.grid(cell.method), self.study.search, start, listen)
+        key, grid = self._search_key(where), self.study.grid(cell.method)
+        return search.best(path, key, grid, self.study.search, self._tried, start, listen)
 
     def row(self, cell: Cell, seed: int, chosen: Chosen, listen: Callable[[float], None] = lambda done: None) -> rows.Row:
         """One run to the end of the budget, as its row."""
@@ -157,7 +162,7 @@ class Runner:
         cells = [cell for cell in study.cells if cell.method in (methods or study.methods)]
         todo = [(cell, seed) for cell in cells for seed in study.seeds if not self._has(there, cell, seed)]
         searches = {self._search_key(study.searched(cell)): len(study.grid(cell.method)) for cell, _ in todo}
-        each, trial = study.evaluations, study.search.evaluations or study.evaluations
+        each = study.evaluations
         yield f"{len(cells) * len(study.seeds)} rows, of which {len(todo)} are missing; protocol {study.protocol}"
         yield (
             f"a row: {each:,} evaluations" * bool(each)
@@ -165,7 +170,8 @@ class Runner:
             + (f" {study.seconds:g} s of training" if study.seconds else "")
         )
         trials = sum(searches.values())
-        yield f"{len(searches)} searches of {trials} runs: at most {trials * trial:,} evaluations, about half of that with halving"
+        most = f"at most {trials * self._tried:,} evaluations, about half of that with halving"
+        yield f"{len(searches)} searches of {trials} runs: {most}"
 
     def _there(self) -> dict[str, rows.Row]:
         return {row["key"]: row for row in rows.read(self.leaderboard)} if self.leaderboard.exists() else {}
@@ -189,8 +195,12 @@ class Runner:
 
     def _trial(self, cell: Cell, config: Config, looks: int) -> TuneSettings:
         settings = self._settings(cell, config, self.study.search.seed, looks)
-        evaluations = self.study.search.evaluations or self.study.evaluations
-        return dataclasses.replace(settings, minutes=0.0, evaluations=evaluations)
+        return dataclasses.replace(settings, minutes=0.0, evaluations=self._tried)
+
+    @property
+    def _tried(self) -> int:
+        """Evaluations of a run of a search that is not stopped."""
+        return self.study.search.evaluations or self.study.evaluations
 
     def _model(self, name: str) -> str:
         """Where a model is loaded from: of a GGUF file, whose reading takes longer than a short run, a folder is made once."""
@@ -199,7 +209,9 @@ class Runner:
             return name
         settings = self.study.run(next(iter(self.study.cells)), {}, 0, self.study.tasks[0], 1)
         dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
-        out = self.folder / "models" / f"{path.stem}-{str(dtype).removeprefix('torch.')}"
+        file = path.stat()
+        which = named([str(path.resolve()), file.st_size, file.st_mtime_ns])
+        out = self.folder / "models" / f"{path.stem}-{str(dtype).removeprefix('torch.')}-{which}"
         if not out.exists():
             self.listen(Progress("reading the model", 0.0, ""))
             environment.prepare()

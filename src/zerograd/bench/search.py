@@ -39,9 +39,17 @@ class Chosen:
 
 
 def best(
-    path: Path, key: str, grid: list[Config], search: Search, start: Start, listen: Listen = lambda number, low, done: None
+    path: Path,
+    key: str,
+    grid: list[Config],
+    search: Search,
+    evaluations: int,
+    start: Start,
+    listen: Listen = lambda number, low, done: None,
 ) -> Chosen:
-    """The best of a grid: from the file where that is known, and else by runs that are told to it. key: names the search."""
+    """The best of a grid: from the file where that is known, and else by runs that are told to it. key: names the search.
+    evaluations: of a run that is not stopped.
+    """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -68,8 +76,8 @@ def best(
         whole = [t.value for t in study.get_trials(states=(TrialState.COMPLETE,)) if t.value is not None]
         tell = functools.partial(listen, trial.number, min(whole, default=math.nan))
         tell(0.0)
-        losses = [trial.intermediate_values for trial in before]
-        loss, state = _run(trial, start(config, search.factor**search.rungs), losses, search, tell)
+        losses = [t.intermediate_values for t in before if t.value is None or math.isfinite(t.value)]  # what diverged is no rival
+        loss, state = _run(trial, start(config, search.factor**search.rungs), losses, search, evaluations, tell)
         study.tell(trial, loss if state == TrialState.COMPLETE else None, state)
     trials = [(json.loads(t.user_attrs["config"]), t.state.name.lower(), _last(t)) for t in study.get_trials(states=ended)]
     won = study.best_trial
@@ -82,12 +90,15 @@ def _run(
     run: AbstractContextManager[Iterator[dict[str, Any]]],
     others: list[Mapping[int, float]],
     search: Search,
+    evaluations: int,
     listen: Callable[[float], None],
 ) -> tuple[float, Any]:
-    """Its last dev loss, and whether it came to the end. others: the losses of runs before it, by look."""
+    """Its last dev loss, and whether it came to the end. others: the losses of runs before it, by look, the share of the
+    evaluations at which it was due. A run of steps so large that they pass a rung is judged there by its next look.
+    """
     from optuna.trial import TrialState
 
-    look, loss = 0, math.inf
+    before, loss = 0, math.inf
     rungs = [search.factor**rung for rung in range(search.rungs)]
     with run as lines:
         for line in lines:
@@ -95,13 +106,20 @@ def _run(
                 listen(line["done"])
             if "dev" in line:
                 loss = line["dev"].get("dev_loss", math.inf)
+                look = int(line["dev"]["evaluations"] / evaluations * search.factor**search.rungs + 1e-9)
                 trial.report(loss, look)
-                if look in rungs and _is_behind(loss, [one[look] for one in others if look in one], search.factor):
+                passed = [rung for rung in rungs if before < rung <= look]
+                if any(_is_behind(loss, _at(rung, others), search.factor) for rung in passed):
                     return loss, TrialState.PRUNED
-                look += 1
+                before = look
             if "result" in line and line["result"]["stopped"] is not None:
                 loss = math.inf
     return loss, TrialState.COMPLETE
+
+
+def _at(rung: int, others: list[Mapping[int, float]]) -> list[float]:
+    """The losses of runs at a rung, or at their first look beyond it."""
+    return [one[min(looks)] for one in others if (looks := [look for look in one if look >= rung])]
 
 
 def _is_behind(loss: float, others: list[float], factor: int) -> bool:

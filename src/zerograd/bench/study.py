@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from zerograd.bench import prompts
 from zerograd.optim import METHODS
 from zerograd.text import tasks
@@ -20,7 +22,7 @@ from zerograd.train.files import read_yaml
 from zerograd.train.settings import TuneSettings, rate
 
 LR = (1, 0.25, 0.5, 2, 4)
-"""Factors of a method's own rate that are tried where a study names none."""
+"""Factors of the usual rate that are tried where a study names none."""
 
 OWN = (
     *(
@@ -47,7 +49,7 @@ DIRECT = ("eps", "weight_decay")
 """Settings of every run that a grid may name beside lr and a method's own."""
 
 Config = Mapping[str, Any]
-"""A point of a grid: `lr`, a factor of the method's rate, and settings by name."""
+"""A point of a grid: `lr`, a factor of `train.settings.rate`, and settings by name."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Study:
     """The fields of a study. Raises ValueError naming what is wrong.
 
     methods: names, or "all". grids: by method, and `default` for the others: values by name of a setting, tried in all
-    combinations, `lr` in factors of the method's own rate. prompts: see `prompts.PROMPTS`. seeds: of the runs that are reported.
+    combinations, `lr` in factors of `train.settings.rate`. prompts: see `prompts.PROMPTS`. seeds: of the runs that are reported.
     evaluations, seconds: the budget of a run, in evaluations of the batch and in seconds of training; 0 for none. A run goes on
     until both are spent, and is tested where each is. search: see `Search`. curve: looks at the dev split in a run. rows: the most
     of each split. settings: more of `zerograd tune`'s, for all runs. reference: the method that others are compared with.
@@ -110,6 +112,8 @@ class Study:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a number of at least {least}")
         if not self.evaluations and not self.seconds:
             raise ValueError("evaluations and seconds are both 0: the runs would have no end; give one of them, or both")
+        if self.reference not in METHODS:
+            raise ValueError(f"reference is {self.reference!r}; choose of {', '.join(METHODS)}")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds has {min(self.seeds)}; they must be at least 0")
         if self.search.seed in self.seeds:
@@ -137,8 +141,10 @@ class Study:
         for model, method, scheme in itertools.product(self.models, self.methods, self.schemes):
             for config in self.grid(method):
                 try:
-                    self.run(Cell(model, method, scheme, self.tasks[0], self.prompts[0]), config, self.seeds[0], self.tasks[0], 1)
-                except ValueError as error:
+                    cell = Cell(model, method, scheme, self.tasks[0], self.prompts[0])
+                    own = self.run(cell, config, self.seeds[0], self.tasks[0], 1).own()
+                    METHODS[method](nn.Linear(2, 2), **{name: value for name, value in own.items() if name != "checkpointing"})
+                except (ValueError, TypeError) as error:
                     raise ValueError(f"method {method}, scheme {scheme}: {error}") from None
 
     @property
@@ -164,7 +170,7 @@ class Study:
         """The settings of a run. task: a built-in one, or the file of one. Raises ValueError for what is wrong with them."""
         factor = config.get("lr", 1)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
-            raise ValueError(f"lr is {factor!r} in a grid; it must be a number, a factor of the method's rate")
+            raise ValueError(f"lr is {factor!r} in a grid; it must be a number, a factor of the usual rate")
         direct = {name: config[name] for name in DIRECT if name in config}
         options = tuple(f"{name}={_text(value)}" for name, value in config.items() if name not in ("lr", *DIRECT))
         fields = {"schedule": "constant"} | dict(self.settings) | direct

@@ -195,16 +195,17 @@ def _ends(mine: Sequence[Row], names: Sequence[str], budget: str) -> dict[int, E
 
 
 def _line(method: str, scheme: str, mine: Sequence[Row], ends: dict[int, End], held: dict[int, End], is_reference: bool) -> Line:
-    pairs = [
+    alike = [
         (seed, end)
         for seed, end in ends.items()
         if seed in held and held[seed].tests == end.tests and held[seed].widths == end.widths and min(end.widths)
     ]
+    pairs = [(seed, end) for seed, end in alike if end.tests == alike[-1][1].tests]  # the last, where a task's rows are others now
     differences = [[a - b for a, b in zip(end.right, held[seed].right, strict=True)] for seed, end in pairs]
     gain = gain_interval = None
     if pairs and not is_reference:
         gain = fmean(end.value - held[seed].value for seed, end in pairs)
-        gain_interval = statistics.crossed(differences, next(iter(ends.values())).widths)
+        gain_interval = statistics.crossed(differences, pairs[0][1].widths)
     values = [end.value for end in ends.values()]
     interval = [min(1.0, max(0.0, side)) for side in statistics.student(values)] if len(values) > 1 else None
     return Line(

@@ -42,7 +42,7 @@ class Writer:
         handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
         try:
             lock(handle, path)
-            _write(handle, made)
+            write(handle, made)
             os.fsync(handle)
             partial.rename(path)  # a journal has a whole header, or is not there
             sync_folder(path.parent)
@@ -86,7 +86,7 @@ class Writer:
         """Append a record. Raises OSError when it cannot be written; the journal is then what it was before."""
         made = to_bytes(record, self.crc)
         try:
-            _write(self._handle, made)
+            write(self._handle, made)
         except BaseException:  # an interrupt too: half a record is none
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, self.offset)
@@ -135,7 +135,8 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write(handle: int, data: bytes) -> None:
+def write(handle: int, data: bytes) -> None:
+    """Write all of it. Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]

@@ -202,9 +202,9 @@ class Task:
     def _example(self, row: Row, labelled: bool) -> Example:
         blank = Example("", row)
         if self.spec.messages:
-            prompt, answers = self._conversation(row, labelled)
+            answers = self._conversation(row, labelled)
         else:
-            prompt = self.prompt(blank)
+            self.prompt(blank)  # it can be made
             missing = [name for name in sorted(self._prompt.names & row.keys()) if row[name] is None or not str(row[name]).strip()]
             if missing:
                 raise ValueError(f"{missing[0]} is empty; fill it, or leave the row out")
@@ -216,9 +216,9 @@ class Task:
         if self._label is not None and labelled:
             labels = self._labels(self._label.value(row), row)
         identity = str(self._id.value(row)) if self._id is not None else str(row.get("id", ""))
-        return Example(identity or hashlib.sha256(prompt.encode()).hexdigest()[:12], row, labels, options, answers)
+        return Example(identity or _named(row), row, labels, options, answers)
 
-    def _conversation(self, row: Row, labelled: bool) -> tuple[str, tuple[str, ...]]:
+    def _conversation(self, row: Row, labelled: bool) -> tuple[str, ...]:
         messages = Expression(self.spec.messages, "messages").value(row)
         told = (
             [m for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m] if messages else []
@@ -227,11 +227,11 @@ class Task:
         if not ok or not messages:
             raise ValueError(f"{self.spec.messages} must be a list of objects with role and content")
         if not labelled:
-            return json.dumps(messages), ()
+            return ()
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             say = f"the last of {self.spec.messages} is the {messages[-1]['role']}'s"
             raise ValueError(f"{say}; it must be an answer of the assistant, to something")
-        return json.dumps(messages[:-1]), (messages[-1]["content"],)
+        return (messages[-1]["content"],)
 
     def _answers(self, row: Row) -> tuple[str, ...]:
         assert self._answer is not None
@@ -307,6 +307,11 @@ class Task:
     @cached_property
     def _id(self) -> Expression | None:
         return Expression(self.spec.id, "id") if self.spec.id else None
+
+
+def _named(row: Row) -> str:
+    """A name of what stands in a row, whatever prompt is made of it."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def spec(name: str) -> TaskSpec:
