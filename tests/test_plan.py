@@ -31,7 +31,7 @@ from zerograd.perturb.fit import Live
 from zerograd.plan import activations, kept, machine, planned, probe, quantities, seconds, shapes
 from zerograd.plan.moved import Moved
 from zerograd.plan.shapes import shape
-from zerograd.text import models, schemes
+from zerograd.text import head, models, schemes
 from zerograd.text.prefix import prefix_of
 from zerograd.train.settings import PlanSettings
 
@@ -160,8 +160,6 @@ def test_back_propagation_keeps_the_bytes_that_a_real_one_keeps(rank, checkpoint
 
 
 def test_scored_answers_hold_what_the_head_holds():
-    from zerograd.text import head
-
     model = llama(hidden=256)
     found = shapes._measured(model.config, "causal", 4)
     states, targets = torch.zeros(600, 256, dtype=torch.bfloat16), torch.zeros(600, dtype=torch.long)
@@ -174,8 +172,6 @@ def test_scored_answers_hold_what_the_head_holds():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("trained", [False, True])
 def test_scored_answers_keep_their_logits_for_the_backward_pass(dtype, trained):
-    from zerograd.text import head
-
     model = llama(hidden=256).to(dtype).requires_grad_(trained)
     found = shapes._measured(model.config, "causal", 4)
     states, targets = torch.zeros(600, 256, dtype=dtype, requires_grad=True), torch.zeros(600, dtype=torch.long)
@@ -200,6 +196,10 @@ def test_capped_logits_are_made_of_all_positions():
         model(input_ids=torch.ones(4, 32, dtype=torch.long), use_cache=False)
     assert activations.evaluated(found, 4, 32, torch.bfloat16) == pytest.approx(live.peak, rel=0.1)
     assert live.peak > 2 * 4 * 32 * 5000 * 2
+    targets = torch.zeros(4, 32, dtype=torch.long)
+    with torch.no_grad(), Live() as live:
+        head.answered(model, model(input_ids=torch.ones(4, 32, dtype=torch.long), use_cache=False).logits, targets, "logits")
+    assert activations.evaluated(found, 4, 32, torch.bfloat16, 32) == pytest.approx(live.peak, rel=0.25)
 
 
 @pytest.mark.parametrize("case", ["llama", "gpt2", "opt"])
@@ -245,6 +245,11 @@ def test_what_is_not_told_of_free_memory_is_all_there_is(monkeypatch):
     monkeypatch.setattr(fit, "host_bytes", lambda: None)
     there, free = machine._memory("cpu")
     assert free == there > 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fit.free_bytes() == fit.UNTOLD
+    monkeypatch.setattr(fit, "host_bytes", lambda: 0)
+    assert machine._memory("cpu") == (there, 0)
+    assert fit.free_bytes() == 0
 
 
 @pytest.mark.parametrize("config", [T5Config(d_model=32, d_ff=64, num_layers=3, num_heads=4, vocab_size=50)], ids=["t5"])

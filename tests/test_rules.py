@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -296,10 +297,11 @@ def test_block_wise_covers_every_parameter_within_a_cycle_a_block_a_step_with_no
 
 
 def test_modules_of_the_same_names_have_blocks_of_their_own() -> None:
-    opt = made("block-wise", [{"params": Tower(3)}, {"params": Tower(2)}])
+    one, other = (nn.Sequential(OrderedDict(embed=nn.Linear(2, 2), tower=Tower(layers))) for layers in (3, 2))
+    opt = made("block-wise", [{"params": one}, {"params": other}])
     blocks = opt.family.blocks
-    assert len(set(blocks.values())) == 4 + 3
-    assert {slot.name for slot in opt.slots if blocks[slot.id] == 4} == {"group 1.layers.0.weight", "group 1.layers.0.bias"}
+    assert len(set(blocks.values())) == (1 + 4) + (1 + 3)
+    assert {slot.name for slot in opt.slots if blocks[slot.id] == 5} == {"group 1.embed.weight", "group 1.embed.bias"}
 
 
 def test_what_is_logged_of_a_step_is_of_slopes_alone() -> None:
@@ -528,8 +530,9 @@ def test_orthonormal_rows_are_orthonormal_and_span_what_they_were_made_of(r: int
 
 
 def test_rows_that_are_drawn_as_zero_have_a_basis_too() -> None:
-    rows = exact.orthonormal(torch.zeros(1, 1))
-    assert torch.equal(rows, torch.ones(1, 1))
+    for zero in (torch.zeros(1, 1), torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])):
+        rows = exact.orthonormal(zero)
+        torch.testing.assert_close(rows @ rows.T, torch.eye(len(zero)))
 
 
 def test_orthonormal_rows_survive_rows_that_nearly_depend_on_each_other() -> None:

@@ -1,5 +1,6 @@
 """`zerograd tune` from the command line to the run's folder, on a tiny model in a folder."""
 
+import dataclasses
 import json
 import math
 import os
@@ -284,14 +285,16 @@ def test_rates_and_radii_are_those_of_method_and_scheme():
     assert of() == of(scheme="upper") == (0.04, 0.02)
     assert of(scheme="qk") == pytest.approx((0.12, 0.06))
     assert of(scheme="qk", method="mezo") == pytest.approx((0.03, 0.06))
-    assert of(scheme="qk", method="adamw") == (2e-5, 0.06)
+    assert of(scheme="qk", method="adamw") == (2e-5, 0.02)
+    assert of(scheme="qk", method="forward-gradient") == pytest.approx((0.03, 0.02))
     assert of(scheme="lora", method="adamw") == (1e-3, 0.02)
     assert of(scheme="qk", lr=0.1, eps=0.01) == (0.1, 0.01)
     assert of(scheme="qk", lr="auto")[0] == "auto"
     with pytest.raises(ValueError, match="eps is 'auto'; it must be a number"):
         TuneSettings(eps="auto")
-    for scheme in ("upper", "qk"):  # as a settings file holds it
-        assert TuneSettings(method="adamw", scheme=scheme, eps=0.02).eps == 0.02
+    for scheme in ("upper", "qk"):  # as settings are read again, and with another scheme
+        again = dataclasses.replace(TuneSettings(method="forward-gradient", scheme=scheme), scheme="full")
+        assert again.eps == 0.02
     with pytest.raises(ValueError, match=r"eps is 0\.03, and method adamw perturbs nothing; leave it out"):
         TuneSettings(method="adamw", eps=0.03)
 

@@ -28,15 +28,22 @@ def orthonormal(a: torch.Tensor) -> torch.Tensor:
     """
     rows = torch.zeros(a.shape, dtype=torch.float64, device=a.device)
     for j in range(len(a)):
-        row = a[j].double()
-        for _ in range(2):
-            if j:
-                along = matmul(rows[:j], row[:, None])[:, 0]
-                for i in range(j):
-                    row = row - rows[i] * along[i]
-        size = torch.sqrt(matmul(row[None], row[:, None])[0, 0])
-        rows[j] = row / size if size else torch.nn.functional.one_hot(torch.tensor(j), a.shape[1])  # drawn as all zero
+        row = _cleared(a[j].double(), rows[:j])
+        if not row.any():  # drawn as all zero: the unit vector of which most is left
+            units = torch.eye(a.shape[1], dtype=torch.float64, device=a.device)
+            row = max((_cleared(unit, rows[:j]) for unit in units), key=lambda unit: float(unit.square().sum()))
+        rows[j] = row / torch.sqrt(matmul(row[None], row[:, None])[0, 0])
     return rows.float()
+
+
+def _cleared(row: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A row without what lies along orthonormal ones."""
+    for _ in range(2):
+        if len(rows):
+            along = matmul(rows, row[:, None])[:, 0]
+            for i in range(len(rows)):
+                row = row - rows[i] * along[i]
+    return row
 
 
 def _integers(a: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:

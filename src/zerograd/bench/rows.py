@@ -38,7 +38,9 @@ def read(path: Path) -> list[Row]:
         if missing:
             raise ValueError(f"{path}, line {number}: it has no {missing[0]}")
         row = {"protocol": "", "model": "", "study": ""} | row
-        found[str(row.get("key") or "/".join(str(row[name]) for name in NAMES))] = row
+        key = str(row.get("key") or "/".join(str(row[name]) for name in NAMES))
+        found.pop(key, None)  # the later one stands where it was written
+        found[key] = row
     return list(found.values())
 
 

@@ -101,6 +101,8 @@ class Runner:
         if found is None or key not in cells:
             raise ValueError(f"{self.leaderboard} has no row {key!r} of this study; its keys are those like {next(iter(cells))}")
         cell, seed = cells[key]
+        if found["grid"] != self._grid(cell):
+            raise ValueError(f"the row {key!r} is of another grid, of other rates or of another task; run the study first")
         chosen = Chosen(found["config"], found["search"]["dev_loss"], [])
         with recording.alone(self.folder / cell.method):
             return found, self.row(cell, seed, chosen, lambda done: self._tell(cell.method, done, key))

@@ -55,13 +55,15 @@ class Info:
     """What a step did, for logs: nothing here is needed to go on.
 
     loss: mean loss of the evaluated branches. difference: mean over directions of eps times the derivative. spread: its
-    standard deviation, NaN for one direction. skipped: the loss was not finite and nothing was updated.
+    standard deviation, NaN for one direction. skipped: the loss was not finite and nothing was updated. flat: all branches scored
+    the same.
     """
 
     loss: float
     difference: float
     spread: float
     skipped: bool
+    flat: bool = False
 
 
 class Common(TypedDict, total=False):
@@ -256,7 +258,8 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
                 self.held.update(slot, self.family, self.seed, resolved, group)
             self.steps += 1
         slopes = self.slopes(differences)
-        self.info = Info(loss, float(slopes.mean()), float(slopes.std()) if len(slopes) > 1 else math.nan, False)
+        spread = float(slopes.std()) if len(slopes) > 1 else math.nan
+        self.info = Info(loss, float(slopes.mean()), spread, False, not differences.any())
         return loss
 
     def attach(

@@ -38,7 +38,7 @@ class Blocks(Family):
     def begin(self, slots: Sequence[Slot]) -> None:
         numbers: dict[str, int] = {}
         for slot in slots:
-            found = re.match(r"(?:group \d+\.)?.*?\d+(?=\.|$)", slot.name)
+            found = re.match(r"(?:group \d+\.)?+.*?\d+(?=\.|$)", slot.name)
             self.blocks[slot.id] = numbers.setdefault(
                 found[0] if found else slot.name.rpartition(".")[0] or slot.name, len(numbers)
             )

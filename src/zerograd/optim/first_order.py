@@ -112,7 +112,8 @@ class FirstOrder(ZerothOrder):
                     apply.update_by(slot, self.family, self.seed, [rest], group)
             self.steps += 1
         self.zero_grad()
-        self.info = Info(loss, float(zeroth.mean()) if len(zeroth) else math.nan, math.nan, False)
+        slope = float(zeroth.mean()) if len(zeroth) else math.nan
+        self.info = Info(loss, slope, math.nan, False, slope == 0)
         return loss
 
     def attach(

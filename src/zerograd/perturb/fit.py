@@ -115,7 +115,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_bytes() -> int:
     """The memory that can be had now without swapping: of the machine, or of its accelerator. 4 GB where nothing tells."""
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else host_bytes() or UNTOLD
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    told = host_bytes()
+    return UNTOLD if told is None else told
 
 
 def host_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int | None:

@@ -44,7 +44,7 @@ def evaluated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, scored: 
     with _fake(model), torch.no_grad(), Live() as live:
         _states(model, shape, rows, tokens)
     if shape.caps:
-        return int(live.peak)
+        return int(live.peak) + rows * scored * shape.vocabulary * (dtype.itemsize + 8)  # beside the logits, in float32, twice
     states = rows * tokens * shape.hidden * dtype.itemsize
     return max(int(live.peak), states + _head_bytes(shape, rows * scored, dtype))
 
@@ -74,7 +74,7 @@ def propagated(
     """
     few, more = (_propagated(shape, rows, tokens, dtype, rank, checkpointing, layers) for layers in (FEW, 2 * FEW))
     each = (more.between - few.between) / FEW
-    between, over = _head_kept(shape, 0 if shape.caps else rows * scored, dtype, trained=not rank)
+    between, over = _head_kept(shape, rows * scored, dtype, trained=not rank)
     return Kept(round(few.between + each * max(0, shape.layers - FEW)) + between, max(few.over, over))
 
 
@@ -134,6 +134,8 @@ def _head_kept(shape: Shape, scored: int, dtype: torch.dtype, trained: bool) -> 
     """
     if not scored:
         return 0, 0
+    if shape.caps:
+        return 4 * scored * shape.vocabulary, 2 * 4 * scored * shape.vocabulary
     chunk = min(shape.vocabulary, heads.columns(scored, shape.hidden))
     cast = 4 * shape.hidden * (shape.vocabulary + trained * scored) if dtype != torch.float32 else 0
     return 4 * scored * shape.vocabulary + cast, 4 * scored * (shape.hidden + 2 * chunk)

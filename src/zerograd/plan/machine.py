@@ -131,7 +131,8 @@ def _memory(device: str) -> tuple[int, int]:
     except (AttributeError, ValueError, OSError):
         raise ValueError("memory is not told by this system; give it, --memory 16GB") from None
     there = min([there, *(limit for limit, _ in fit.container())])
-    return there, min(there, fit.host_bytes() or there)
+    told = fit.host_bytes()
+    return there, there if told is None else min(there, told)
 
 
 def _name(device: str) -> str:

@@ -26,8 +26,11 @@ SCHEMES = ("full", "upper", "qk", "norms", "lora")
 SAMPLED = 4
 """Layers of a model that are kept to run passes through."""
 
-CAPS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-"""Fields of configurations by which logits are no plain product of states, and what they are where it is one after all."""
+CAPS = (
+    *("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"),
+    *("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"),
+)
+"""Fields of configurations by which logits are no plain product of states, unless they are None or 1."""
 
 LINEAR = ("Linear", "Conv1D")
 """Classes of modules that PEFT takes for linear layers."""
@@ -113,7 +116,7 @@ def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
     adapted = [*within, *decoder] if head == "seq2seq" else within
     linear = [m.get_parameter("weight") for layer in adapted for m in layer.modules() if type(m).__name__ in LINEAR]
     sizes = config.get_text_config()
-    caps = head == "causal" and any(getattr(sizes, name, None) not in (None, plain) for name, plain in CAPS.items())
+    caps = head == "causal" and any(vars(sizes).get(name) not in (None, 1) for name in CAPS)
     tensors = {}
     for scheme in SCHEMES:
         with contextlib.suppress(ValueError):  # this architecture has nothing for it

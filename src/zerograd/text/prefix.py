@@ -28,7 +28,7 @@ class Prefix:
 
     def below(self, ids: torch.Tensor) -> torch.Tensor:
         """The hidden states that enter layer `depth`: (rows, tokens, width)."""
-        return _entering(self.decoder, self._layers[self.depth], input_ids=ids)
+        return _entering(self.decoder, self._layers[self.depth], input_ids=ids)[0]
 
     def above(self, hidden: torch.Tensor) -> torch.Tensor:
         """The decoder's last hidden states from those that enter layer `depth`: (rows, tokens, width)."""
@@ -66,7 +66,8 @@ def prefix_of(model: Any, ids: torch.Tensor) -> Prefix | None:
 
 
 def hands_on(decoder: Any, hidden: torch.Tensor) -> bool:
-    """Whether hidden states given as embeddings enter the first of a decoder's `layers` as they are, as a `Prefix` needs it.
+    """Whether hidden states given as embeddings enter the first of a decoder's `layers` as they are, and nothing else of their
+    shape does, as a `Prefix` needs it.
 
     hidden: (rows, tokens, width); they need no values.
     """
@@ -74,17 +75,19 @@ def hands_on(decoder: Any, hidden: torch.Tensor) -> bool:
     if not isinstance(layers, nn.ModuleList):
         return False
     try:
-        return _entering(decoder, layers[0], inputs_embeds=hidden) is hidden
+        first, others = _entering(decoder, layers[0], inputs_embeds=hidden)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
         return False
+    return first is hidden and not any(isinstance(other, torch.Tensor) and other.shape == hidden.shape for other in others)
 
 
-def _entering(decoder: Any, layer: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-    """The hidden states that enter a layer: (rows, tokens, width)."""
-    caught: list[torch.Tensor] = []
+def _entering(decoder: Any, layer: nn.Module, **inputs: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
+    """(the hidden states that enter a layer, (rows, tokens, width); what else does)."""
+    caught: list[tuple[torch.Tensor, list[Any]]] = []
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(args[0] if args else kwargs["hidden_states"])
+        first, *others = args if args else (kwargs["hidden_states"],)
+        caught.append((first, [*others, *(value for name, value in kwargs.items() if name != "hidden_states")]))
         raise _Caught
 
     handle = layer.register_forward_pre_hook(catch, with_kwargs=True)

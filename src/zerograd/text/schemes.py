@@ -28,8 +28,8 @@ UPPER = ("upper", "qk")
 """Schemes of the upper layers: those below are run once for all branches of a step."""
 
 STRIDES = {"qk": 3.0}
-"""How many times further than with `upper` a perturbation and a step of evaluations alone go: eps and rate are the usual ones
-times this. What queries and keys do to a loss is less curved (benchmarks/kinds.py)."""
+"""How many times further than with `upper` a perturbation and a step without backward passes go: eps and rate are the usual
+ones times this. What queries and keys do to a loss is less curved (benchmarks/kinds.py)."""
 
 QK = re.compile(
     r"(^|\.)([qk]|query|key|(query|key)_(layer|proj)|[qk]_(proj|lin)|q_[ab]_proj|kv_a_proj_with_mqa|kv_b_proj"

@@ -159,8 +159,7 @@ class Loop:
         row = self._seen(value, group["lr"])
         if self.optimizer.info is not None:
             row["spread"] = self.optimizer.info.spread
-            flat = self.optimizer.info.difference == 0 and not self.optimizer.info.spread > 0
-            self.flat_steps += flat and not self._refuses
+            self.flat_steps += self.optimizer.info.flat and not self._refuses
         if self.tuning.journal is not None:
             if self.elapsed - self._noted >= NOTED:
                 self.tuning.journal.note({"seconds": self.elapsed})

@@ -32,7 +32,7 @@ EPS = 0.02
 
 
 def rate(method: str, scheme: str) -> float:
-    """The usual learning rate: RATE of a method's class, or its ADAPTER_RATE; a method of evaluations alone has it times the
+    """The usual learning rate: RATE of a method's class, or its ADAPTER_RATE; one that takes no backward passes has it times the
     scheme's stride.
     """
     kind = METHODS[method]
@@ -105,7 +105,7 @@ class TuneSettings(TaskSettings):
     batch_size: int = _setting(32, "examples a step")
     lr: float | str = _setting(
         None,
-        f"learning rate, or auto, by a range test; by default RATE of the method's class; {_strides()}, of evaluations alone",
+        f"learning rate, or auto, by a range test; by default the method's own; {_strides()}, where no backward pass is taken",
         kind=float,
     )
     eps: float = _setting(None, f"smoothing radius, relative to each tensor's rms; by default {EPS}, {_strides()}", kind=float)
@@ -124,7 +124,7 @@ class TuneSettings(TaskSettings):
         if self.lr is None:
             object.__setattr__(self, "lr", rate(self.method, self.scheme))
         if self.eps is None:
-            object.__setattr__(self, "eps", EPS * stride(self.scheme))
+            object.__setattr__(self, "eps", EPS * (stride(self.scheme) if METHODS[self.method].perturbs else 1))
         for name in ("batch_size", "lora_rank", "virtual_tokens"):
             _at_least(name, getattr(self, name), 1)
         for name in ("layers", "minutes", "steps", "evaluations", "lr", "weight_decay", "evals", "patience"):
@@ -177,7 +177,7 @@ class TuneSettings(TaskSettings):
         if self.mix != 1 and self.objective == "loss":
             raise ValueError(f"mix is {self.mix}, and the objective is the loss alone; give the objective a metric")
         method = METHODS[self.method]
-        if self.eps not in (EPS, EPS * stride(self.scheme)) and not method.perturbs:
+        if self.eps != EPS and not method.perturbs:
             raise ValueError(f"eps is {self.eps}, and method {self.method} perturbs nothing; leave it out")
         if self.objective != "loss" and (method.takes_backward or not method.perturbs):
             say = f"objective is {self.objective}, which has no gradient, and method {self.method} differentiates"
