@@ -9,6 +9,7 @@ import pytest
 
 from zerograd.text import columns, data, splits
 from zerograd.text.data import Source
+from zerograd.text.tasks import Task
 
 ROWS = [{"text": f"a text, number {i}", "label": ["bad", "good"][i % 2]} for i in range(40)]
 
@@ -34,6 +35,32 @@ def write(path: Any, rows: list[dict[str, Any]]) -> Any:
 @pytest.mark.parametrize("ending", data.FORMATS)
 def test_every_format_gives_the_same_rows(tmp_path, ending):
     assert data.rows(write(tmp_path / f"a{ending}", ROWS)) == ROWS
+
+
+def test_rows_of_a_csv_end_where_lines_do(tmp_path):
+    """Not at characters that Python takes for the end of a line."""
+    path = tmp_path / "a.csv"
+    texts = ["one\u2028line", "an\x85other", "form\x0cfeed", "plain"]
+    path.write_text("text,label\r\n" + "".join(f"{text},1\r\n" for text in texts), encoding="utf-8", newline="")
+    assert [row["text"] for row in data.read(str(path))["train"]] == texts
+
+
+def test_a_split_is_read_as_itself(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("train", "test"):
+        write(tmp_path / "folder" / f"{name}.csv", [{"text": f"{name} {i}", "label": i % 2} for i in range(3)])
+    folder = str(tmp_path / "folder")
+    assert [row["text"] for row in data.split(folder, "test")] == ["test 0", "test 1", "test 2"]
+    assert len(data.split(f"{folder}/train.csv", "dev")) == 3
+    with pytest.raises(ValueError, match="has train and test, and no dev; name the file"):
+        data.split(folder, "dev")
+
+
+def test_labels_that_two_files_spell_differently_are_one(tmp_path):
+    rows = [{"text": f"a {i}", "label": label} for i, label in enumerate(["0", 0, "1", 1, "1 "])]
+    spec = columns.from_rows("d", rows)
+    assert spec.options == (" 0", " 1")
+    assert [e.label for e in Task(spec).read(rows, "d")] == [0, 0, 1, 1, 1]
 
 
 def test_csv_keeps_quotes_line_breaks_and_a_byte_order_mark_out_of_the_way(tmp_path):

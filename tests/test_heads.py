@@ -156,6 +156,16 @@ def made(case: str) -> tuple[Scorer, str]:
     return scorer, way
 
 
+@pytest.mark.parametrize(("names", "order"), [(["P", "n"], [1, 0]), (["n", "p"], [0, 1]), (["good", "bad"], [0, 1])])
+def test_a_classifiers_labels_are_the_options_of_their_names(names, order):
+    model, task = classifier(), options_task()
+    model.config.id2label = dict(enumerate(names))
+    scorer = Scorer(model, tokenizer(), task, "classifier")
+    batch = scorer.batch(task.train[:2])
+    plain = model(input_ids=batch.ids, attention_mask=batch.attention).logits
+    assert torch.equal(scorer.scores(batch), plain[:, order])
+
+
 @cases
 def test_a_cut_model_has_the_scores_of_the_whole_one(case):
     """Where the head sees something else than the decoder's states, nothing is cut."""

@@ -15,6 +15,7 @@ from zerograd.text.generation import generate
 from zerograd.text.objectives import GeneratedObjective, MetricObjective
 from zerograd.text.scoring import Scorer
 from zerograd.train import statistics
+from zerograd.train.settings import TuneSettings
 
 
 def test_known_values():
@@ -96,6 +97,22 @@ def test_an_objective_without_a_gradient_is_the_metric_of_each_branch(name, mix)
         if mix == 1:
             assert float(losses[branch].mean()) == pytest.approx(1 - value)
     assert torch.isfinite(losses).all()
+
+
+def test_a_metric_of_a_whole_batch_is_of_the_whole_batch(tmp_path, monkeypatch):
+    """Where rows are so long that a pass would take some of them, too."""
+    from zerograd.text import scoring
+    from zerograd.train.tune import Tuning
+
+    monkeypatch.setattr(scoring, "FORWARD_TOKENS", 100)
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    characters().save_pretrained(model)
+    common = {"model": str(model), "task": "sentiment-tweets", "method": "mezo", "out": str(tmp_path / "run")}
+    for name, parts in (("f1", 1), ("accuracy", 8)):
+        tuning = Tuning(TuneSettings(**common, objective=name, batch_size=8))
+        batch = tuning.batch(tuning.task.train[:8])
+        assert tuning.micro_batch(batch) == 8 // parts
 
 
 def test_generated_answers_are_an_objective_of_each_branch():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from zerograd.bench import prompts
 from zerograd.text import splits, tasks
 from zerograd.text.data import Source
 from zerograd.text.tasks import Task, TaskSpec
@@ -161,6 +162,38 @@ def test_a_column_that_the_prompt_lacks_is_named():
     task = Task(TaskSpec("m", prompt="{{ a }} {{ b }}", options=("x", "y"), label="l"))
     with pytest.raises(ValueError, match=r"data mine: row 2: prompt '.*': 'b' is undefined; the columns are a, l"):
         task.read([{"a": "1", "b": "2", "l": 0}, {"a": "1", "l": 0}], "data mine")
+
+
+def test_a_column_by_its_name_in_quotes_is_a_column():
+    spec = TaskSpec("d", prompt="{{ row['Review Body'] }} {{ row.title }}=", options=(" n", " p"), label="label")
+    made = Task(spec)
+    row = {"Review Body": "a long text", "title": "t", "label": 0}
+    assert made.without_content(row, "N/A") == row | {"Review Body": "N/A", "title": "N/A"}
+    (example,) = made.read([row], "d")
+    assert made.prompt(example, characters=1) == "a t="
+    for wrong in (None, ""):
+        with pytest.raises(ValueError, match="Review Body is empty; fill it"):
+            made.read([row | {"Review Body": wrong}], "d")
+    assert prompts.varied(spec, "plain", {}).prompt == "{{ row['Review Body'] | trim }}\n{{ title | trim }}"
+
+
+def test_what_may_be_cut_is_what_has_content():
+    row = {"premise": "It rained.", "choice1": "It was wet.", "choice2": "It was dry.", "question": "effect", "label": 0}
+    found = Task(tasks.spec("copa")).without_content(row, "N/A")
+    assert found == row | {"premise": "N/A"}
+
+
+def test_a_number_is_the_index_of_a_choice_and_a_text_its_name():
+    spec = TaskSpec("d", prompt="{{ q }}", options={"each": "choices", "option": " {{ each }}"}, label="answer")
+    row = {"q": "2 - 0?", "choices": ["1", "2", "3", "0"]}
+    for answer, index in ((1, 1), (3, 3), ("2", 1), ("0", 3)):
+        (example,) = Task(spec).read([row | {"answer": answer}], "d")
+        assert example.label == index
+
+
+def test_an_option_twice_is_refused():
+    with pytest.raises(ValueError, match="option ' a' is there twice; give each once"):
+        TaskSpec("d", prompt="{{ text }}", options=(" a", " b", " a"), label="label")
 
 
 def test_labels_are_indices_values_or_options():

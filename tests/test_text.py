@@ -5,7 +5,7 @@ import string
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from zerograd.optim import PerExample
@@ -47,6 +47,28 @@ def task(options: tuple[str, ...]) -> Task:
     texts = ["good film", "bad", "so so, really", "fine"]
     rows = [Example(str(i), {"text": text}, (i % len(options),)) for i, text in enumerate(texts)]
     return Task(TaskSpec("letters", prompt="Review: {{ text }}\nSentiment:", options=options, label="label"), rows, rows, rows)
+
+
+def pieces(eos: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a space before every text, as SentencePiece's do; with eos, an end token behind it."""
+    vocabulary = {c: i for i, c in enumerate(["<pad>", "</s>", "\u2581", *string.printable])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first", split=False), pre_tokenizers.Split("", "isolated")]
+    )
+    if eos:
+        made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("eos", [False, True])
+def test_options_have_the_tokens_that_they_have_behind_a_prompt(eos):
+    for options in (("\nNo", "\nYes"), (" no", " yes"), ("n", "p")):
+        scorer = Scorer(tiny_model(), pieces(eos), task(options))
+        prompt = scorer.encoder.prompt_ids(scorer.task.train[0])
+        for option, ids in zip(options, scorer.encoder.options, strict=True):
+            whole = scorer.tokenizer("Review: good film\nSentiment:" + option, add_special_tokens=False)["input_ids"]
+            assert [*prompt, *ids] == whole
 
 
 SENTIMENT = [f"sentiment-{source}" for source in ("movies", "products", "news", "tweets")]

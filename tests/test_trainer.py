@@ -9,7 +9,15 @@ import pytest
 import torch
 from test_heads import answer_task, bart, bert, classifier, gpt2, t5, tokenizer
 from test_text import tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertForTokenClassification,
+    DistilBertForTokenClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from zerograd.optim import METHODS
@@ -231,6 +239,28 @@ def test_the_loss_of_a_step_is_that_of_the_model_itself(tmp_path, build):
     trainer.train()
     with torch.no_grad():
         expected = float(model(**batch).loss)
+    assert [row["loss"] for row in trainer.state.log_history if "loss" in row] == pytest.approx([expected], rel=2e-4)
+
+
+def test_label_smoothing_is_a_closure(tmp_path):
+    """Trainer's own computation takes the labels out of the batch that it is given."""
+    model = tiny_model()
+    args = arguments(tmp_path, label_smoothing_factor=0.1, max_steps=2)
+    ZOTrainer(model, args, train_dataset=rows(), data_collator=collate, zeroth_order=ZerothOrderConfig("mezo")).train()
+    assert not same(weights(model), weights(tiny_model()))
+
+
+@pytest.mark.parametrize("kind", [BertForTokenClassification, DistilBertForTokenClassification])
+def test_labels_of_tokens_that_are_classified_stand_at_the_tokens(kind, tmp_path):
+    torch.manual_seed(0)
+    model = kind(kind.config_class(vocab_size=104, hidden_size=32, dim=32, num_hidden_layers=2, n_layers=2, num_attention_heads=4,
+        n_heads=4, intermediate_size=48, hidden_dim=48, num_labels=3, initializer_range=0.2)).eval()  # fmt: skip
+    given = [{"input_ids": [5 + i, 7, 9 + i, 4], "labels": [i % 3, -100, 2, 1]} for i in range(4)]
+    args = arguments(tmp_path, max_steps=1, learning_rate=0.0)
+    trainer = ZOTrainer(model, args, train_dataset=given, data_collator=collate, zeroth_order=ZerothOrderConfig("mezo", eps=1e-6))
+    trainer.train()
+    with torch.no_grad():
+        expected = float(model(**collate(given)).loss)
     assert [row["loss"] for row in trainer.state.log_history if "loss" in row] == pytest.approx([expected], rel=2e-4)
 
 

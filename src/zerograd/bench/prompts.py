@@ -26,4 +26,5 @@ def varied(spec: TaskSpec, prompt: str, rows: Mapping[str, int]) -> TaskSpec:
 
 def _plain(spec: TaskSpec) -> str:
     names = Template(spec.prompt, "prompt").names - {"mask"}
-    return "\n".join(f"{{{{ {name} | trim }}}}" for name in sorted(names, key=spec.prompt.index))
+    written = {name: name if name.isidentifier() else f"row[{name!r}]" for name in names}
+    return "\n".join(f"{{{{ {written[name]} | trim }}}}" for name in sorted(names, key=spec.prompt.index))

@@ -31,7 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
         return 0
     name = settings.model if settings.model.endswith(".zg") else parsed.run_folder
     if name:
-        own = ("model", "head", "task", "text", "label", "template", "options", "chat")
+        own = ("model", "head", "task", "text", "label", "template", "options", "chat", "max_tokens", "new_tokens")
         fixed = [field for field in own if field in vars(parsed) and vars(parsed)[field] != name]
         if fixed:
             raise ValueError(f"{fixed[0]} is the run's own; leave it out, or leave RUN out")

@@ -41,7 +41,8 @@ def from_rows(
     empty = next((number for number, row in enumerate(rows, 1) if row.get(label) in (None, "")), None)
     if empty is not None:
         raise ValueError(f"{name}: row {empty}: {label} is empty; fill it, or leave the row out")
-    found: list[Any] = sorted({row[label] for row in rows}, key=str)
+    spelt = {str(row[label]).strip(): row[label] for row in reversed(rows)}  # one value, however a file has it
+    found: list[Any] = [spelt[name] for name in sorted(spelt)]
     if len(found) > MOST_LABELS:
         mend = "for free answers call the columns prompt and completion, or write a task with `answer`"
         raise ValueError(f"label {label!r} has {len(found)} different values, more than {MOST_LABELS}; {mend}")
@@ -62,7 +63,7 @@ def _words(values: Sequence[Any], options: Sequence[str], label: str) -> list[st
     """The word of each label."""
     there = ", ".join(map(str, values))
     if not options:
-        return [str(value) for value in values]
+        return [str(value).strip() for value in values]
     if all("=" in option for option in options):
         given = dict(option.split("=", 1) for option in options)
         missing = [str(value) for value in values if str(value) not in given]

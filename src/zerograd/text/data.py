@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Source:
         return Source(name, number)
 
 
-def read(name: str, splits: dict[str, str] | None = None) -> dict[str, list[Row]]:
+def read(name: str, splits: Mapping[str, str] | None = None) -> dict[str, list[Row]]:
     """Rows by split, "train", "dev" and "test" as far as the source has them; a file is all "train".
 
     splits: what the source may call each of them; the usual names where it does not.
@@ -66,6 +67,14 @@ def read(name: str, splits: dict[str, str] | None = None) -> dict[str, list[Row]
     if path.suffix in FORMATS or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"data {name!r} is not there: give a file ({', '.join(FORMATS)}), a folder of them, or a hub id")
     return _from_hub(name, splits)
+
+
+def split(name: str, wanted: str, splits: Mapping[str, str] | None = None) -> list[Row]:
+    """The rows of one of a source's splits; all of one that has no splits. Raises ValueError or FileNotFoundError with the mend."""
+    found = read(name, splits)
+    if wanted not in found and len(found) > 1:
+        raise ValueError(f"data {name!r} has {' and '.join(found)}, and no {wanted}; name the file")
+    return found.get(wanted) or next(iter(found.values()))
 
 
 def rows(path: Path) -> list[Row]:
@@ -119,7 +128,7 @@ def _json(path: Path) -> list[Row]:
 
 
 def _csv(path: Path, separator: str) -> Iterator[Row]:
-    reader = csv.reader(_text(path).splitlines(keepends=True), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=separator, strict=True)
     try:
         names = next(reader, [])
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -152,7 +161,7 @@ def _object(row: Any, where: str) -> Row:
     return row
 
 
-def _choose(there: Any, splits: dict[str, str] | None, name: str) -> dict[str, str]:
+def _choose(there: Any, splits: Mapping[str, str] | None, name: str) -> dict[str, str]:
     """Which of the names that are there is each split."""
     if splits and all(own in there for own in splits.values()):
         return dict(splits)
@@ -164,7 +173,7 @@ def _choose(there: Any, splits: dict[str, str] | None, name: str) -> dict[str, s
     return {split: own for split, own in chosen.items() if own}
 
 
-def _from_hub(name: str, splits: dict[str, str] | None) -> dict[str, list[Row]]:
+def _from_hub(name: str, splits: Mapping[str, str] | None) -> dict[str, list[Row]]:
     import datasets
 
     datasets.disable_progress_bars()

@@ -11,6 +11,9 @@ from zerograd.text.tasks import Example, Task
 ANSWER_SHARE = 2
 """A long answer has at most the whole room over this; what is beyond is neither taught nor scored."""
 
+ANCHOR = "."
+"""A text that others are put behind, to see their tokens there."""
+
 
 class Encoder:
     """Tokens of a task's rows. Prompts that are too long lose the end of one column, never the question.
@@ -55,13 +58,25 @@ class Encoder:
 
     def answer_ids(self, example: Example) -> list[int]:
         """The tokens of the answer that training teaches, what ends it included."""
+        return self._answer(example)[: self.most]
+
+    def loses(self, example: Example) -> bool:
+        """Whether the answer that training teaches is longer than a row has room for."""
+        return self.task.spec.kind == "answer" and bool(example.answers) and len(self._answer(example)) > self.most
+
+    @property
+    def most(self) -> int:
+        """Tokens of an answer, at most."""
+        return self.room // ANSWER_SHARE
+
+    def _answer(self, example: Example) -> list[int]:
         spec = self.task.spec
         if spec.messages:
-            return self._tokens(self._turn(example))[: self.room // ANSWER_SHARE]
+            return self._behind(self._turn(example))
         before = "" if self.head == "seq2seq" else spec.before
-        ids = self._tokens(before + example.answers[0] + spec.stop)
+        ids = self._behind(before + example.answers[0] + spec.stop)
         end = self.tokenizer.eos_token_id
-        return (ids + ([end] if not spec.stop and end is not None else []))[: self.room // ANSWER_SHARE]
+        return ids + ([end] if not spec.stop and end is not None else [])
 
     def prompt_ids(self, example: Example, added: int = 0) -> list[int]:
         """The tokens of an example's prompt, where so many more have to fit behind it."""
@@ -138,7 +153,8 @@ class Encoder:
         if spec.chat:
             return self._tokens(self._templated([{"role": "user", "content": text}], ask=True))
         ids: list[int] = self.tokenizer(self._shown + text)["input_ids"]
-        return ids
+        ends = self.head == "causal" and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+        return ids[:-1] if ends else ids  # what follows it goes on
 
     def _option(self, option: str) -> list[int]:
         if self.head == "masked":
@@ -147,11 +163,18 @@ class Encoder:
                 if len(ids) == 1:
                     return ids
             raise ValueError(f"option {option!r} is {len(ids)} tokens; a masked model answers with one, choose another word")
-        return self._tokens(option.strip() if self.head == "seq2seq" else option)
+        return self._behind(option.strip() if self.head == "seq2seq" else option)
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _behind(self, text: str) -> list[int]:
+        """The tokens of a text that goes on from a prompt: without the space that some tokenizers put before a text of its own."""
+        anchor = self._tokens(ANCHOR)
+        ids = self._tokens(ANCHOR + text)
+        is_apart = self.head == "causal" and len(ids) > len(anchor) and ids[: len(anchor)] == anchor
+        return ids[len(anchor) :] if is_apart else self._tokens(text)
 
     def _require_apart(self, found: list[list[int]], options: tuple[str, ...]) -> None:
         if self.head == "classifier":

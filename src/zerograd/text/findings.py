@@ -27,4 +27,7 @@ def findings(scorer: Scorer) -> list[str]:
     cut = sum(length >= encoder.room for length in lengths)
     if cut:
         said.append(f"{cut:,} training rows reach {encoder.room} tokens and lose an end; --max-tokens sets the limit")
+    short = sum(map(encoder.loses, task.train))
+    if short:
+        said.append(f"{short:,} answers have more than {encoder.most} tokens and lose their end; --max-tokens sets twice the limit")
     return said

@@ -20,8 +20,12 @@ def generate(
 ) -> list[str]:
     """What the model answers to each example, in the order given, without what ends an answer.
 
-    new_tokens: the most of an answer. rows: examples at a time, of like length. listen hears the share that is done.
+    new_tokens: the most of an answer. rows: examples at a time, of like length. listen hears the share that is done. Raises
+    ValueError for more new tokens than a row leaves for its answer.
     """
+    if new_tokens > scorer.encoder.most:
+        say = f"new_tokens is {new_tokens}, and a row has {scorer.encoder.room} tokens in all, half of them for its answer"
+        raise ValueError(f"{say}; give at most {scorer.encoder.most}, or a larger --max-tokens")
     prompts = [scorer.encoder.prompt_ids(e, new_tokens) for e in examples]
     by_length = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     answers = [""] * len(examples)

@@ -70,8 +70,7 @@ class Scorer:
         self.cache: HiddenCache | None = None
         self.way = heads.WAYS[0]
         self._columns = torch.tensor([ids[0] for ids in self.encoder.options] if self.encoder.single else [], dtype=torch.long)
-        if head == "classifier":
-            self._require_labels()
+        self._classes = self._labels() if head == "classifier" else []
 
     @property
     def device(self) -> torch.device:
@@ -152,7 +151,7 @@ class Scorer:
         """
         if self.head == "classifier":
             logits: torch.Tensor = self.model(input_ids=batch.ids, attention_mask=batch.attention).logits
-            return logits.float()
+            return logits[:, self._classes].float()
         if self.one_position:
             states = self._states(batch)
             at_last = states[torch.arange(len(batch.last), device=states.device), batch.last]  # (rows, width)
@@ -219,12 +218,19 @@ class Scorer:
         width = max(map(len, rows))
         return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
-    def _require_labels(self) -> None:
+    def _labels(self) -> list[int]:
+        """Which of a classifier's labels each option is: the one of its name, where all have one, and else the one of its place.
+
+        Raises ValueError for a task that a classifier cannot answer.
+        """
         if self.task.spec.kind != "options":
             raise ValueError(f"task {self.task.name} has no common options, and a classifier answers with one of its labels")
         count = self.model.config.num_labels
         if count != len(self.task.options):
             raise ValueError(f"the model tells {count} labels apart, task {self.task.name} has {len(self.task.options)} options")
+        named = {str(name).strip().casefold(): index for index, name in self.model.config.id2label.items()}
+        words = [option.strip().casefold() for option in self.task.options]
+        return [int(named[word]) for word in words] if set(named) == set(words) else list(range(count))
 
 
 def _attention(rows: Sequence[list[int]]) -> torch.Tensor:

@@ -38,7 +38,7 @@ def with_rows(given: TaskSpec, sources: Sequence[Source] = (), dev: str = "", te
             splits[split] += _repeated(examples, source.weight) if split == "train" else examples
     for split, name in (("dev", dev), ("test", test)):
         if name:
-            splits[split] = task.read(data.read(name)["train"], f"{split} {name}")
+            splits[split] = task.read(data.split(name, split, given.splits), f"{split} {name}")
     notes = [given.note.strip()] if given.note else []
     return Task(given, *_split(task, splits, notes), notes)
 

@@ -101,6 +101,9 @@ class TaskSpec:
             raise ValueError(f"task {self.name}: give options or an answer, one of them")
         if isinstance(self.options, Mapping) and set(self.options) != {"each", "option"}:
             raise ValueError(f"task {self.name}: options that are one for each of a list have the fields each and option")
+        if isinstance(self.options, tuple) and len(set(self.options)) < len(self.options):
+            twice = next(option for option in self.options if self.options.count(option) > 1)
+            raise ValueError(f"task {self.name}: option {twice!r} is there twice; give each once")
         if isinstance(self.options, tuple) and len(self.options) == 1:
             raise ValueError(f"task {self.name}: there is one option, {self.options[0]!r}; a choice needs two")
         if self.options and not self.label:
@@ -182,8 +185,9 @@ class Task:
         return len(str(example.row[name])) if name else 0
 
     def without_content(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """A row whose texts, as far as the prompt reads them, are all the same."""
-        return {name: text if name in self._prompt.names and isinstance(value, str) else value for name, value in row.items()}
+        """A row whose texts, as far as the prompt reads them, are all the same: the one that may be cut, where one is named."""
+        names = {self.spec.cut} if self.spec.cut else self._prompt.names
+        return {name: text if name in names and isinstance(value, str) else value for name, value in row.items()}
 
     def read(self, rows: Iterable[Row], where: str, labelled: bool = True) -> list[Example]:
         """Rows as examples. where: what a message calls them. labelled: whether each must have a right option or answer.
@@ -262,7 +266,8 @@ class Task:
         for one in given:
             if one is None or (isinstance(one, str) and not one.strip()):
                 raise ValueError(f"{self.spec.label} is empty; fill it, or leave the row out")
-            index = next((i for i, name in enumerate(names) if name == one or str(name) == str(one).strip()), None)
+            own = isinstance(self.spec.options, Mapping) and not isinstance(one, str)  # of texts: a number is none, but their index
+            index = next((i for i, name in enumerate(names) if name == one or (str(name) == str(one).strip() and not own)), None)
             if index is None and not self.spec.labels and str(int(one) if isinstance(one, bool) else one).isdigit():
                 index = int(one) if int(one) < len(names) else None
             if index is None:

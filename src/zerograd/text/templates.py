@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
+from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LONGEST = 10_000
@@ -46,7 +46,9 @@ class Template:
         self.source = source
         self.field = field
         try:
-            self.names = frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(source)))
+            parsed = _ENVIRONMENT.parse(source)
+            names, of_row = meta.find_undeclared_variables(parsed), _of_row(parsed)
+            self.names = frozenset(names - {ROW} | of_row if of_row else names)
             self._template = _ENVIRONMENT.from_string(source)
         except TemplateError as error:
             raise ValueError(f"{field} {source!r} is no template: {error}; a placeholder is written {{{{ column }}}}") from None
@@ -59,6 +61,18 @@ class Template:
             raise ValueError(f"{self.field} {self.source!r}: {_lacking(error, row)}") from None
         except Exception as error:  # of whatever the template calls
             raise ValueError(f"{self.field} {self.source!r} fails: {error}") from None
+
+
+def _of_row(parsed: nodes.Template) -> set[str]:
+    """The columns that are read as `row['a name']`, or `row.name`."""
+    found = set()
+    for item in parsed.find_all(nodes.Getitem):
+        if isinstance(item.node, nodes.Name) and item.node.name == ROW and isinstance(item.arg, nodes.Const):
+            found.add(str(item.arg.value))
+    for name in parsed.find_all(nodes.Getattr):
+        if isinstance(name.node, nodes.Name) and name.node.name == ROW:
+            found.add(name.attr)
+    return found
 
 
 class Expression:

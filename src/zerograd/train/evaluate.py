@@ -45,7 +45,7 @@ def evaluate(
     judge = Judge(scorer, examples, metric)
     shown = demonstrations(task, settings.shots, settings.seed)
     with scorer.encoder.demonstrating(shown) if shown else nullcontext():
-        new_tokens = settings.new_tokens if metric is not None else 0
+        new_tokens = (run.settings if run else settings).new_tokens if metric is not None else 0
         said = evaluation.answers(scorer, examples, ROWS, new_tokens, lambda done: listen(Progress("evaluating", done)))
         if calibrate:
             if task.spec.kind == "answer":
@@ -77,19 +77,22 @@ def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = la
     workers.use(settings.threads)
     listen(Progress("reading the data", 0.0))
     task = Task(_unfiltered(run.spec))
-    rows = data.read(source)["train"]
+    found = data.read(source)
+    if len(found) > 1:
+        raise ValueError(f"data {source!r} has {' and '.join(found)}; name the file of one of them")
+    (rows,) = found.values()
     examples = task.read(rows, f"data {source}", labelled=False)
     listen(Progress("loading the model", 0.0))
     scorer: Scorer = run.scorer(settings.device, task)
     scorer.settle(examples[:2])
     said = evaluation.answers(scorer, examples, ROWS, run.settings.new_tokens, lambda done: listen(Progress("predicting", done)))
-    found = []
+    answered = []
     for i, (row, text) in enumerate(zip(rows, said.texts, strict=True)):
         more: dict[str, Any] = {"prediction": _label(task, text)}
         if said.scores:
             more["probability"] = evaluation.probability(said.scores[i])
-        found.append({**row, **more})
-    return found
+        answered.append({**row, **more})
+    return answered
 
 
 def _unfiltered(spec: TaskSpec) -> TaskSpec:

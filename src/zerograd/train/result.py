@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,13 +45,14 @@ class Judge:
             return None
         return [self.metric.by_row(text, reference) for text, reference in zip(said.texts, self.references, strict=True)]
 
-    def value(self, said: Answers) -> tuple[float, list[float]]:
-        """(value, 95 % interval)."""
+    def value(self, said: Answers, interval: bool = True) -> tuple[float, list[float]]:
+        """(value, 95 % interval, empty where none is wanted)."""
         rows = self.rows(said)
         if rows is not None:
             return sum(rows) / len(rows), statistics.mean(rows)
         everything = range(len(self.examples))
-        return self._of(said.texts, everything), statistics.bootstrap(lambda some: self._of(said.texts, some), len(everything))
+        value = self._of(said.texts, everything)
+        return value, statistics.bootstrap(lambda some: self._of(said.texts, some), len(everything)) if interval else []
 
     def gain(self, before: Answers, after: Answers) -> list[float]:
         """95 % interval of the paired gain."""
@@ -97,7 +99,8 @@ def judged(
         calibrated = Answers([words[evaluation.best(row)] for row in shifted], before.losses, shifted)
         common = max(range(len(words)), key=labels.count)
         majority = Answers([words[common]] * len(judge.examples), before.losses, before.scores)
-        found["value_majority"] = judge.value(majority)[0]
+        with contextlib.suppress(ValueError):  # a metric may have no value of answers that are all the same
+            found["value_majority"] = judge.value(majority, interval=False)[0]
         found["value_calibrated"], found["ci_calibrated"] = judge.value(calibrated)
         found["ci_gain_calibrated"] = judge.gain(calibrated, after)
         found["offsets"] = offsets

@@ -133,7 +133,7 @@ class ZerothOrderMixin:
                 )
 
             def closure() -> Any:
-                return self.compute_loss(model, batch)  # type: ignore[attr-defined]
+                return self.compute_loss(model, dict(batch))  # type: ignore[attr-defined]  # which takes the labels out
 
             loss = optimizer.take(closure)
         else:
@@ -236,9 +236,12 @@ def _joined(batches: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
 
 def _is_causal(model: Any) -> bool:
     """Whether labels are the tokens themselves, to be predicted one position before."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    masked = "MaskedLM" in type(base).__name__ or "PreTraining" in type(base).__name__
-    return not base.config.is_encoder_decoder and not masked
+    names = [kind.__name__ for kind in type(base).__mro__]
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return not base.config.is_encoder_decoder and any(name in known or name.endswith("ForCausalLM") for name in names)
 
 
 def _require_plain(args: Any) -> None:

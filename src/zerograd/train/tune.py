@@ -344,7 +344,9 @@ class Tuning:
         )
 
     def micro_batch(self, batch: Batch) -> int:
-        """Examples of a batch that a pass takes."""
+        """Examples of a batch that a pass takes: all of them where the objective is of a whole batch."""
+        if isinstance(self.objective, objectives.MetricObjective) and self.objective.metric.by_row is None:
+            return len(batch.labels)
         return self.scorer.at_a_time(batch.ids.shape[1], self.copies)
 
     def _cache(self) -> HiddenCache | None:
