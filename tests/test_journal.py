@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import json
+import math
 import os
 import struct
 import subprocess
@@ -21,7 +23,18 @@ from methods import Net, batch, every_method, every_storage, pass_sharing_only, 
 
 import zerograd as zg
 from zerograd import journal, noise
-from zerograd.journal import JournalDamaged, JournalLocked, Note, Reader, Restore, Skip, Step, Writer, WrongBase, replaying
+from zerograd.journal import (
+    JournalDamaged,
+    JournalLocked,
+    Note,
+    Reader,
+    Restore,
+    Skip,
+    Step,
+    Writer,
+    WrongBase,
+    replaying,
+)
 from zerograd.noise import reference
 
 HEADER = {"groups": 2, "seed": 7}
@@ -172,6 +185,44 @@ def test_a_full_disk_loses_nothing_that_was_recorded(tmp_path, monkeypatch):
     assert list(map(plain, read(path.read_bytes())[0])) == list(map(plain, [RECORDS[0], Skip(1, 3.0)]))
 
 
+def test_a_record_that_may_not_be_on_the_disk_is_none(tmp_path, monkeypatch):
+    """The step that it is of is not taken: a replay must not take it either."""
+    path = tmp_path / "j"
+    writer = Writer.create(path, HEADER)
+    writer.add(RECORDS[0])
+    before = path.read_bytes()
+    monkeypatch.setattr(writer, "_synced", -math.inf)
+
+    def failing(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            writer.add(RECORDS[1])
+    assert path.read_bytes() == before
+    writer.add(RECORDS[1])
+    writer.close()
+    assert list(map(plain, read(path.read_bytes())[0])) == list(map(plain, RECORDS[:2]))
+
+
+def test_a_tensor_that_is_seen_otherwise_is_refused(tmp_path):
+    """Its noise has other addresses, though shapes and storage are the same."""
+    net = torch.nn.Sequential(torch.nn.Conv1d(4, 6, 3), torch.nn.Linear(6, 6))
+    by_module, by_names = zg.optim.MeZO(net), zg.optim.MeZO(list(net.named_parameters()))
+    assert [slot.view for slot in by_module.slots] != [slot.view for slot in by_names.slots]
+    said = json.loads(json.dumps(journal.table(by_module.slots, by_module.group_of)))
+    assert journal.fit(by_module.slots, said, 1) == [0] * 4
+    with pytest.raises(WrongBase, match=r"0.weight was seen as 1 x 6 x 12 and here as 6 x 4 x 3; build the optimiser"):
+        journal.fit(by_names.slots, said, 1)
+    saved = by_module.state_dict()
+    zg.optim.MeZO(net).load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"0.weight was saved with view \(1, 6, 12\)"):
+        by_names.load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"1.weight was saved with id 2, from which its noise comes, and has 0 here"):
+        zg.optim.MeZO([(f"1.{name}", p) for name, p in net[1].named_parameters()]).load_state_dict(saved)
+
+
 def test_a_file_that_may_not_grow_ends_a_step_with_the_weights_as_they_were(tmp_path):
     """By the system's own limit of a file's size, in a process of its own."""
     code = f"""
@@ -197,6 +248,17 @@ except OSError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "File too large" in done.stdout
     assert len(read((tmp_path / "j").read_bytes())[0]) == 1
+
+
+def test_a_record_that_ends_in_zeros_was_not_written_to_its_end(tmp_path):
+    """The last page that arrived ends anywhere in it."""
+    data = written(tmp_path / "a")
+    last = len(data) - len(written(tmp_path / "b", RECORDS[:-1]))
+    for kept in range(last):
+        cut = data[: len(data) - last + kept] + bytes(last - kept)
+        if cut != data:
+            found, reader = read(cut + bytes(100_000))
+            assert (len(found), reader.torn) == (len(RECORDS) - 1, last + 100_000)
 
 
 def test_zeros_at_the_end_are_what_a_loss_of_power_left(tmp_path):

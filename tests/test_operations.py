@@ -109,7 +109,22 @@ def _two_groups(m: Any, b: dict[str, torch.Tensor]) -> torch.Tensor:
     return out.view_as(b["x"])
 
 
+def _rows_out_of_order(m: Any, b: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A row of each copy of the batch, as many as there are variants, those of the last one first."""
+    flat, one = b["x"].flatten(0, 1), (b["mask"].sum(1) == 1)[:, None] & (torch.arange(TOKENS) == 0)
+    chosen = torch.where(one.flatten())[0].flip(0)
+    return torch.zeros_like(flat).index_add_(0, chosen, F.linear(flat[chosen], m.matrix, m.vector)).view_as(b["x"])
+
+
 EXACT: dict[str, Case] = {
+    "derived table": lambda m, b: F.embedding(b["ids"], m.matrix * 2) + (m.matrix * 3)[b["ids"]],
+    "einsum of a derived weight": lambda m, b: torch.einsum("bh,oh->bo", b["x"][:, 0], m.matrix * 2),
+    "einsum of heads": lambda m, b: torch.einsum("bsd,hdk->bshk", b["x"], m.tall.view(WIDTH, WIDTH, 3)),
+    "outer product": lambda m, b: torch.outer(b["x"][:, 0, 0], m.vector.exp()),
+    "distances, two dimensions": lambda m, b: torch.cdist(b["x"][:, 0], m.matrix * 2),
+    "rows of a weight, transposed": lambda m, b: torch.cat([b["x"], b["y"]], -1)[..., :12] @ m.tall[torch.arange(12) * 2],
+    "no ids": lambda m, b: b["x"] + m.tall[b["ids"][:, :0]].sum(1, keepdim=True),
+    "rms norm": lambda m, b: F.rms_norm(b["x"], (WIDTH,), m.vector),
     "largest features": lambda m, b: (b["x"] @ m.matrix).topk(2).values @ m.matrix[:2],
     "sorted features": lambda m, b: (b["x"] @ m.matrix).sort().values @ m.matrix,
     "norm of the features": lambda m, b: torch.linalg.vector_norm(b["x"] @ m.matrix, 2, -1, keepdim=True) * m.vector,
@@ -160,6 +175,9 @@ EXACT: dict[str, Case] = {
 }
 
 RIGHT_OR_REFUSED: dict[str, Case] = {
+    "rows out of order, with a bias": _rows_out_of_order,
+    "inner product": lambda m, b: torch.inner(b["x"][:, 0], m.matrix * 2),
+    "vectors one by one": lambda m, b: torch.stack([F.linear(row[0], m.matrix) for row in (b["x"][i] for i in range(len(b["x"])))]),
     "written into zeros": lambda m, b: b["x"] * _into(torch.zeros(WIDTH), lambda t: t.copy_(m.vector)),
     "written into a slice": lambda m, b: b["x"] * _into(torch.ones(WIDTH), lambda t: t.__setitem__(slice(3), m.vector[:3])),
     "derived written into": lambda m, b: b["x"] * _into(m.vector * 2, lambda t: t.__setitem__(0, 5.0)),
@@ -283,6 +301,36 @@ def test_closures_take_any_operation(name: str, family: str) -> None:
         assert name in ("item", "truth", "weight through numpy", "largest norm"), refusal
     else:
         torch.testing.assert_close(mine[0], real, rtol=1e-5, atol=1e-5)
+
+
+@families
+def test_data_that_is_assigned_in_the_forward_is_refused(family: str) -> None:
+    model, batch = Parts(), batch_of(2)
+    kind, make_plan = really.FAMILIES[family]
+    before = model.vector.detach().clone()
+
+    def objective(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        model.vector.data = model.vector.data.clamp(-1, 1)
+        return (batch["x"] * model.vector).sum((1, 2))
+
+    with pytest.raises(UnresolvedOperation, match="vector is given other data by the model's forward; freeze it"):
+        score_batch(really.slots_of(model), Directions(kind, 5, 3), make_plan(2), objective, batch)
+    assert torch.equal(model.vector, before)
+
+
+@pytest.mark.parametrize("family", ["dense-shared", "rank1-each"])
+def test_a_norm_in_16_bits_has_the_constant_of_torch(family: str) -> None:
+    """Without one of its own: that of the type it computes in, so that small activations count."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(11, 16), nn.RMSNorm(16)).bfloat16()
+    with torch.no_grad():
+        model[0].weight.mul_(0.02)
+    kind, make_plan = really.FAMILIES[family]
+    slots, batch = really.slots_of(model, eps=1e-6), torch.arange(4)
+    mine = score_batch(slots, Directions(kind, 5, 3), make_plan(4), lambda b: model(b).float().square().sum(1), batch)
+    with torch.no_grad():
+        plain = model(batch).float().square().sum(1)
+    torch.testing.assert_close(mine, plain.repeat(2), rtol=0.02, atol=0.02)
 
 
 REFUSED = {

@@ -611,3 +611,20 @@ def test_a_compiled_module_is_perturbed_as_it_is_written(optimiser: Any, closure
         weights.append([p.detach().clone() for p in ours.parameters()])
     assert taken == len(calls) == 2, "a graph ran in a step"
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@every_method
+@pytest.mark.parametrize("storage", ["float32", "split"])
+def test_torchs_default_dtype_changes_no_bit(method, storage):
+    def trained(default: torch.dtype) -> list[torch.Tensor]:
+        net = Net()
+        opt = method(net, lr=0.05, storage=storage)
+        torch.set_default_dtype(default)
+        try:
+            for seed in range(3):
+                opt.step(net.losses, batch(seed=seed))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        return stored(opt)
+
+    assert same(trained(torch.bfloat16), trained(torch.float32))

@@ -74,7 +74,7 @@ class Beside(State):
     def begin(self, slots: Sequence[Slot], groups: int) -> None:
         for slot in slots:
             for name in self.kept:
-                self.tensors[f"{name}.{slot.name}"] = torch.zeros(slot.flat.shape, device=slot.flat.device)
+                self.tensors[f"{name}.{slot.name}"] = torch.zeros(slot.flat.shape, dtype=torch.float32, device=slot.flat.device)
 
 
 class Dense(Beside, ABC):

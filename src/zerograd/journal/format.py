@@ -138,7 +138,7 @@ class Reader:
             return None
         length, kind = struct.unpack("<IB", head)
         if check[0] != _check(head) or not STEP <= kind <= NOTE or length > MOST:
-            if self._rest_is_zero(head + check):
+            if not check[0] and self._rest_is_zero(check):
                 return None
             raise JournalDamaged("a record's head is not what was written", self.offset)
         end = self.offset + 6 + length + 4
@@ -146,18 +146,21 @@ class Reader:
             return None
         payload = self.file.read(length)
         crc = zlib.crc32(head + check + payload, self.crc)
-        if self.file.read(4) != struct.pack("<I", crc):
+        written, whole = self.file.read(4), struct.pack("<I", crc)
+        if written != whole:
+            if any(written == whole[:k] + bytes(4 - k) for k in range(4)) and self._rest_is_zero(bytes(1)):
+                return None
             raise JournalDamaged("a record's bytes are not those that were written", self.offset)
         found = self._parsed(kind, payload)
         self.offset, self.crc = end, crc
         return found
 
     def _rest_is_zero(self, first: bytes) -> bool:
-        """Whether nothing but zeros follows: a file that was lengthened before a loss of power, and not written."""
+        """Whether nothing but zeros follows: a file that was lengthened before a loss of power, and not written to its end."""
         while first:
             if any(first):
                 return False
-            first = self.file.read(1 << 16)
+            first = self.file.read(min(1 << 16, self.size - self.file.tell()))
         return True
 
     def _parsed(self, kind: int, payload: bytes) -> Record:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zerograd import workers
+from zerograd.spaces import weights
 from zerograd.spaces.weights import Slot
 
 _FIELDS: dict[str, type] = {"id": int, "name": str, "aliases": list, "shape": list, "storage": str, "scale": float, "group": int}
@@ -49,6 +50,7 @@ def table(slots: Sequence[Slot], groups: Sequence[int]) -> list[dict[str, Any]]:
             "scale": slot.scale,
             "group": group,
         }
+        | ({"view": list(slot.view)} if slot.parameter.ndim > 2 else {})  # of fewer dimensions it goes by the shape
         for slot, group in zip(slots, groups, strict=True)
     ]
 
@@ -75,6 +77,8 @@ def fit(slots: Iterable[Slot], said: Any, groups: int) -> list[int]:
         if (shape, stored) != (row["shape"], row["storage"]):
             there, here = _said(row["shape"], row["storage"]), _said(shape, stored)
             raise WrongBase(f"{slot.name} is {there} in the journal and {here} in this base")
+        if row.get("view", list(slot.view)) != list(slot.view):
+            raise WrongBase(f"{slot.name} was seen as {_times(row['view'])} and here as {_times(slot.view)}; {weights.SAME}")
         slot.id, slot.scale = row["id"], row["scale"]
         found.append(row["group"])
     if by_name:
@@ -88,7 +92,11 @@ def storage(slot: Slot) -> str:
 
 
 def _said(shape: Sequence[int], stored: str) -> str:
-    return f"{' x '.join(map(str, shape)) or 'one number'} in {stored}"
+    return f"{_times(shape)} in {stored}"
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -87,15 +87,15 @@ class Writer:
         made = to_bytes(record, self.crc)
         try:
             write(self._handle, made)
-        except BaseException:  # an interrupt too: half a record is none
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, self.offset)
-                os.lseek(self._handle, self.offset, os.SEEK_SET)
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                self.sync()
+        except BaseException:  # an interrupt too: half a record is none, nor is one that may not be on the disk
+            for undo in (os.ftruncate, lambda handle, offset: os.lseek(handle, offset, os.SEEK_SET)):
+                with contextlib.suppress(OSError):
+                    undo(self._handle, self.offset)
             raise
         self.offset += len(made)
         self.crc = int.from_bytes(made[-4:], "little")
-        if time.monotonic() - self._synced >= SYNC_SECONDS:
-            self.sync()
 
     def restore(self, step: int, note: Mapping[str, Any]) -> None:
         """Append that the weights go back to those after some steps, and make it durable."""

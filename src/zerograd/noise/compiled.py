@@ -308,6 +308,8 @@ def supports(tensor: torch.Tensor) -> bool:
 
 def over_rows(kernel: Callable[..., None], arguments: tuple[Any, ...], rows: int, work: int) -> None:
     """kernel(*arguments, start, stop) over all rows, on as many workers as the work is worth."""
+    if not rows:
+        return
     parts = min(torch.get_num_threads(), rows, max(1, work // 65536))
     edges = [rows * t // parts for t in range(parts + 1)]
     workers.each(lambda edge: kernel(*arguments, *edge), list(itertools.pairwise(edges)))

@@ -98,8 +98,8 @@ def _store(value, weight, remainder, at, mask, rounding, rows, first, FORM: tl.c
 
 @triton.jit
 def _fill(out, keys, ids, count, columns, first, table, KIND: tl.constexpr, R: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
-    direction = tl.program_id(0)
-    i = tl.program_id(1) * R + tl.arange(0, R)
+    i = tl.program_id(0) * R + tl.arange(0, R)
+    direction = tl.program_id(1)
     start = first // 128 * 128 + tl.program_id(2) * C
     rows = tl.load(ids + i, mask=i < count, other=0)
     z = _draw(KIND, keys + 4 * direction, rows, start, table, R, C)
@@ -169,7 +169,11 @@ def fill(out: torch.Tensor, family: str, address: Address, directions: Sequence[
         check(address._replace(direction=direction))
     keys = _keys([address._replace(direction=d) for d in directions], out)
     count, columns = out.shape[1:]
-    grid = (len(directions), triton.cdiv(count, ROWS), triton.cdiv(columns + first % 128, COLUMNS))
+    grid = (
+        triton.cdiv(count, ROWS),
+        len(directions),
+        triton.cdiv(columns + first % 128, COLUMNS),
+    )  # of the first there may be 2^31
     _fill[grid](
         out, keys, rows.to(out.device), count, columns, first, _table(out), KIND=_KINDS[family], R=ROWS, C=COLUMNS, **_OPTIONS
     )

@@ -43,7 +43,7 @@ class AdaMeZOState(State):
 
     def begin(self, slots: Sequence[Slot], groups: int) -> None:
         self.tensors["numbers"] = torch.full((self.history,), -1, dtype=torch.int64)  # newest first
-        self.tensors["coefficients"] = torch.zeros(self.history, groups, self.directions)
+        self.tensors["coefficients"] = torch.zeros(self.history, groups, self.directions, dtype=torch.float32)
 
     def resolved(self, steps: Sequence[Step], seed: int) -> list[Step]:
         numbers, coefficients = self.tensors["numbers"], self.tensors["coefficients"]

@@ -73,7 +73,7 @@ class FirstOrder(ZerothOrder):
         return 3
 
     def differences(self, scores: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
 
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         return differences
@@ -137,7 +137,7 @@ class FirstOrder(ZerothOrder):
 
     def _zeroth(self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None) -> torch.Tensor:
         """The differences of directions, where evaluations are taken too: float32 (directions,)."""
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
 
     def _backward(
         self, objective: Objective, batch: Any, count: int, micro_batch: int | str | None, total: int | None = None

@@ -31,7 +31,7 @@ class CommonMatrix:
 
     def values(self, directions: Directions, slot: Slot, rows: torch.Tensor, columns: slice) -> torch.Tensor:
         first, stop, _ = columns.indices(slot.view[2])
-        out = torch.empty(1, len(rows), stop - first, device=rows.device)
+        out = torch.empty(1, len(rows), stop - first, dtype=torch.float32, device=rows.device)
         noise.backend(out).fill(out, "gaussian", directions.address(slot, 0, MATRIX), [0], rows, first)
         return out[0]
 

@@ -107,4 +107,4 @@ class HiZOO(ZerothOrder):
         return differences[:1]
 
     def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        return differences / torch.tensor([group["eps"], group["eps"] ** 2])
+        return differences / torch.tensor([group["eps"], group["eps"] ** 2], dtype=torch.float32)

@@ -73,7 +73,7 @@ class FactorMomentum(State):
         for slot in slots:
             stack, rows, _ = slot.view
             shape = (stack, self.rank, rows) if slot.is_matrix else slot.flat.shape
-            self.tensors[slot.name] = torch.zeros(shape, device=slot.flat.device)
+            self.tensors[slot.name] = torch.zeros(shape, dtype=torch.float32, device=slot.flat.device)
         self.tensors["last step"] = torch.zeros(1, dtype=torch.int64)
 
     def resolved(self, steps: Sequence[Step], seed: int) -> list[Step]:

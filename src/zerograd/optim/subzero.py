@@ -33,7 +33,7 @@ class TwoSided(Projected):
         stack, rows, columns = slot.view
         basis = self.bases.of(directions, slot, LEFT, rows).view(stack, self.rank, rows)
         z = directions.drawn(slot, ids, CHANCE, self.rank).view(len(ids), stack, self.rank, self.rank)
-        made = torch.zeros(len(ids), stack, self.rank, rows, device=basis.device)
+        made = torch.zeros(len(ids), stack, self.rank, rows, dtype=torch.float32, device=basis.device)
         for j in range(self.rank):  # multiply and add in order: the same bits everywhere
             made.add_(z[..., j, None] * basis[:, j, None])
         return made.mul_(math.sqrt(rows * columns / self.rank)).view(len(ids), -1, rows)

@@ -64,7 +64,7 @@ class Orthogonalised(State):
                 apply.subtract(slot, unit.view(stack * rows, columns), decay, now)
                 continue
             right = family.right(now, slot, range(len(multipliers))).view(-1, stack, family.rank, columns)
-            estimate = torch.zeros(right.shape[1:], device=right.device)
+            estimate = torch.zeros(right.shape[1:], dtype=torch.float32, device=right.device)
             for m, u in zip(multipliers, right, strict=True):
                 estimate.add_(u * m)
             made = torch.stack([orthogonal(part) for part in estimate])

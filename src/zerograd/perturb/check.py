@@ -115,7 +115,7 @@ def _compare(
 
 def _really(slot: Slot, directions: Directions, direction: int, sign: float, plain: Callable[[], torch.Tensor]) -> torch.Tensor:
     """The losses with the tensor perturbed in place, as an update would change it; its bits are put back whatever happens."""
-    storage = slot.parameter.detach()
+    storage = slot.parameter.data
     before = storage.clone()
     moved = slot.exact() + directions.z(slot, direction) * (sign * slot.eps * slot.scale)
     try:
@@ -123,6 +123,7 @@ def _really(slot: Slot, directions: Directions, direction: int, sign: float, pla
         return plain()
     finally:
         with uninterrupted():
+            slot.parameter.data = storage  # a forward may have put other data there
             storage.copy_(before)
 
 

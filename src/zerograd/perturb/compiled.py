@@ -133,7 +133,7 @@ def vectors(
     weight, remainder: (1, n). order: int64, the variants so that equal directions are neighbours. directions: int64 and signs:
     float32, (variants,).
     """
-    out = torch.empty(len(directions), weight.shape[1])
+    out = torch.empty(len(directions), weight.shape[1], dtype=torch.float32)
     low = np.empty(0, np.int16) if remainder is None else remainder.numpy()[0]
     stored = (storage(weight), low, FORMATS[weight.dtype])
     variants = (order.numpy(), directions.numpy(), signs.numpy(), np.float32(amplitude))

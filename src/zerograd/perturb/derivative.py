@@ -51,7 +51,7 @@ def along(
             tangent = torch.zeros_like(dual.primal) if dual.tangent is None else dual.tangent
             parts.append([t.float().cpu() for t in (dual.primal, tangent, *given[1:])])
     found = [torch.cat(some) for some in zip(*parts, strict=True)]
-    weight = found[2].mean() if len(found) == 3 else torch.ones(())
+    weight = found[2].mean() if len(found) == 3 else torch.ones((), dtype=torch.float32)
     return found[0] / weight, found[1] / weight
 
 

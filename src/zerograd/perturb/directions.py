@@ -117,7 +117,7 @@ class Directions:
     def dense(self, slot: Slot, ids: Sequence[int], rows: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
         """z of a dense slot at some of its flat rows, without its shape: float32 (ids, rows, columns)."""
         first, stop, _ = columns.indices(slot.view[2])
-        out = torch.empty(len(ids), len(rows), stop - first, device=slot.parameter.device)
+        out = torch.empty(len(ids), len(rows), stop - first, dtype=torch.float32, device=slot.parameter.device)
         noise.backend(out).fill(out, self.family.distribution, self.address(slot), ids, rows, first)
         return out
 
@@ -173,7 +173,7 @@ class Directions:
             left = self.left(slot, some).view(-1, stack, rank, height) * factor[:, None, None, None]
 
         def at(rows: slice) -> torch.Tensor:
-            total = torch.zeros(rows.stop - rows.start, columns, device=slot.flat.device)
+            total = torch.zeros(rows.stop - rows.start, columns, dtype=torch.float32, device=slot.flat.device)
             where = torch.arange(rows.start, rows.stop, device=total.device)
             if not self.family.has_factors(slot):
                 for i, m in given:
@@ -237,7 +237,7 @@ class Directions:
         flat = ids.reshape(-1)
         weight = slot.flat[flat]
         if sign == 0:
-            return weight.view(*ids.shape, -1).to(dtype or weight.dtype)
+            return weight.view(*ids.shape, slot.view[2]).to(dtype or weight.dtype)
         remainder = None if slot.flat_remainder is None else slot.flat_remainder[flat]
         made = torch.empty_like(weight, dtype=dtype or weight.dtype)
         amplitude = sign * self.amplitude(slot)
@@ -250,12 +250,12 @@ class Directions:
         else:
             address, kernels = self.address(slot, direction), noise.backend(weight)
             kernels.perturb([made], [amplitude], weight, remainder, self.family.distribution, address, flat, 0)
-        return made.view(*ids.shape, -1)
+        return made.view(*ids.shape, slot.view[2])
 
     def drawn(self, slot: Slot, ids: Sequence[int], domain: int, columns: int) -> torch.Tensor:
         """Noise as it comes, as many rows as a slot's factors have: float32 (ids, stack * rank, columns)."""
         rows = torch.arange(slot.view[0] * self.family.rank, device=slot.parameter.device)
-        out = torch.empty(len(ids), len(rows), columns, device=rows.device)
+        out = torch.empty(len(ids), len(rows), columns, dtype=torch.float32, device=rows.device)
         address = self.address(slot, domain=domain)
         noise.backend(out).fill(out, self.family.distribution, address, ids, rows, 0)
         return out

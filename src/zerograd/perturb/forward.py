@@ -54,6 +54,14 @@ CASTS = ("float", "to", "type_as", "bfloat16", "half", "contiguous", "detach")
 _WHOLE = {"_grouped_mm", "grouped_mm", "_scaled_grouped_mm", "multi_head_attention_forward", "_native_multi_head_attention"}
 
 
+_ASSIGNED = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_SHARED = {
+    *("embedding", "embedding_bag", "index_select", "__getitem__", "outer", "ger", "inner", "tensordot", "bilinear", "cdist"),
+    *rows.PRODUCTS,
+}
+"""Operations, beside convolutions, that take a tensor of at most two dimensions whole: its first is its own, not examples."""
+
+
 class UnresolvedOperation(RuntimeError):
     """An operation mixes a perturbed parameter with the batch in a way that cannot be split by example."""
 
@@ -202,7 +210,7 @@ class PerturbedForward(TorchFunctionMode):
             )
         if derived is None or losses.shape != (len(self.plan),):
             return losses.detach()
-        result = torch.empty(losses.shape, device=losses.device)
+        result = torch.empty(losses.shape, dtype=torch.float32, device=losses.device)
         for variant in self.plan.variants:
             result[variant.examples] = derived.value(variant)[variant.examples].float()
         return result
@@ -237,6 +245,8 @@ class PerturbedForward(TorchFunctionMode):
             return rows.follow(self, name, func, args, kwargs)
         if torch.is_autocast_enabled(ours.device.type):
             raise UnresolvedOperation(f"{self.name(ours)} is used under autocast; leave it, and load the model in bfloat16 instead")
+        if func == _ASSIGNED:
+            raise UnresolvedOperation(f"{self.name(ours)} is given other data by the model's forward; freeze it")
         if name in _READS:
             raise UnresolvedOperation(
                 f"{self.name(ours)} is read by {name}(), so the model's course would depend on the perturbation; freeze it"
@@ -301,11 +311,13 @@ class PerturbedForward(TorchFunctionMode):
         if any(not _same(self.repeat(v, name), repeat) for v in batched if v.shape[0] == leading):
             raise UnresolvedOperation(refusal)
 
-        keeps = operation.startswith("conv") or (operation in rows.PRODUCTS and ndim == 2)  # a weight's first dimension is its own
+        keeps = operation.startswith("conv") or (operation in _SHARED and ndim <= 2)
+        led = rows.led(args[0], list(rows.tensors(args[1:]))) if operation == "einsum" else None
 
         def mine(value: Any, variant: Variant) -> Any:
             made = self.value(value, variant)
             expanded = self.slot(value) is None and made.ndim == ndim and made.shape[0] == leading > 1
+            expanded &= led is None or any(value is one for one in led)
             if self.batched(value) is not None and made.ndim:
                 return made[self.at(variant, self.repeat(value, name))]
             return made[self.at(variant, repeat)] if expanded and not keeps else made

@@ -119,7 +119,8 @@ class Plan:
         return self.sign.to(self.device)
 
     def _tensor(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values).to(self.device)
+        dtype = torch.float32 if any(isinstance(value, float) for value in values) else torch.int64
+        return torch.tensor(values, dtype=dtype).to(self.device)
 
 
 def _span(examples: Sequence[int]) -> tuple[int, int] | None:
@@ -141,20 +142,22 @@ def example_pairs(examples: int, directions: int = 1) -> Plan:
 
 def example_populations(examples: int, directions: int) -> Plan:
     """Per-example directions, one-sided: block i has direction i * examples + b for example b."""
-    return Plan(torch.arange(examples * directions), torch.ones(examples * directions), directions)
+    return Plan(torch.arange(examples * directions), torch.ones(examples * directions, dtype=torch.float32), directions)
 
 
 def population(examples: int, directions: int) -> Plan:
     """FZOO's plan: block i has direction i, one side, for all examples; a clean block comes last."""
     direction = torch.arange(directions + 1).remainder(directions).repeat_interleave(examples)
-    sign = torch.ones(directions + 1)
+    sign = torch.ones(directions + 1, dtype=torch.float32)
     sign[-1] = 0
     return Plan(direction, sign.repeat_interleave(examples), directions + 1)
 
 
 def along_each(examples: int, directions: int) -> Plan:
     """Block i has direction i, one side, for all examples."""
-    return Plan(torch.arange(directions).repeat_interleave(examples), torch.ones(directions * examples), directions)
+    return Plan(
+        torch.arange(directions).repeat_interleave(examples), torch.ones(directions * examples, dtype=torch.float32), directions
+    )
 
 
 def along(examples: int, signs: Sequence[float]) -> Plan:
@@ -167,18 +170,18 @@ def trial(examples: int) -> Plan:
     """Two directions, one of each sign, over one or two examples: the least that tells examples apart."""
     if examples not in (1, 2):
         raise ValueError(f"a trial has 1 or 2 examples, not {examples}")
-    return Plan(torch.tensor([0, 1]), torch.tensor([1.0, -1.0]), 3 - examples)
+    return Plan(torch.tensor([0, 1]), torch.tensor([1.0, -1.0], dtype=torch.float32), 3 - examples)
 
 
 def clean(examples: int) -> Plan:
     """The unperturbed model."""
-    return Plan(torch.zeros(examples, dtype=torch.int64), torch.zeros(examples), 1)
+    return Plan(torch.zeros(examples, dtype=torch.int64), torch.zeros(examples, dtype=torch.float32), 1)
 
 
 def branch(direction: int, sign: float) -> Plan:
     """One perturbed model for everything: what a closure is evaluated under."""
-    return Plan(torch.tensor([direction]), torch.tensor([float(sign)]), 1)
+    return Plan(torch.tensor([direction]), torch.tensor([float(sign)], dtype=torch.float32), 1)
 
 
 def _signs(examples: int) -> torch.Tensor:
-    return torch.cat([torch.ones(examples), -torch.ones(examples)])
+    return torch.tensor([1.0, -1.0], dtype=torch.float32).repeat_interleave(examples)

@@ -238,7 +238,8 @@ class Chunks:
         """
         part, signs = self.part, self.signs[direction]
         if part.ids is not None:
-            return [self.directions.picked(part.slot, direction, sign, part.ids[begin:end], self.dtype) for sign in signs]
+            ids, columns = (part.ids, slice(begin, end)) if self.transposed else (part.ids[begin:end], slice(None))
+            return [self.directions.picked(part.slot, direction, sign, ids, self.dtype)[:, columns] for sign in signs]
         columns = slice(begin, end) if self.transposed else slice(None)
         start, stop = (0, part.rows) if self.transposed else (begin, end)
         weight = part.weight()[start:stop, columns]

@@ -162,6 +162,12 @@ def leads(equation: str, operands: Sequence[bool]) -> bool:
     return all(term[:1] == output[0] for term, marked in zip(terms, operands, strict=True) if marked)
 
 
+def led(equation: str, operands: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The operands of an einsum equation that begin with the letter that its result begins with."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    return [operand for operand, term in zip(operands, inputs.split(","), strict=True) if term[:1] == output[0]]
+
+
 def _moved(
     forward: PerturbedForward, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], result: Any
 ) -> None:

@@ -120,7 +120,7 @@ def layer_norm(forward: PerturbedForward, func: Callable[..., Any], args: Args, 
 def rms_norm(forward: PerturbedForward, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """As `layer_norm`, without the mean."""
     x, shape, weight, eps = _arguments(("input", "normalized_shape", "weight", "eps"), args, kwargs)
-    y = F.rms_norm(x.float(), shape, eps=torch.finfo(x.dtype).eps if eps is None else eps)
+    y = F.rms_norm(x.float(), shape, eps=torch.finfo(torch.float32).eps if eps is None else eps)  # as torch computes 16 bits too
     return _scale_and_shift(forward, x, y, weight, None)
 
 
@@ -193,7 +193,12 @@ def _affine(forward: PerturbedForward, x: Any, weight: Any, bias: Any, *, transp
     mark = forward.batched(x)
     if not forward.whole and mark is None:
         return NotImplemented
-    repeat = 1 if forward.whole else forward.repeat(x, str(forward.name(weight) or forward.name(bias)))
+    name = str(forward.name(weight) or forward.name(bias))
+    if not forward.whole and x.ndim < 2:
+        raise UnresolvedOperation(
+            f"{name} meets an example of shape {tuple(x.shape)} alone; keep its dimension, as x[i : i + 1] does"
+        )
+    repeat = 1 if forward.whole else forward.repeat(x, name)
     width = weight.shape[1 if transposed else 0]
     shifts = _vectors(forward, bias, repeat) if bias is not None and bias.shape == (width,) else None
     if part is None:
@@ -201,7 +206,7 @@ def _affine(forward: PerturbedForward, x: Any, weight: Any, bias: Any, *, transp
     elif forward.directions.family.has_factors(part.slot):
         y, shifted = products.low_rank(forward, x, part, repeat, transposed, shifts)
         bias = None if shifted and shifts is not None else bias
-    elif shifts is not None and x.dtype == torch.float32 and len(shifts) in (1, len(forward.plan.variants)):
+    elif shifts is not None and x.dtype == torch.float32 and _is_by_variant(forward, shifts, repeat):
         y, bias = products.dense(forward, x, part, repeat, transposed, shifts), None
     else:
         y = products.dense(forward, x, part, repeat, transposed)
@@ -213,6 +218,11 @@ def _affine(forward: PerturbedForward, x: Any, weight: Any, bias: Any, *, transp
         else:
             y += _values(forward, bias)[0] if forward.whole else _rows(forward, bias, bias.shape, repeat, y.ndim)
     return y if mark is None else forward.mark(y, mark.rows)
+
+
+def _is_by_variant(forward: PerturbedForward, shifts: torch.Tensor, repeat: int | torch.Tensor) -> bool:
+    """Whether vectors from `_vectors` are one for all rows, or one a variant, and not one a row or an example."""
+    return len(shifts) == 1 or (isinstance(repeat, int) and (forward.whole or forward.plan.in_blocks))
 
 
 def _lookup(forward: PerturbedForward, ids: torch.Tensor, slot: Slot) -> torch.Tensor:

@@ -102,6 +102,10 @@ def collect(params: nn.Module | Iterable[Any], storage: str | None) -> list[Slot
     return list(slots.values())
 
 
+SAME = "build the optimiser from the same module, or from the same parameters, as that run did"
+"""What makes the directions of a run those of another."""
+
+
 def set_scale(slots: Iterable[Slot], relative: bool) -> None:
     """One unit of direction is the tensor's rms when relative, else 1.
 
@@ -117,8 +121,8 @@ def set_scale(slots: Iterable[Slot], relative: bool) -> None:
 
 
 def state(slots: Iterable[Slot]) -> dict[str, Any]:
-    """What must be saved beside the parameters to go on exactly: scales and remainders by name."""
-    return {s.name: {"scale": s.scale, "remainder": s.remainder} for s in slots}
+    """What must be saved beside the parameters to go on exactly, by name: scales and remainders, and what noise is addressed by."""
+    return {s.name: {"scale": s.scale, "remainder": s.remainder, "view": s.view, "id": s.id} for s in slots}
 
 
 def require_loadable(slots: Sequence[Slot], saved: Mapping[str, Any]) -> None:
@@ -131,6 +135,12 @@ def require_loadable(slots: Sequence[Slot], saved: Mapping[str, Any]) -> None:
         if (theirs is None) != (slot.remainder is None) or (theirs is not None and theirs.shape != slot.parameter.shape):
             had, has = ("with a remainder" if value is not None else "without one" for value in (theirs, slot.remainder))
             raise ValueError(f"{slot.name} was saved {had} and is here {has}; build the optimiser with the storage of that run")
+        for field, here in [("view", slot.view)] * (slot.parameter.ndim > 2) + [("id", slot.id)]:
+            there = saved[slot.name].get(field, here)
+            if there != here:
+                raise ValueError(
+                    f"{slot.name} was saved with {field} {there}, from which its noise comes, and has {here} here; {SAME}"
+                )
 
 
 def load_state(slots: Iterable[Slot], saved: Mapping[str, Any]) -> None:
