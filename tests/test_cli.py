@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from test_data import write
 from test_heads import bert, classifier, t5, tokenizer
 from test_text import characters
@@ -139,6 +140,22 @@ def test_models_with_other_heads_are_tuned(build, more, data, tmp_path):
     result = tuned(path, data, tmp_path / "run", *COLUMNS, *more, "--keep", "last")
     assert result["value_after"] >= 0
     assert result["loss_before"] != result["loss_after"]
+
+
+@pytest.mark.parametrize("scheme", ["lora", "upper"])
+def test_all_that_a_classifier_began_without_is_trained_and_saved(scheme, data, tmp_path, capsys):
+    """Of a masked model the pooler is missing too: what a run reports is what its saved model does."""
+    path = tmp_path / "model"
+    bert().save_pretrained(path)
+    tokenizer(mask=True).save_pretrained(path)
+    out = tmp_path / "run"
+    result = tuned(path, data, out, *COLUMNS, "--head", "classifier", "--scheme", scheme, "--keep", "last")
+    capsys.readouterr()
+    assert main(["eval", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(result["loss_after"], rel=1e-5)
+    saved = load_file(out / "model" / f"{'adapter_' if scheme == 'lora' else ''}model.safetensors")
+    assert any("pooler.dense.weight" in name for name in saved)
+    assert not any("pooler" in name for name in load_file(path / "model.safetensors"))
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "f1", "own.py:mine"])

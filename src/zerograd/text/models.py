@@ -32,11 +32,12 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode, its tokenizer, and which of HEADS it has."""
+    """A model in evaluation mode, its tokenizer, which of HEADS it has, and the names of parameters that it was saved without."""
 
     model: Any
     tokenizer: Any
     head: str
+    fresh: tuple[str, ...] = ()
 
 
 def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", device: str = "cpu") -> Loaded:
@@ -64,7 +65,8 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
     absent = sorted(info["missing_keys"])
     if absent and head != "classifier":  # a classifier's head is what is new
         raise ValueError(f"model {name!r} was saved without {absent[0]}, so it has no {head} head; choose another --head")
-    return Loaded(model.eval().to(device), tokenizer, head)
+    fresh = tuple(name for name, _ in model.named_parameters() if name in absent)
+    return Loaded(model.eval().to(device), tokenizer, head, fresh)
 
 
 def configuration(name: str, head: str = "auto") -> tuple[Any, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,12 +55,13 @@ def select(
     virtual_tokens: int = 5,
     head: str = "causal",
     seed: int = 0,
+    fresh: Sequence[str] = (),
 ) -> Any:
     """The model with requires_grad set on what the scheme trains and cleared on the rest; with its adapter, where that is one.
 
     layers: how many `upper` and `qk` train of; 0 for half of them, rounded up. pattern: a regular expression, for `pattern`.
     lora_rank: alpha is twice that. virtual_tokens: of `prompt` and `prefix`. head: of `models.HEADS`. seed: of an adapter's
-    initial values.
+    initial values. fresh: names of parameters that the model was saved without, a classifier's: they are trained with its head.
     Raises ValueError for an unknown scheme, for one that this model cannot have, or that trains nothing of it.
     """
     if scheme not in SCHEMES:
@@ -68,7 +70,7 @@ def select(
     if scheme in ADAPTERS:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return _adapted(model, scheme, lora_rank, virtual_tokens, head)
+            return _adapted(model, scheme, lora_rank, virtual_tokens, head, fresh)
     if scheme in UPPER:
         within = blocks(model)
         if layers > len(within):
@@ -77,7 +79,7 @@ def select(
             for name, parameter in layer.named_parameters():
                 parameter.requires_grad_(scheme == "upper" or bool(QK.search(name)))
         if head == "classifier":
-            _heads(model)
+            _heads(model, fresh)
     if scheme == "norms":
         for module in model.modules():
             if "norm" in type(module).__name__.lower():
@@ -104,19 +106,24 @@ def blocks(model: Any) -> list[nn.Module]:
     return list(max(alike, key=lambda found: sum(p.numel() for p in found.parameters()), default=[]))
 
 
-def _heads(model: Any) -> None:
-    """Train a classifier's head, which a pretrained model starts without."""
+def _heads(model: Any, fresh: Sequence[str]) -> None:
+    """Train a classifier's head, and whatever else a pretrained model starts without."""
     for name, module in model.named_children():
         if name in ("classifier", "score", "classification_head"):
             module.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if name in fresh:
+            parameter.requires_grad_(True)
 
 
-def _adapted(model: Any, scheme: str, lora_rank: int, virtual_tokens: int, head: str) -> Any:
+def _adapted(model: Any, scheme: str, lora_rank: int, virtual_tokens: int, head: str, fresh: Sequence[str]) -> Any:
     import peft
 
     kinds = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS", "masked": None}
     if scheme == "lora":
         settings: dict[str, Any] = {"r": lora_rank, "lora_alpha": 2 * lora_rank, "task_type": kinds[head]}
+        if head == "classifier" and fresh:  # what the adapter's file has to hold, since the model's does not
+            settings["modules_to_save"] = sorted({name.rpartition(".")[0] for name in fresh})
         try:
             return peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
         except ValueError:  # PEFT knows no targets of this architecture

@@ -61,6 +61,7 @@ def base(settings: TuneSettings, name: str = "") -> Loaded:
         virtual_tokens=settings.virtual_tokens,
         head=loaded.head,
         seed=settings.seed,
+        fresh=loaded.fresh,
     )
     return Loaded(model, loaded.tokenizer, loaded.head)
 
