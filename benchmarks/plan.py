@@ -22,6 +22,7 @@ CELLS = [
     {"row": "inference"},
     {"row": "mezo, full"},
     {"row": "per-example, upper"},
+    {"row": "per-example, qk"},
     {"row": "per-example, full"},
     {"row": "per-example, lora"},
     {"row": "mezo, lora"},
@@ -82,10 +83,8 @@ def measure(model: str, steps: int, threads: int, row: str, batch_size: int = 32
     method, *scheme = row.split(", ")
     if method == "inference":
         found = evaluated(model, threads)
-    elif method == "AdamW":
-        found = propagated(model, steps, threads, batch_size, scheme)
     else:
-        found = tuned(model, steps, threads, batch_size, method, scheme[0])
+        found = tuned(model, steps, threads, batch_size, method.lower(), scheme[0], checkpointing="checkpointing" in scheme)
     return {"batch_size": batch_size} | found
 
 
@@ -105,7 +104,7 @@ def evaluated(model: str, threads: int) -> dict[str, Any]:
     return {"peak_bytes": memory.peak_bytes(), "longest": max(map(scorer.length, task.test))}
 
 
-def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, scheme: str) -> dict[str, Any]:
+def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, scheme: str, checkpointing: bool) -> dict[str, Any]:
     from zerograd.train import memory
     from zerograd.train.settings import TuneSettings
     from zerograd.train.tune import Tuning
@@ -114,6 +113,7 @@ def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, sc
         model=model,
         task=TASK,
         method=method,
+        method_options=("checkpointing=True",) * checkpointing,
         scheme=scheme,
         minutes=0,
         steps=steps,
@@ -130,48 +130,6 @@ def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, sc
     seconds = tuning.train()
     longest = tuning.scorer.length(by_length[-1])
     return {"peak_bytes": memory.peak_bytes(), "longest": longest, "seconds_per_step": seconds / steps}
-
-
-def propagated(model: str, steps: int, threads: int, batch_size: int, scheme: list[str]) -> dict[str, Any]:
-    """AdamW as in lora.py: on a LoRA, or on float32 originals of all bfloat16 weights."""
-    import torch
-
-    from zerograd import workers
-    from zerograd.plan.shapes import adapted
-    from zerograd.text import models, splits
-    from zerograd.text.scoring import Scorer
-    from zerograd.train import memory, order
-
-    torch.manual_seed(0)
-    workers.use(threads)
-    task, loaded = splits.load(TASK), models.load(model)
-    whole = adapted(loaded.model, 8).get_base_model() if scheme[0] == "lora" else loaded.model
-    if "checkpointing" in scheme:
-        memory.give_back_at_once()
-        whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        whole.enable_input_require_grads()
-        whole.train()
-    scorer = Scorer(whole, loaded.tokenizer, task)
-    trained = [p for p in whole.parameters() if p.requires_grad]
-    originals = [p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float()) for p in trained]
-    optimizer = torch.optim.AdamW(originals, lr=1e-4)
-    lengths = [scorer.length(e) for e in task.train]
-    dataset, longest = order.batches(lengths, batch_size, 0), sorted(range(len(lengths)), key=lengths.__getitem__)[-batch_size:]
-    memory.reset_peak()
-    for step in range(steps):
-        chosen = next(dataset) if step else longest
-        scorer.losses(scorer.batch([task.train[i] for i in chosen])).mean().backward()
-        for p, original in zip(trained, originals, strict=True):
-            if original is not p:
-                p_gradient, p.grad = p.grad, None
-                original.grad = None if p_gradient is None else p_gradient.float()
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for p, original in zip(trained, originals, strict=True):
-                if original is not p:
-                    p.copy_(original)
-    return {"peak_bytes": memory.peak_bytes(), "longest": max(lengths)}
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import sys
 import peft
 import pytest
 import torch
+import transformers
 import yaml
 from test_data import write
 from test_text import characters
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    BertConfig,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -113,12 +115,10 @@ def test_a_folder_is_counted_as_it_loads_and_no_weight_is_read(folder, tmp_path)
     ],
     ids=lambda config: config.model_type,
 )
-def test_an_adapter_on_every_linear_layer_has_the_values_of_pefts(config, tmp_path):
-    from transformers import AutoModelForCausalLM
-
+def test_an_adapter_has_the_values_of_pefts(config):
     real = AutoModelForCausalLM.from_config(config)
     found = shapes._measured(config, "causal", 4)
-    assert found.adapter == trained(peft.get_peft_model(real, peft.LoraConfig(r=4, target_modules="all-linear")))
+    assert found.trained["lora"] == trained(peft.get_peft_model(real, peft.LoraConfig(r=4)))
 
 
 def test_a_token_meets_the_experts_that_it_is_sent_to():
@@ -141,11 +141,12 @@ def test_an_evaluation_holds_the_bytes_that_a_real_one_holds(rows, tokens, layer
 
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_back_propagation_keeps_the_bytes_that_a_real_one_keeps(rank, checkpointing):
-    model = llama(layers=7)
+@pytest.mark.parametrize("layers", [1, 2, 3, 7])
+def test_back_propagation_keeps_the_bytes_that_a_real_one_keeps(rank, checkpointing, layers):
+    model = llama(layers)
     found = shapes._measured(model.config, "causal", 4)
     if rank:
-        model = shapes.adapted(model, rank).get_base_model()
+        model = schemes.select(model, "lora", lora_rank=rank).get_base_model()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -226,19 +227,18 @@ def test_sequence_to_sequence_rows_go_through_the_encoder():
     real = AutoModelForSeq2SeqLM.from_config(config)
     assert found.layers == 6
     assert found.body == sum(p.numel() for name, p in real.encoder.block.named_parameters() if p.ndim > 1)
-    assert found.adapter == trained(peft.get_peft_model(real, peft.LoraConfig(r=4, target_modules="all-linear")))
+    assert found.trained["lora"] == trained(peft.get_peft_model(real, peft.LoraConfig(r=4)))
 
 
-@pytest.mark.parametrize("storage", ["auto", "float32"])
-def test_experts_have_a_plan_or_a_line_that_says_why_not(storage, tmp_path, capsys):
+@pytest.mark.parametrize(("storage", "code"), [("auto", 0), ("float32", 2)])
+def test_experts_have_a_plan_or_a_line_that_says_why_not(storage, code, tmp_path, capsys):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
     MixtralConfig(**sizes, num_key_value_heads=4, num_local_experts=4, architectures=["MixtralForCausalLM"]).save_pretrained(
         tmp_path
     )
-    code = main(["plan", str(tmp_path), *FLAGS, "--storage", storage, "--json"])
-    said = capsys.readouterr()
-    assert code == 0 or "what a pass of MixtralForCausalLM in torch.float32 holds is not known before it runs (" in said.err
-    assert code == 0 or storage == "float32"
+    assert main(["plan", str(tmp_path), *FLAGS, "--storage", storage, "--json"]) == code
+    says = "what a pass of MixtralForCausalLM in torch.float32 holds is not known before it runs (" if code else ""
+    assert says in capsys.readouterr().err
 
 
 def test_what_is_not_told_of_free_memory_is_all_there_is(monkeypatch):
@@ -252,12 +252,51 @@ def test_what_is_not_told_of_free_memory_is_all_there_is(monkeypatch):
     assert fit.free_bytes() == 0
 
 
-@pytest.mark.parametrize("config", [T5Config(d_model=32, d_ff=64, num_layers=3, num_heads=4, vocab_size=50)], ids=["t5"])
-def test_other_heads_have_shapes_and_passes(config):
-    found = shapes._measured(config, "seq2seq", 4)
+SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50}
+OTHERS = {
+    "gpt2": (GPT2Config(vocab_size=50, n_embd=64, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=1), "causal"),
+    "opt": (OPTConfig(**SMALL, ffn_dim=96, word_embed_proj_dim=64), "causal"),
+    "mixtral": (MixtralConfig(**SMALL, intermediate_size=96, num_key_value_heads=2, num_local_experts=4), "causal"),
+    "t5": (T5Config(d_model=64, d_ff=128, d_kv=16, num_layers=3, num_heads=4, vocab_size=50), "seq2seq"),
+    "bert, masked": (BertConfig(**SMALL, intermediate_size=128), "masked"),
+    "bert, classifier": (BertConfig(**SMALL, intermediate_size=128), "classifier"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("rows", [2, 32])
+def test_passes_of_other_models_hold_what_real_ones_hold(case, rows):
+    config, head_of = OTHERS[case]
+    found = shapes._measured(config, head_of, 4)
     assert found.layers == 3
-    assert activations.evaluated(found, 4, 16, torch.bfloat16) > 4 * 16 * 32 * 2
-    assert activations.propagated(found, 4, 16, torch.bfloat16).between > 3 * 4 * 16 * 32 * 2
+    model = getattr(transformers, models.HEADS[head_of]).from_config(config, dtype=torch.bfloat16).eval()
+    body = model.get_encoder() if head_of == "seq2seq" else model.base_model
+    more = {"use_cache": False} if head_of == "causal" else {}
+    ids = torch.ones(rows, 32, dtype=torch.long)
+    with torch.no_grad(), Live() as live:
+        body(input_ids=ids, **more)
+    assert activations.evaluated(found, rows, 32, torch.bfloat16) == pytest.approx(live.peak, rel=0.1)
+    with Live() as live:
+        states = body(input_ids=ids, **more).last_hidden_state
+        between = live.now
+        states.float().sum().backward()
+    kept = activations.propagated(found, rows, 32, torch.bfloat16)
+    assert kept.between == pytest.approx(between, rel=0.1)
+    assert kept.over >= 0
+
+
+@pytest.mark.parametrize("storage", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("scheme", ["full", "lora"])
+def test_what_adamw_keeps_is_what_it_keeps_of_a_real_model(folder, scheme, storage):
+    row = rows_of(model=str(folder), storage=storage)[f"AdamW, {scheme}"]
+    how = "split" if storage == "auto" else storage
+    model = schemes.select(models.load(str(folder), torch.float32 if storage == "float32" else torch.bfloat16).model, scheme)
+    real = METHODS["adamw"](model, storage=None if scheme == "lora" else how)
+    real.step(lambda ids: model(input_ids=ids).logits.float().square().mean((1, 2)), torch.ones(2, 4, dtype=torch.long))
+    assert row.parts["state"] == pytest.approx(real.state_bytes, rel=0.02)  # and the powers of the betas, once
+    assert real.state_bytes == 8 * row.trained + 16
+    assert row.parts["remainder"] == sum(0 if slot.remainder is None else slot.remainder.nbytes for slot in real.slots)
+    assert row.parts["weights"] == sum(p.nbytes for p in model.parameters())
 
 
 @pytest.mark.parametrize("storage", ["auto", "float32", "bfloat16"])
@@ -282,19 +321,19 @@ def test_inference_is_as_eval_loads_a_model(folder):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A model of 13 million parameters, and its plan for this machine, measured."""
-    path = saved(tmp_path_factory.mktemp("measured") / "model", layers=4, hidden=512)
+    """A model of 50 million parameters, and its plan for this machine, measured."""
+    path = saved(tmp_path_factory.mktemp("measured") / "model", layers=4, hidden=1024)
     flags = ["--tokens", "59", "--batch-size", "8", "--threads", "1", "--device", "cpu", "--json"]
     return path, said(["plan", str(path), *flags])
 
 
-@pytest.mark.parametrize(("method", "scheme"), [("mezo", "full"), ("per-example", "upper")])
+@pytest.mark.parametrize(("method", "scheme"), [("mezo", "full"), ("per-example", "qk"), ("adamw", "full"), ("adamw", "lora")])
 def test_memory_is_within_a_tenth_of_a_real_runs_peak(measured, tmp_path, method, scheme):
     path, plan = measured
     words = [{"body": ("good " if i % 2 else "bad ") * (1 + i % 11) + str(i), "topic": ["no", "yes"][i % 2]} for i in range(60)]
     data = write(tmp_path / "rows.csv", words)
     run = ["tune", "--model", str(path), "--data", str(data), "--text", "body", "--label", "topic", "--template", "{{ body }}="]
-    run += ["--options", "n", "y", "--method", method, "--scheme", scheme, "--minutes", "0", "--steps", "6", "--evals", "1"]
+    run += ["--options", "n", "y", "--method", method, "--scheme", scheme, "--minutes", "0", "--steps", "4", "--evals", "1"]
     run += ["--batch-size", "8", "--threads", "1", "--device", "cpu", "--out", str(tmp_path / "run"), "--json"]
     result = said(run)
     row = next(row for row in plan["rows"] if (row["method"], row["scheme"]) == (method, scheme))
@@ -409,17 +448,26 @@ def test_seconds_follow_the_machines_rates(folder):
     assert any("give --flops and --bandwidth" in line for line in unknown.basis)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-def test_operations_between_products_move_the_bytes_of_a_real_pass(rows):
-    model = llama(layers=6)
+@pytest.mark.parametrize(("rows", "layers"), [(1, 6), (4, 6), (4, 3), (4, 2)])
+def test_operations_between_products_move_the_bytes_of_a_real_pass(rows, layers):
+    model = llama(layers)
     found = shapes._measured(model.config, "causal", 4)
     moved = []
-    for layers in (6, 4):
-        model.model.layers = model.model.layers[:layers]
+    for kept_layers in (layers, 1):
+        model.model.layers = model.model.layers[:kept_layers]
         with torch.no_grad(), Moved() as moving:
             model.get_decoder()(input_ids=torch.ones(rows, 16, dtype=torch.long), use_cache=False)
         moved.append(moving.bytes)
-    assert rows * activations.moved(found, 16, torch.bfloat16) / 6 == pytest.approx((moved[0] - moved[1]) / 2, rel=0.1)
+    each = (moved[0] - moved[1]) / (layers - 1)
+    assert rows * activations.moved(found, 16, torch.bfloat16) == pytest.approx(layers * each, rel=0.1)
+
+
+def test_a_model_of_one_layer_moves_what_its_pass_moves():
+    model = llama(1)
+    with torch.no_grad(), Moved() as moving:
+        model.get_decoder()(input_ids=torch.ones(1, 16, dtype=torch.long), use_cache=False)
+    found = shapes._measured(model.config, "causal", 4)
+    assert activations.moved(found, 16, torch.bfloat16) == pytest.approx(moving.bytes, rel=0.1)
 
 
 def test_products_and_views_move_nothing_and_others_what_they_read_and_write():
@@ -455,9 +503,6 @@ def test_backward_passes_hold_more_and_checkpointing_less(folder):
     assert ours < whole
     states = 8 * 512 * 64 * 2  # of a layer, in a pass of 4,096 tokens
     assert kept < whole - 5 * 4 * states
-    values = shape(PlanSettings(model=str(folder))).parameters
-    state = rows["AdamW, full"].parts
-    assert state["weights"] + state["state"] == 14 * values  # and 2 of gradients, in the pass
 
 
 def test_the_advice_is_back_propagation_where_it_fits_and_forward_passes_where_it_does_not(folder):
@@ -475,8 +520,7 @@ def test_the_advice_is_back_propagation_where_it_fits_and_forward_passes_where_i
     assert "metric" in ample
     assert ample.endswith("zerograd tune --model MODEL --data FILE --device cpu")
     assert "checkpointing fits, and is the better choice" in advice(least)
-    alone = rows["per-example, lora"].memory
-    assert alone < least + 300e6
+    assert "no back-propagation fits" in advice(rows["per-example, lora"].memory)
     tight = advice(rows["inference"].memory - 1)
     assert "nothing fits" in tight
 

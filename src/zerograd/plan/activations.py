@@ -17,12 +17,12 @@ from torch import nn
 
 from zerograd.perturb.fit import Live
 from zerograd.plan.moved import Moved
-from zerograd.plan.shapes import SAMPLED, Shape, adapted
+from zerograd.plan.shapes import SAMPLED, Shape
 from zerograd.text import head as heads
-from zerograd.text import prefix
+from zerograd.text import prefix, schemes
 
 FEW = SAMPLED // 2
-"""Layers that a pass is run through; twice as many tell what each of them keeps."""
+"""Layers that a pass is run through; twice as many tell what each of them keeps, where there are so many."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,11 @@ def evaluated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, scored: 
 
 def moved(shape: Shape, tokens: int, dtype: torch.dtype) -> float:
     """The bytes that the operations between the products of all layers read and write, for a row of so many tokens."""
-    few, more = (_moved(shape, tokens, dtype, layers) for layers in (FEW, 2 * FEW))
-    return (more - few) / FEW * shape.layers
+    if shape.layers == 1:
+        return _moved(shape, tokens, dtype, 1)
+    low, high = _sampled(shape)
+    few, more = (_moved(shape, tokens, dtype, layers) for layers in (low, high))
+    return (more - few) / (high - low) * shape.layers
 
 
 def cuts(shape: Shape) -> bool:
@@ -69,13 +72,20 @@ def propagated(
 ) -> Kept:
     """What back-propagation through rows of so many tokens holds, gradients apart.
 
-    rank: of a LoRA on every linear layer; 0 where every parameter is trained. checkpointing: whether a layer keeps its input alone,
+    rank: of a LoRA; 0 where every parameter is trained. checkpointing: whether a layer keeps its input alone,
     and runs again. scored: as of `evaluated`.
     """
-    few, more = (_propagated(shape, rows, tokens, dtype, rank, checkpointing, layers) for layers in (FEW, 2 * FEW))
-    each = (more.between - few.between) / FEW
+    low, high = _sampled(shape)
+    few, more = (_propagated(shape, rows, tokens, dtype, rank, checkpointing, layers) for layers in (low, high))
+    each = (more.between - few.between) / max(1, high - low)
     between, over = _head_kept(shape, rows * scored, dtype, trained=not rank)
-    return Kept(round(few.between + each * max(0, shape.layers - FEW)) + between, max(few.over, over))
+    return Kept(round(few.between + each * (shape.layers - low)) + between, max(few.over, over))
+
+
+def _sampled(shape: Shape) -> tuple[int, int]:
+    """Fewer and more layers of a model; alike where it has one."""
+    high = min(2 * FEW, shape.layers)
+    return max(1, min(FEW, high - 1)), high
 
 
 def _moved(shape: Shape, tokens: int, dtype: torch.dtype, layers: int) -> int:
@@ -87,7 +97,10 @@ def _moved(shape: Shape, tokens: int, dtype: torch.dtype, layers: int) -> int:
 
 def _propagated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, rank: int, checkpointing: bool, layers: int) -> Kept:
     model = shape.made(dtype, layers)
-    model = adapted(model, rank).get_base_model() if rank else model.requires_grad_(True)
+    if rank:
+        model = schemes.select(model, "lora", lora_rank=rank, head=shape.head).get_base_model()
+    else:
+        model.requires_grad_(True)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

@@ -23,7 +23,8 @@ SIDES = 128, 256
 class Kept(NamedTuple):
     """Bytes that a method keeps from step to step, that it moves in a pass for its directions alone, and in an update.
 
-    What kernels move that draw and add in one go is not in these: it is the weights, and little beside.
+    What kernels move that draw and add in one go is not in these: it is the weights, and little beside. Nor is what follows a
+    gradient.
     """
 
     state: float
@@ -72,7 +73,7 @@ def _asked(method: str, rows: int, columns: int) -> Kept:
         made.step(lambda x: model(x).float().square().mean(1), batch)
     finally:
         torch.set_num_threads(threads)
-    return Kept(made.state_bytes, moved["_batch_scores"], moved["update"])
+    return Kept(made.state_bytes, moved.get("_batch_scores", 0), moved.get("update", 0))
 
 
 def _counted(run: Callable[..., Any], name: str, moved: dict[str, int]) -> Callable[..., Any]:

@@ -69,7 +69,6 @@ class Planned:
             memory += "; inference is in bfloat16, as zerograd eval has it" + ", at float32's rate" * (
                 "flops" in self.machine.measured
             )
-        back = f"AdamW has 16 bytes a parameter; its LoRA is of rank {settings.lora_rank} on every linear layer, more than tune's"
         if self.machine.flops and self.machine.bandwidth:
             checked = ", within a factor of two of the demo's (docs/numerics.md)" if self.machine.is_cpu else ", not measured yet"
             rates = f"seconds are an estimate{checked}, of a machine with no other work"
@@ -78,7 +77,7 @@ class Planned:
         counted = {*evaluating(), "adamw"}
         names = [name for name in METHODS if name not in counted] + [name for name in schemes.SCHEMES if name not in SCHEMES]
         others = f"no rows: {', '.join(names)}; what their passes hold, or how much they train, is not counted here"
-        return step, memory, back, others, rates
+        return step, memory, others, rates
 
     def as_json(self) -> dict[str, Any]:
         """What is printed, for scripts: machine, model, rows, basis and advice; sizes in bytes, times in seconds."""

@@ -37,10 +37,6 @@ ALIKE = ("head", "device", "threads")
 OVER_DEVICE = 1.2
 """Bytes that an accelerator's allocator holds for each of a pass."""
 
-MOMENTS = 12
-"""Bytes of AdamW a trained 16-bit value beside the value and its gradient: its float32 original and two moments, 16 in all
-(Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1)."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -110,50 +106,46 @@ class Planner:
         """`zerograd tune` with a method and a scheme."""
         settings, trained = self.settings, self.shape.trained[scheme]
         optimizer, moved = kept.instance(method), self._kept(method, scheme)
-        copies = optimizer.copies
-        rows = self.rows_of_pass(copies)
-        adapter = scheme == "lora"
+        rows = self.rows_of_pass(optimizer.copies)
         buffer = BUFFER if self.machine.is_cpu else DEVICE_BUFFER
-        remainder = 2 if not adapter and settings.storage in ("auto", "split") else 0
         below = 0  # states that enter the first trained layer, once for the batch and once for all branches
         if scheme in schemes.UPPER and self._cuts:
             below = (settings.batch_size + rows) * settings.tokens * self.shape.hidden * self.dtype.itemsize
-        parts = {
-            "process": self.process + (KERNELS if self.machine.is_cpu else 0),
-            "weights": self.weights + (4 * trained if adapter else 0),
-            "remainder": remainder * trained,
-            "state": round(moved.state),
-            "pass": self._held(self._live(rows, self.dtype)) + below + buffer,
-        }
+        parts = self._standing(scheme, moved.state) | {"pass": self._held(self._live(rows, self.dtype)) + below + buffer}
         taken = self._clock(self.dtype).tuned(optimizer, scheme, moved, rows)
         return Row(f"{method}, {scheme}", method, scheme, parts, taken, trained, self._tune(method, scheme))
 
     def propagated(self) -> Iterator[Row]:
-        """Back-propagation: AdamW on every parameter, and on a LoRA on every linear layer."""
-        clock = self._clock(self.dtype)
+        """Back-propagation: AdamW on every parameter, and on a LoRA, its activations kept or made again."""
         settings, rows = self.settings, self.rows_of_pass(1)
-        tokens, rank, scored = settings.tokens, settings.lora_rank, settings.answer_tokens
-        base = {"process": self.process}
-        held = activations.propagated(self.shape, rows, tokens, self.dtype, scored=scored)
-        values, size = self.shape.parameters, self.dtype.itemsize
-        state = (MOMENTS if size == 2 else 8) * values
-        parts = base | {"weights": self.weights, "state": state, "pass": self._propagated(held, size * values)}
-        taken = clock.propagated(3, rows, values)
-        yield Row("AdamW, full", "adamw", "full", parts, taken, values, self._tune("adamw", "full"))
-        adapter = self.shape.adapter
-        for checkpointing in (False, True):
+        tokens, scored = settings.tokens, settings.answer_tokens
+        for scheme, checkpointing in (("full", False), ("lora", False), ("lora", True)):
+            if scheme not in self.shape.trained:
+                continue
+            trained, rank = self.shape.trained[scheme], settings.lora_rank if scheme == "lora" else 0
             held = activations.propagated(self.shape, rows, tokens, self.dtype, rank, checkpointing, scored)
-            weights, passed = self.weights + 4 * adapter, self._propagated(held, 4 * adapter)
-            parts = base | {"weights": weights, "state": 8 * adapter, "pass": passed}
-            name = "AdamW, lora" + ", checkpointing" * checkpointing
-            command = self._tune("adamw", "lora") + " --method-options checkpointing=True" * checkpointing
-            taken = clock.propagated(3 + checkpointing, rows, adapter)
-            yield Row(name, "adamw", "lora", parts, taken, adapter, command)
+            gradients = trained * (4 if scheme == "lora" else self.dtype.itemsize)
+            state = self._kept("adamw", scheme).state
+            parts = self._standing(scheme, state) | {"pass": self._propagated(held, gradients)}
+            taken = self._clock(self.dtype).propagated(3 + checkpointing, rows, trained)
+            command = self._tune("adamw", scheme) + " --method-options checkpointing=True" * checkpointing
+            name = f"AdamW, {scheme}" + ", checkpointing" * checkpointing
+            yield Row(name, "adamw", scheme, parts, taken, trained, command)
 
     def rows_of_pass(self, copies: int) -> int:
         """Rows of a forward pass: whole examples with their branches, within the tokens that a pass takes."""
         examples = max(1, FORWARD_TOKENS // (self.settings.tokens * copies))
         return copies * min(self.settings.batch_size, examples)
+
+    def _standing(self, scheme: str, state: float) -> dict[str, int]:
+        """What is there from step to step while a scheme is trained: bytes by what holds them."""
+        trained, adapter = self.shape.trained[scheme], scheme == "lora"
+        return {
+            "process": self.process + (KERNELS if self.machine.is_cpu else 0),
+            "weights": self.weights + 4 * trained * adapter,
+            "remainder": 2 * trained * (not adapter and self.settings.storage in ("auto", "split")),
+            "state": round(state),
+        }
 
     def _kept(self, method: str, scheme: str) -> kept.Kept:
         """What a method keeps and moves; of a model that only comes near its number of parameters, as much more or less."""

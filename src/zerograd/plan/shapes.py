@@ -32,9 +32,6 @@ CAPS = (
 )
 """Fields of configurations by which logits are no plain product of states, unless they are None or 1."""
 
-LINEAR = ("Linear", "Conv1D")
-"""Classes of modules that PEFT takes for linear layers."""
-
 WIDTH_OF_LAYERS, WIDTH_OF_HEADS, WIDENING, VOCABULARY = 128, 128, 8 / 3, 32_000
 """The sizes of a model that only its parameters are known of: hidden = 128 layers, heads of 128, a feed-forward part of 8/3 of the
 width (Touvron et al. 2023, arXiv 2302.13971, section 2.2 and table 2)."""
@@ -47,18 +44,16 @@ class Shape:
     """A model's sizes, of which nothing is loaded.
 
     trained: values that each of SCHEMES trains, those that the architecture can have. tensors: how many of each view hold these, in
-    the model that is built where only the number of parameters was told. adapter: values of a LoRA on every linear
-    layer. body: values that a token of the batch is multiplied with, in the layers that follow each other, experts that it does not
-    see left out; upper: those of them in the upper half of the layers. layers, hidden, vocabulary, context: sizes, and the most
-    tokens of a row; of a sequence-to-sequence model layers and body are the encoder's, through which a row goes. sample: its first
-    layers, on the device "meta". head: of `models.HEADS`. caps: whether the architecture does something with logits, so that those
-    of all positions are made.
+    the model that is built where only the number of parameters was told. body: values that a token of the batch is multiplied
+    with, in the layers that follow each other, experts that it does not see left out; upper: those of them in the upper half of the
+    layers. layers, hidden, vocabulary, context: sizes, and the most tokens of a row; of a sequence-to-sequence model layers and
+    body are the encoder's, through which a row goes. sample: its first layers, on the device "meta". head: of `models.HEADS`.
+    caps: whether the architecture does something with logits, so that those of all positions are made.
     """
 
     parameters: int
     trained: dict[str, int]
     tensors: dict[str, Counter[View]]
-    adapter: int
     body: int
     upper: int
     layers: int
@@ -109,12 +104,9 @@ def shape(settings: PlanSettings) -> Shape:
 def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
     """The shape of a configuration. count: of its parameters, where it was told and the configuration only comes near it."""
     model = _made(config, head)
-    decoder = schemes.blocks(model)
-    within = schemes.blocks(model.get_encoder()) if head == "seq2seq" else decoder
+    within = schemes.blocks(model.get_encoder() if head == "seq2seq" else model)
     body = [sum(_seen(p, config) for p in layer.parameters() if p.ndim > 1) for layer in within]
     values = sum(p.numel() for p in model.parameters())
-    adapted = [*within, *decoder] if head == "seq2seq" else within
-    linear = [m.get_parameter("weight") for layer in adapted for m in layer.modules() if type(m).__name__ in LINEAR]
     sizes = config.get_text_config()
     caps = head == "causal" and any(vars(sizes).get(name) not in (None, 1) for name in CAPS)
     tensors = {}
@@ -127,7 +119,6 @@ def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
         count or values,
         {name: round(some * (scale if name in ("full", *schemes.UPPER) else 1)) for name, some in trained.items()},
         tensors,
-        lora_rank * sum(sum(weight.shape) for weight in linear),
         round(sum(body) * scale),
         round(sum(body[len(body) // 2 :]) * scale),
         len(within),
@@ -138,13 +129,6 @@ def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
         head,
         caps,
     )
-
-
-def adapted(model: Any, rank: int) -> Any:
-    """The model with a LoRA on every linear layer but its head, in float32, as one back-propagates through."""
-    import peft
-
-    return peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules="all-linear"))
 
 
 def cut(module: Any, layers: int) -> Any:
