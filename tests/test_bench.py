@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
+import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +107,33 @@ def test_a_search_scores_dev_rows_alone_and_a_row_the_test_rows_once_a_budget(fo
     assert all(some <= splits["dev"] for some in scored), "the search has looked at other rows"
     assert not any(tested for _, tested in here)
     assert {settings.seed for settings, _ in here} == {100}
+    looks = []
     for seed, untouched in ((0, 1), (1, 0)):
         scored.clear()
         row = runner.row(cell, seed, chosen)
+        looks.append(row["curve"][-1]["dev_loss"])
         tested = [some for some in scored if some & splits["test"]]
         assert all(some == splits["test"] for some in tested)
         both = row["evaluations"] != row["evaluations_seconds"]
         assert len(tested) == untouched + 1 + both, "the untouched model is asked once, for all rows"
     assert not any(some & splits["train"] for some in scored)
+    assert [settings.seed for settings, tested in here if tested] == [0, 1]
+    assert looks[0] != looks[1], "a seed is a run of its own"
+
+
+def test_rows_are_of_what_their_search_has_found(folder, task, tmp_path, here):  # noqa: F811
+    factors = [1e-9, 1, 2e-9]  # of which the second alone moves weights, down the loss or up
+    runner = Runner(
+        study.read(written(tmp_path, folder, task, methods=["mezo"], grids={"mezo": {"lr": factors}})), tmp_path / "out"
+    )
+    cell = next(iter(runner.study.cells))
+    chosen = runner.chosen(cell)
+    assert chosen.config in [config for config, _, loss in chosen.trials if loss == chosen.dev_loss]
+    for lr in factors:
+        row = runner.row(cell, 0, Chosen({"lr": lr}, 0.0, []))
+        assert here[-1][0].lr == row["lr"] == row["settings"]["lr"] == pytest.approx(lr * METHODS["mezo"].RATE)
+    runner.run()
+    assert {row["lr"] for row in rows.read(tmp_path / "out" / "leaderboard.jsonl")} == {chosen.config["lr"] * METHODS["mezo"].RATE}
 
 
 def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(folder, task, tmp_path, here, monkeypatch):  # noqa: F811
@@ -155,7 +177,11 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(folder, task, tmp_
     assert len(here) == 2 + 3 + 2, "a new method and a new seed leave the others' searches and rows"
 
 
-def test_rows_at_matched_evaluations_do_not_depend_on_the_seconds_that_follow(folder, task, tmp_path):  # noqa: F811
+def test_rows_at_matched_evaluations_do_not_depend_on_the_seconds_that_follow(folder, task, tmp_path, monkeypatch):  # noqa: F811
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) / 16, process_time=time.process_time)  # 16 steps a second
+    monkeypatch.setattr("zerograd.train.loop.time", clock)
+
     def right(seconds):
         made = study.read(written(tmp_path, folder, task, evaluations=8, seconds=seconds))
         runner = Runner(made, tmp_path / "out")
@@ -166,8 +192,9 @@ def test_rows_at_matched_evaluations_do_not_depend_on_the_seconds_that_follow(fo
     short, long = right(0), right(1.0)
     assert set(short["at"]) == {"evaluations"}
     assert set(long["at"]) == {"evaluations", "seconds"}
-    assert long["at"]["seconds"]["evaluations"] > 8 == long["at"]["evaluations"]["evaluations"]
-    assert long["at"]["evaluations"]["right"] == short["at"]["evaluations"]["right"]
+    assert [long["at"][budget]["evaluations"] for budget in ("evaluations", "seconds")] == [8, 32]
+    assert long["at"]["evaluations"]["right"] == short["at"]["evaluations"]["right"] != short["right_before"]
+    assert long["at"]["seconds"]["right"] != long["at"]["evaluations"]["right"]
     assert long["curve"][-1]["evaluations"] == long["at"]["seconds"]["evaluations"]
     assert short["steps"] == 4
     assert (short["state_bytes"], short["lr"]) == (0, 20 * METHODS["mezo"].RATE)
@@ -202,6 +229,11 @@ def test_from_the_command_line_to_the_tables_in_processes_of_their_own(folder, t
     assert main(["bench", "run", str(path), "--out", str(out), "--again", row["key"]]) == 0
     assert "the same answers" in " ".join(capsys.readouterr().out.split())
     assert (out / "leaderboard.jsonl").read_bytes() == before
+    other = json.loads(before) | {"curve": [look | {"dev_loss": look["dev_loss"] + 1e-6} for look in row["curve"]]}
+    (out / "leaderboard.jsonl").write_text(json.dumps(other) + "\n")
+    assert main(["bench", "run", str(path), "--out", str(out), "--again", row["key"]]) == 1
+    assert "other answers" in " ".join(capsys.readouterr().out.split())
+    (out / "leaderboard.jsonl").write_bytes(before)
     assert main(["bench", "table", str(out / "leaderboard.jsonl")]) == 0
     assert "| momentum |" in capsys.readouterr().out
 
@@ -635,6 +667,14 @@ def test_the_interval_of_a_few_seeds_holds_the_truth_as_often_as_it_says():
             low, high = statistics.crossed(values.tolist(), resamples=400, seed=trial)
             held += low <= 0 <= high
         assert held / 200 >= 0.92, (across, within)
+
+
+def test_an_interval_is_as_wide_as_chance_and_no_wider():
+    """Seeds that agree in every row leave the chance of rows."""
+    values = (np.random.default_rng(1).random(500) < 0.3).astype(float)
+    low, high = statistics.crossed([values.tolist()] * 3)
+    half = 1.96 * values.std() / math.sqrt(500)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
 
 
 def test_tasks_weigh_the_same_however_many_rows_they_have():

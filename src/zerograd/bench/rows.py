@@ -44,6 +44,18 @@ def read(path: Path) -> list[Row]:
     return list(found.values())
 
 
+def same(one: Row, other: Row) -> bool:
+    """Whether two runs of a row are alike at matched evaluations: in every test row's answer, and in the dev loss of every look
+    that both took after as many evaluations.
+    """
+    losses = [
+        {look["evaluations"]: look["dev_loss"] for look in row.get("curve", ()) if look["evaluations"] <= row["evaluations"]}
+        for row in (one, other)
+    ]
+    alike = all(loss == losses[1].get(count, loss) for count, loss in losses[0].items())
+    return alike and (one["test"], one["right"]) == (other["test"], other["right"])
+
+
 def append(path: Path, row: Row) -> None:
     """Add a row, on the disk when this returns. What a process that was cut off has left of a line goes. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)

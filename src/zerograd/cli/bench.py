@@ -58,8 +58,10 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _again(runner: Any, key: str, bar: Bar) -> int:
+    from zerograd.bench import rows
+
     before, now = runner.again(key)
-    same = before["right"] == now["right"] and before["test"] == now["test"]
+    same = rows.same(before, now)
     say = "the same answers" if same else "other answers"
     if "evaluations" not in before["budget"]:
         say += "; a run that ends after so many seconds takes other steps each time"
