@@ -70,9 +70,6 @@ pass_sharing_only = _some(
 )
 """Those whose steps need nothing of a weight but itself: many are done in a pass over it."""
 
-AS_RECORDED = [name for name in COMMON if name.startswith(("mezo", "rank", "fzoo", "grzo", "leave", "sign-p", "subzero", "static"))]
-"""Those whose step subtracts its multipliers' directions, and nothing else."""
-
 
 class Net(nn.Module):
     """Two looked-up tokens, a hidden layer with its norm, three classes. `tied` uses the embedding as the last layer."""

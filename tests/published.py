@@ -53,6 +53,15 @@ class Layer(nn.Module):
         out = x @ weight.T + bias + u[:, 0] @ experts[0].T + u[:, 1] @ experts[1].T
         return (out * y).sum(1) if self.kind == "linear" else ((out - y) ** 2).sum(1) / 2
 
+    def gradients_in_float64(self, w: Array, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Array:
+        """Of each example's loss: (examples, weights)."""
+        x, y, u = (t.double().numpy() for t in batch)
+        weight, bias, experts = w[:24].reshape(4, 6), w[24:28], w[28:].reshape(2, 4, 3)
+        of_out = y if self.kind == "linear" else x @ weight.T + bias + u[:, 0] @ experts[0].T + u[:, 1] @ experts[1].T - y
+        of_experts = of_out[:, None, :, None] * u[:, :, None, :]  # (examples, 2, 4, 3)
+        parts = of_out[:, :, None] * x[:, None, :], of_out, of_experts
+        return np.concatenate([part.reshape(len(x), -1) for part in parts], 1)
+
 
 def data(examples: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
@@ -73,6 +82,7 @@ class Run:
 
     opt: Any
     of: Callable[[Array], Array]
+    gradients_of: Callable[[Array], Array]
     step: int = 0
     scale: Array = field(init=False)
     w: Array = field(init=False)
@@ -89,6 +99,10 @@ class Run:
     def loss(self, change: Array | float = 0.0) -> float:
         return float(self.losses(change).mean())
 
+    def gradient(self, examples: int | None = None) -> Array:
+        """Of the mean loss of all examples, or of the first ones."""
+        return np.asarray(self.gradients_of(self.w * self.scale)[:examples].mean(0) * self.scale)
+
     @property
     def drawn(self) -> Directions:
         """What the step draws, before any shape."""
@@ -96,7 +110,11 @@ class Run:
 
     @property
     def matrices(self) -> list[Slot]:
-        return [slot for slot in self.opt.slots if slot.is_matrix]
+        return self.with_rank(1)
+
+    def with_rank(self, rank: int) -> list[Slot]:
+        """The matrices whose sides are no shorter than a rank."""
+        return [slot for slot in self.opt.slots if slot.is_matrix and min(slot.view[1:]) >= rank]
 
     def z(self, direction: int = 0) -> Array:
         return np.concatenate([array(self.drawn.z(slot, direction)).ravel() for slot in self.opt.slots])
@@ -115,11 +133,11 @@ class Run:
         q, r = np.linalg.qr(per_matrix(began.drawn(slot, [0], domain, size)[0], slot))
         return q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
 
-    def whole(self, vectors: Array, matrices: Sequence[Array]) -> Array:
-        """A flat one, whose matrices are these and whose vectors are those of another flat one."""
-        made, first, given = vectors.copy(), 0, iter(matrices)
+    def whole(self, rest: Array, matrices: Sequence[Array], rank: int = 1) -> Array:
+        """A flat one, whose matrices of a rank are these and whose rest is that of another flat one."""
+        made, first, given = rest.copy(), 0, iter(matrices)
         for slot in self.opt.slots:
-            if slot.is_matrix:
+            if slot in self.with_rank(rank):
                 made[first : first + slot.parameter.numel()] = next(given).ravel()
             first += slot.parameter.numel()
         return made
@@ -161,19 +179,39 @@ def sgd(run: Run, directions: int = 1, sides: int = 2) -> Iterator[Array]:
         yield LR * estimate(run, directions, sides)
 
 
+def heavy_ball(beta: float) -> Callable[[Array], Array]:
+    m: Array | float = 0.0
+
+    def follow(g: Array) -> Array:
+        nonlocal m
+        m = beta * m + g
+        return m
+
+    return follow
+
+
+def adams(betas: tuple[float, float], zeta: float) -> Callable[[Array], Array]:
+    """Adam's direction of one gradient after the other."""
+    m, v, t, (b1, b2) = 0.0, 0.0, 0, betas
+
+    def follow(g: Array) -> Array:
+        nonlocal m, v, t
+        m, v, t = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2, t + 1
+        return np.asarray((m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + zeta))
+
+    return follow
+
+
 def momentum(run: Run, beta: float) -> Iterator[Array]:
-    m = 0.0
+    follow = heavy_ball(beta)
     while True:
-        m = beta * m + estimate(run)
-        yield LR * m
+        yield LR * follow(estimate(run))
 
 
 def adam(run: Run, betas: tuple[float, float], zeta: float, directions: int) -> Iterator[Array]:
-    m, v, t, (b1, b2) = 0.0, 0.0, 0, betas
+    follow = adams(betas, zeta)
     while True:
-        g, t = estimate(run, directions), t + 1
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-        yield LR * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + zeta)
+        yield LR * follow(estimate(run, directions))
 
 
 def adamezo(run: Run, history: int, betas: tuple[float, float], zeta: float, directions: int) -> Iterator[Array]:
@@ -301,14 +339,14 @@ def lozo_m(run: Run, rank: int, period: int, beta: float) -> Iterator[Array]:
 def subzero(run: Run, rank: int) -> Iterator[Array]:
     while True:
         made = []
-        for slot in run.matrices:
+        for slot in run.with_rank(rank):
             stack, rows, columns = slot.view
             u, v = run.basis(slot, LEFT, rows), run.basis(slot, RIGHT, columns)
             for q in (u, v):
                 np.testing.assert_allclose(q.swapaxes(1, 2) @ q, np.broadcast_to(np.eye(rank), (stack, rank, rank)), atol=1e-12)
             inner = array(run.drawn.drawn(slot, [0], CHANCE, rank)[0]).reshape(stack, rank, rank).swapaxes(1, 2)
             made.append(math.sqrt(rows * columns) / rank * product(u @ inner, v))
-        z = run.whole(run.z(), made)
+        z = run.whole(run.z(), made, rank)
         yield LR * two_sided(run, z) * z
 
 
@@ -323,25 +361,25 @@ def newton_schulz(a: Array) -> Array:
 def zo_muon(run: Run, rank: int, directions: int) -> Iterator[Array]:
     """The published eps is sqrt(rows / rank) times the library's, the published lr sqrt(rows columns / rank) times.
 
-    A vector's step has the length that NS5 would give its row, were it exact.
+    The step of a vector, or of what is smaller than the rank, has the length that NS5 would give it as a row, were it exact.
     """
     while True:
-        z, bases, inner = [run.z(i) for i in range(directions)], [], []
-        for slot in run.matrices:
+        z, bases, inner, factored = [run.z(i) for i in range(directions)], [], [], run.with_rank(rank)
+        for slot in factored:
             bases.append(run.basis(slot, LEFT, slot.view[1]))
             inner.append([run.right(slot, i).swapaxes(1, 2) for i in range(directions)])  # u: (stack, rank, columns)
         c = []
         for i in range(directions):
-            probe = [math.sqrt(s.view[1] / rank) * p @ u[i] for s, p, u in zip(run.matrices, bases, inner, strict=True)]
-            c.append(one_sided(run, run.whole(z[i], probe)))
+            probe = [math.sqrt(s.view[1] / rank) * p @ u[i] for s, p, u in zip(factored, bases, inner, strict=True)]
+            c.append(one_sided(run, run.whole(z[i], probe, rank)))
         change = []
-        for slot, p, u in zip(run.matrices, bases, inner, strict=True):
+        for slot, p, u in zip(factored, bases, inner, strict=True):
             gradient = sum(c[i] * u[i] for i in range(directions))
             orthogonal = np.stack([newton_schulz(part) for part in gradient])
             change.append(math.sqrt(slot.view[1] * slot.view[2] / rank) * p @ orthogonal)
-        g = np.tensordot(c, z, 1)
-        vector = run.each(lambda slot: np.full(slot.parameter.numel(), float(not slot.is_matrix))) == 1  # the only one
-        yield LR * run.whole(g * math.sqrt(vector.sum()) / np.linalg.norm(g[vector]), change)
+        g = np.split(np.tensordot(c, z, 1), np.cumsum([slot.parameter.numel() for slot in run.opt.slots])[:-1])
+        rest = [part * math.sqrt(len(part)) / np.linalg.norm(part) for part in g]
+        yield LR * run.whole(np.concatenate(rest), change, rank)
 
 
 def hizoo(run: Run, smoothing: float) -> Iterator[Array]:
@@ -399,6 +437,40 @@ def random_layers(run: Run) -> Iterator[Array]:
     return blocks(run, lambda slot, step: run.opt.family.touches(slot, run.opt.seed, step))
 
 
+def forward_gradient(run: Run) -> Iterator[Array]:
+    while True:
+        z = run.z()
+        yield LR * float(run.gradient() @ z) * z
+
+
+def gradient_descent(run: Run) -> Iterator[Array]:
+    while True:
+        yield LR * run.gradient()
+
+
+def adamw(run: Run, betas: tuple[float, float], zeta: float) -> Iterator[Array]:
+    follow = adams(betas, zeta)
+    while True:
+        yield LR * follow(run.gradient())
+
+
+def hybrid(run: Run, betas: tuple[float, float], zeta: float, ratio: float) -> Iterator[Array]:
+    """Of three blocks the last two are deep."""
+    shallow = run.each(lambda slot: np.full(slot.parameter.numel(), float(slot.name == "weight")))
+    follow = adams(betas, zeta)
+    while True:
+        z = run.z() * shallow
+        yield LR * np.where(shallow == 1, two_sided(run, z) * z, ratio * follow(run.gradient()))
+
+
+def addax(run: Run, alpha: float, share: float) -> Iterator[Array]:
+    """The paper's lr, with the gradient and the evaluations weighed by alpha."""
+    while True:
+        z, short = run.z(), round(share * len(run.losses()))
+        c = float((run.losses(EPS * z) - run.losses(-EPS * z))[short:].mean()) / (2 * EPS)
+        yield LR * (alpha * c * z + (1 - alpha) * run.gradient(short))
+
+
 SENSITIVITY = {
     name: torch.randn(p.shape, generator=torch.Generator().manual_seed(5)).square() for name, p in Layer("").named_parameters()
 }
@@ -435,13 +507,20 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
     "lozo-m": ("lozo-m", {"rank": 2, "period": 2, "beta": 0.7}, lozo_m),
     "lozo-m, new factors each step": ("lozo-m", {"rank": 3, "period": 1, "beta": 0.7}, lozo_m),
     "subzero": ("subzero", {"rank": 2, "period": 2}, subzero),
+    "subzero, a rank that some have not": ("subzero", {"rank": 4, "period": 2}, subzero),
     "zo-muon": ("zo-muon", {"rank": 2, "period": 2, "directions": 3}, zo_muon),
+    "zo-muon, a rank that some have not": ("zo-muon", {"rank": 4, "period": 2, "directions": 3}, zo_muon),
     "hizoo": ("hizoo", {"smoothing": 0.3}, hizoo),
     "sparse-mezo": ("sparse-mezo", {"keep": 0.3}, sparse_mezo),
     "static-mask": ("static-mask", {"keep": 0.3}, static_mask),
     "static-mask, by sensitivity": ("static-mask", {"keep": 0.3, "sensitivity": SENSITIVITY}, static_mask),
     "block-wise": ("block-wise", {}, block_wise),
     "random-layers": ("random-layers", {"share": 0.6}, random_layers),
+    "forward-gradient": ("forward-gradient", {}, forward_gradient),
+    "sgd": ("sgd", {}, gradient_descent),
+    "adamw": ("adamw", BETAS, adamw),
+    "hybrid": ("hybrid", BETAS | {"ratio": 0.5}, hybrid),
+    "addax": ("addax", {"alpha": 0.4, "share": 0.3}, addax),
 }
 """A method's name, its settings, and its rule, which takes those of them that it names."""
 

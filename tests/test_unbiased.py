@@ -138,17 +138,6 @@ def test_the_mean_step_is_the_gradient_of_autograd(llama, method, settings, step
         assert error < 0.12 * size, f"{name}: too few steps to see a bias"
 
 
-@pytest.mark.parametrize("method", [zg.optim.MeZO, zg.optim.PerExample])
-def test_a_relative_step_has_the_mean_of_the_gradient_times_the_squared_rms(llama, method):
-    extra = {} if method is zg.optim.MeZO else {"standardised": False}
-    opt = method(llama.model, lr=1.0, eps=1e-3, relative=True, seed=2, **extra)
-    samples = estimates(opt, llama.losses, llama.tokens, 150)
-    expected = [g * slot.scale**2 for g, slot in zip(llama.gradient, opt.slots, strict=True)]
-    z, error = z_score([dot(s, expected) for s in samples], dot(expected, expected))
-    assert abs(z) < LIMIT
-    assert error < 0.25 * dot(expected, expected)
-
-
 # Spread: E|estimate|^2 over |gradient|^2 for a linear function of d dimensions and n directions.
 
 ROWS, COLUMNS = 2, 3
