@@ -1,4 +1,4 @@
-"""How long a replay of many steps takes, by family and storage: seconds of wall and CPU, on all cores, nothing else running.
+"""How long a replay of many steps takes, by family and storage: seconds of wall and CPU, on the threads OMP_NUM_THREADS allows.
 
 python benchmarks/replay.py --steps 20000
 """

@@ -20,7 +20,7 @@ GRID = [
     {"layers": 10, "lr": 0.1, "steps": 1000},
     {"layers": 10, "lr": 0.05, "steps": 700},
     {"layers": 10, "lr": 0.025, "steps": 700},
-    {"layers": 10, "lr": 0.07, "directions": 4, "sides": 1, "steps": 350},
+    {"layers": 10, "lr": 0.07, "method_options": ["directions=4", "sides=1"], "steps": 350},
     {"layers": 15, "lr": 0.06, "steps": 500},
     {"layers": 15, "lr": 0.04, "steps": 500},
     {"layers": 20, "lr": 0.03, "eps": 0.015, "steps": 400},
