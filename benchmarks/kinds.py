@@ -33,7 +33,7 @@ BATCH = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["sentiment-tweets", "sentiment-movies"])
-    parser.add_argument("--evaluations", type=int, nargs="+", default=[0, 60], help="of the default, before it is measured")
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[0, 60], help="of the upper layers, before it is measured")
     parser.add_argument("--rows", type=int, default=192, help="of the training split, the last ones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="kinds")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[str, Any]:
-    """A task's numbers after so many evaluations of the default."""
+    """A task's numbers after so many evaluations, with which the upper layers were trained."""
     import torch
 
     from zerograd.train.settings import TuneSettings
@@ -52,8 +52,8 @@ def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[st
 
     with tempfile.TemporaryDirectory() as folder:
         settings = TuneSettings(
-            model="demo", task=task, batch_size=BATCH, evaluations=max(1, evaluations), minutes=0, evals=0, keep="last",
-            schedule="constant", threads=parsed.threads, out=str(Path(folder) / "run"),
+            model="demo", task=task, scheme="upper", batch_size=BATCH, evaluations=max(1, evaluations), minutes=0, evals=0,
+            keep="last", schedule="constant", threads=parsed.threads, out=str(Path(folder) / "run"),
         )  # fmt: skip
         torch.set_num_threads(parsed.threads)
         tuning = Tuning(settings)

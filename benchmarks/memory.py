@@ -17,8 +17,8 @@ from record import fresh, save
 from zerograd.train import environment
 
 ROWS = [
-    {"task": "sentiment-movies"},
-    {"task": "sentiment-products"},
+    {"task": "sentiment-movies", "scheme": "upper"},
+    {"task": "sentiment-products", "scheme": "upper"},
     {"task": "sentiment-movies", "scheme": "full"},
     {"task": "sentiment-movies", "scheme": "full", "method": "mezo", "lr": 1e-5},
 ]

@@ -18,6 +18,8 @@ from zerograd.train import environment
 
 TASK = "sentiment-movies"
 
+BATCH = 32
+
 CELLS = [
     {"row": "inference"},
     {"row": "mezo, full"},
@@ -56,7 +58,8 @@ def main() -> None:
     record = RESULTS / f"{parsed.name}.json"
     before = json.loads(record.read_text())["rows"] if parsed.replan else []
     for cell in cells:
-        found.append(before.pop(0) if before else cell | fresh(*command, "--one", json.dumps(cell)))
+        same = [row for row in before if (row["row"], row["batch_size"]) == (cell["row"], cell.get("batch_size", BATCH))]
+        found.append(same[0] if same else cell | fresh(*command, "--one", json.dumps(cell)))
         found[-1] |= planned(parsed.model, parsed.threads, cell["row"], found[-1]["batch_size"], found[-1]["longest"])
         found[-1]["over"] = found[-1]["planned_bytes"] / found[-1]["peak_bytes"] - 1
         print(told(found[-1]), flush=True)
@@ -78,7 +81,7 @@ def planned(model: str, threads: int, name: str, batch_size: int, tokens: int) -
     return {"planned_bytes": row["memory_bytes"], "parts": row["parts"], "planned_seconds": row["seconds_per_step"]}
 
 
-def measure(model: str, steps: int, threads: int, row: str, batch_size: int = 32) -> dict[str, Any]:
+def measure(model: str, steps: int, threads: int, row: str, batch_size: int = BATCH) -> dict[str, Any]:
     """The peak of a run that a row of the plan stands for."""
     method, *scheme = row.split(", ")
     if method == "inference":

@@ -1,4 +1,4 @@
-"""The search behind the demo's defaults: each row trains for its own steps on one thread and is judged on the dev split alone.
+"""The search behind the upper layers' rate: each row trains for its own steps on one thread and is judged on the dev split alone.
 
 python benchmarks/search.py
 python benchmarks/search.py --grid '[{"layers": 15, "lr": 0.04, "steps": 500}]'
@@ -51,7 +51,7 @@ def train(row: dict[str, object], seed: int) -> dict[str, object]:
     from zerograd.train.settings import TuneSettings
     from zerograd.train.tune import Tuning
 
-    tuning = Tuning(TuneSettings(minutes=0, seed=seed, evals=0, threads=1, **row))  # type: ignore[arg-type]
+    tuning = Tuning(TuneSettings(minutes=0, seed=seed, evals=0, threads=1, **({"scheme": "upper"} | row)))  # type: ignore[arg-type]
     dev = tuning.task.dev
     before = option_scores(tuning.scorer, dev)
     tuning.attach()

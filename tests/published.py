@@ -174,7 +174,7 @@ def estimate(run: Run, directions: int = 1, sides: int = 2) -> Array:
     return np.mean([of(run, run.z(i)) * run.z(i) for i in range(directions)], 0)
 
 
-def sgd(run: Run, directions: int = 1, sides: int = 2) -> Iterator[Array]:
+def zo_sgd(run: Run, directions: int = 1, sides: int = 2) -> Iterator[Array]:
     while True:
         yield LR * estimate(run, directions, sides)
 
@@ -443,7 +443,7 @@ def forward_gradient(run: Run) -> Iterator[Array]:
         yield LR * float(run.gradient() @ z) * z
 
 
-def gradient_descent(run: Run) -> Iterator[Array]:
+def sgd(run: Run) -> Iterator[Array]:
     while True:
         yield LR * run.gradient()
 
@@ -478,10 +478,10 @@ SENSITIVITY = {
 BETAS = {"betas": (0.6, 0.8), "zeta": 0.01}
 
 CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
-    "mezo": ("mezo", {}, sgd),
-    "mezo, Gaussian": ("mezo", {"distribution": "gaussian"}, sgd),
-    "mezo, three directions": ("mezo", {"directions": 3}, sgd),
-    "mezo, one side": ("mezo", {"directions": 3, "sides": 1}, sgd),
+    "mezo": ("mezo", {}, zo_sgd),
+    "mezo, Gaussian": ("mezo", {"distribution": "gaussian"}, zo_sgd),
+    "mezo, three directions": ("mezo", {"directions": 3}, zo_sgd),
+    "mezo, one side": ("mezo", {"directions": 3, "sides": 1}, zo_sgd),
     "momentum": ("momentum", {"beta": 0.7}, momentum),
     "adam": ("adam", BETAS | {"directions": 2}, adam),
     "adamezo": ("adamezo", BETAS | {"directions": 2, "history": 2}, adamezo),
@@ -517,7 +517,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
     "block-wise": ("block-wise", {}, block_wise),
     "random-layers": ("random-layers", {"share": 0.6}, random_layers),
     "forward-gradient": ("forward-gradient", {}, forward_gradient),
-    "sgd": ("sgd", {}, gradient_descent),
+    "sgd": ("sgd", {}, sgd),
     "adamw": ("adamw", BETAS, adamw),
     "hybrid": ("hybrid", BETAS | {"ratio": 0.5}, hybrid),
     "addax": ("addax", {"alpha": 0.4, "share": 0.3}, addax),

@@ -16,13 +16,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from test_data import write
-from test_heads import bert, classifier, t5, tokenizer
+from test_heads import bert, classifier, roberta, t5, tokenizer
 from test_text import characters
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from zerograd import journal
 from zerograd.cli import main
 from zerograd.text import evaluation
 from zerograd.train import runs
+from zerograd.train.settings import TuneSettings
 
 ROWS = [
     {"body": f"{'good' if i % 2 else 'bad'} film, number {i}", "stars": ["no", "yes"][i % 2], "year": str(i)} for i in range(60)
@@ -90,7 +92,7 @@ def test_predictions_are_those_of_the_run_itself(folder, data, tmp_path):
     assert evaluation.answers(scorer, examples).texts == [row["option_after"] for row in rows]
 
 
-@pytest.mark.parametrize("scheme", ["full", "qk", "norms", "lora", "prompt", "prefix", "pattern"])
+@pytest.mark.parametrize("scheme", ["full", "upper", "qk", "norms", "lora", "prompt", "prefix", "pattern"])
 def test_every_scheme_trains_saves_and_is_opened_again(folder, data, tmp_path, capsys, scheme):
     out = tmp_path / "run"
     more = ["--pattern", r"q_proj"] if scheme == "pattern" else []
@@ -142,11 +144,12 @@ def test_models_with_other_heads_are_tuned(build, more, data, tmp_path):
     assert result["loss_before"] != result["loss_after"]
 
 
-@pytest.mark.parametrize("scheme", ["lora", "upper"])
-def test_all_that_a_classifier_began_without_is_trained_and_saved(scheme, data, tmp_path, capsys):
-    """Of a masked model the pooler is missing too: what a run reports is what its saved model does."""
+@pytest.mark.parametrize("scheme", ["lora", "upper", "qk"])
+@pytest.mark.parametrize(("build", "fresh"), [(bert, "pooler.dense.weight"), (roberta, "classifier.dense.weight")])
+def test_all_that_a_classifier_began_without_is_trained_and_saved(build, fresh, scheme, data, tmp_path, capsys):
+    """A masked BERT has no pooler, RoBERTa's head is of two layers: what a run reports is what its saved model does."""
     path = tmp_path / "model"
-    bert().save_pretrained(path)
+    build().save_pretrained(path)
     tokenizer(mask=True).save_pretrained(path)
     out = tmp_path / "run"
     result = tuned(path, data, out, *COLUMNS, "--head", "classifier", "--scheme", scheme, "--keep", "last")
@@ -154,8 +157,11 @@ def test_all_that_a_classifier_began_without_is_trained_and_saved(scheme, data, 
     assert main(["eval", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(result["loss_after"], rel=1e-5)
     saved = load_file(out / "model" / f"{'adapter_' if scheme == 'lora' else ''}model.safetensors")
-    assert any("pooler.dense.weight" in name for name in saved)
-    assert not any("pooler" in name for name in load_file(path / "model.safetensors"))
+    assert any(name.endswith(fresh) for name in saved)
+    assert not any(name.endswith(fresh) for name in load_file(path / "model.safetensors"))
+    with (out / "journal.zgj").open("rb") as file:
+        tensors = journal.Reader(file, (out / "journal.zgj").stat().st_size).header["tensors"]
+    assert any(tensor["name"].replace("modules_to_save.default.", "").endswith(fresh) for tensor in tensors)
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "f1", "own.py:mine"])
@@ -175,7 +181,7 @@ def test_a_yaml_file_holds_the_same_fields_and_flags_win(folder, data, tmp_path,
     assert main(["tune", "--model", str(folder), "--data", str(data), *COLUMNS, *QUICK, "--show-config"]) == 0
     shown = capsys.readouterr().out
     fields = yaml.safe_load(shown)
-    assert (fields["steps"], fields["data"], fields["text"], fields["lr"]) == (3, [str(data)], "body", 0.04)
+    assert (fields["steps"], fields["data"], fields["text"], fields["lr"]) == (3, [str(data)], "body", TuneSettings().lr)
     config = tmp_path / "run.yaml"
     config.write_text(shown)
     assert main(["tune", "--config", str(config), "--out", str(tmp_path / "a"), "--steps", "2"]) == 0
@@ -234,7 +240,7 @@ BAD = {
     "a config that is not there": (["--config", "no.yaml"], "config no.yaml is not there; --show-config writes one"),
     "chat without a template of it": (["--shots", "2", "--chat"], "leave --shots out"),
     "a dev file that is not there": (["--dev", "dev.csv"], "data 'dev.csv' is not there"),
-    "virtual tokens of no adapter": (["--virtual-tokens", "3"], "which only scheme prefix and prompt uses; this is scheme upper"),
+    "virtual tokens of no adapter": (["--virtual-tokens", "3"], "which only scheme prefix and prompt uses; this is scheme "),
     "an adapter in 16 bits": (["--scheme", "lora", "--storage", "split"], "scheme lora keeps its adapter in float32"),
     "patience without evaluations": (["--patience", "2", "--evals", "0"], "there are no evals to wait for"),
 }  # fmt: skip

@@ -68,7 +68,7 @@ def test_a_range_test_leaves_no_trace_and_takes_the_rate_with_the_lowest_loss(fo
     before = bits(made)
     losses = iter([2.0, 1.9, 1.5, 1.7, 1.6, 9.0])
     monkeypatch.setattr(rates, "_loss", lambda tuning: next(losses))
-    assert rates.find(made) == pytest.approx(0.04 * rates.FACTORS[1])
+    assert rates.find(made) == pytest.approx(TuneSettings().lr * rates.FACTORS[1])
     assert all(torch.equal(a, b) for a, b in zip(before, bits(made), strict=True))
     assert made.optimizer.steps == 0
     assert not list((tmp_path / "run").iterdir())
@@ -76,7 +76,7 @@ def test_a_range_test_leaves_no_trace_and_takes_the_rate_with_the_lowest_loss(fo
 
 def test_a_rate_that_is_found_is_the_one_that_is_used(folder, data, tmp_path, capsys):  # noqa: F811
     result = tuned(folder, data, tmp_path / "run", *COLUMNS, "--lr", "auto")
-    assert result["lr"] in [0.04 * factor for factor in rates.FACTORS]
+    assert result["lr"] in [TuneSettings().lr * factor for factor in rates.FACTORS]
     assert "by a range test" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["lr"] == "auto"
 
@@ -158,8 +158,8 @@ def test_runs_of_one_task_are_compared_on_a_page_and_others_are_refused(folder, 
     page = (tmp_path / "comparison.html").read_text()
     assert "http" not in page
     for part in (
-        "seed 0, method per-example, lr 0.04",
-        "seed 0, method mezo, lr 0.01",
+        f"seed 0, method per-example, lr {TuneSettings().lr}",
+        f"seed 0, method mezo, lr {TuneSettings(method='mezo').lr:g}",
         "Paired differences",
         "Test result against memory",
     ):

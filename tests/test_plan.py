@@ -264,8 +264,8 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-@pytest.mark.parametrize("rows", [2, 32])
-def test_passes_of_other_models_hold_what_real_ones_hold(case, rows):
+@pytest.mark.parametrize(("rows", "rank"), [(2, 0), (32, 0), (32, 4)])
+def test_passes_of_other_models_hold_what_real_ones_hold(case, rows, rank):
     config, head_of = OTHERS[case]
     found = shapes._measured(config, head_of, 4)
     assert found.layers == 3
@@ -276,13 +276,17 @@ def test_passes_of_other_models_hold_what_real_ones_hold(case, rows):
     with torch.no_grad(), Live() as live:
         body(input_ids=ids, **more)
     assert activations.evaluated(found, rows, 32, torch.bfloat16) == pytest.approx(live.peak, rel=0.1)
+    if rank:
+        schemes.select(model, "lora", lora_rank=rank, head=head_of)
     with Live() as live:
         states = body(input_ids=ids, **more).last_hidden_state
         between = live.now
         states.float().sum().backward()
-    kept = activations.propagated(found, rows, 32, torch.bfloat16)
+    kept = activations.propagated(found, rows, 32, torch.bfloat16, rank)
+    gradients = 0 if not rank else sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    gradients = gradients or sum(p.nbytes for p in body.parameters())
     assert kept.between == pytest.approx(between, rel=0.1)
-    assert kept.over >= 0
+    assert max(kept.between, gradients) + kept.over == pytest.approx(live.peak, rel=0.1)
 
 
 @pytest.mark.parametrize("storage", ["auto", "float32", "bfloat16"])

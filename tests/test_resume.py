@@ -99,8 +99,8 @@ def require_as_far(out, straight, taken: int) -> None:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "per-example": {},
-    "mezo, back-offs": {"method": "mezo", "lr": 2.0, "schedule": "constant", "weight_decay": 0.01},
+    "per-example": {"scheme": "upper"},
+    "mezo, back-offs": {"method": "mezo", "scheme": "upper", "lr": 2.0, "schedule": "constant", "weight_decay": 0.01},
     "bfloat16, all": {"storage": "bfloat16", "scheme": "full", "keep": "last"},
     "lora": {"scheme": "lora", "schedule": "cosine"},
 }

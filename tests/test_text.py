@@ -196,6 +196,7 @@ QK_OF = {
     "deberta-v2": {"query_proj", "key_proj"},
     "modernbert": {"Wqkv"},
     "t5": {"q", "k"},
+    "ctrl": {"Wq", "Wk"},
 }
 
 
@@ -215,8 +216,10 @@ def test_qk_trains_what_makes_queries_and_keys_in_the_upper_layers(kind):
 def test_qk_of_a_model_without_attention_is_refused():
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model("mamba", num_hidden_layers=2))
-    with pytest.raises(ValueError, match="scheme qk trains nothing of this MambaModel; use upper"):
-        schemes.select(model, "qk")
+    for head in ("causal", "classifier"):  # whose head alone is not what was asked for
+        model.classifier = torch.nn.Linear(8, 2, device="meta")
+        with pytest.raises(ValueError, match="scheme qk trains nothing of this MambaModel; use upper"):
+            schemes.select(model, "qk", head=head)
 
 
 @pytest.mark.parametrize("options", [("n", "p"), ("bad", "good", "so-so")], ids=["one token", "several tokens"])

@@ -49,7 +49,7 @@ def same(one: Row, other: Row) -> bool:
     that both took after as many evaluations.
     """
     losses = [
-        {look["evaluations"]: look["dev_loss"] for look in row.get("curve", ()) if look["evaluations"] <= row["evaluations"]}
+        {look["evaluations"]: look.get("dev_loss") for look in row.get("curve", ()) if look["evaluations"] <= row["evaluations"]}
         for row in (one, other)
     ]
     alike = all(loss == losses[1].get(count, loss) for count, loss in losses[0].items())

@@ -62,7 +62,7 @@ def _again(runner: Any, key: str, bar: Bar) -> int:
 
     before, now = runner.again(key)
     same = rows.same(before, now)
-    say = "the same answers" if same else "other answers"
+    say = "the same answers and dev losses" if same else "other answers or dev losses"
     if "evaluations" not in before["budget"]:
         say += "; a run that ends after so many seconds takes other steps each time"
     elif before["machine"] != now["machine"] or before["commit"] != now["commit"]:

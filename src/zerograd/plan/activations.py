@@ -51,7 +51,7 @@ def evaluated(shape: Shape, rows: int, tokens: int, dtype: torch.dtype, scored: 
 
 def moved(shape: Shape, tokens: int, dtype: torch.dtype) -> float:
     """The bytes that the operations between the products of all layers read and write, for a row of so many tokens."""
-    if shape.layers == 1:
+    if shape.layers <= 1:
         return _moved(shape, tokens, dtype, 1)
     low, high = _sampled(shape)
     few, more = (_moved(shape, tokens, dtype, layers) for layers in (low, high))
@@ -79,12 +79,12 @@ def propagated(
     few, more = (_propagated(shape, rows, tokens, dtype, rank, checkpointing, layers) for layers in (low, high))
     each = (more.between - few.between) / max(1, high - low)
     between, over = _head_kept(shape, rows * scored, dtype, trained=not rank)
-    return Kept(round(few.between + each * (shape.layers - low)) + between, max(few.over, over))
+    return Kept(round(few.between + each * max(0, shape.layers - low)) + between, max(few.over, over))
 
 
 def _sampled(shape: Shape) -> tuple[int, int]:
     """Fewer and more layers of a model; alike where it has one."""
-    high = min(2 * FEW, shape.layers)
+    high = max(1, min(2 * FEW, shape.layers))
     return max(1, min(FEW, high - 1)), high
 
 

@@ -33,8 +33,8 @@ STRIDES = {"qk": 3.0}
 ones times this. What queries and keys do to a loss is less curved (benchmarks/kinds.py)."""
 
 QK = re.compile(
-    r"(^|\.)([qk]|query|key|(query|key)_(layer|proj)|[qk]_(proj|lin)|q_[ab]_proj|kv_a_proj_with_mqa|kv_b_proj"
-    r"|query_key_value|qkv|qkv_proj|Wqkv|c_attn)\.(weight|bias)$"
+    r"(^|(?<!feed_forward)\.)([qk]|query|key|(query|key)_(layer|proj)|[qk]_(proj|lin|head)|W[qk]|q_[ab]_proj|kv_a_proj_with_mqa"
+    r"|kv_b_proj|query_key_value|qkv|qkv_proj|Wqkv|c_attn)\.(weight|bias)$"
 )
 """Names of parameters that queries or keys are made with, as architectures of transformers call them; where the values are made
 with the same matrix, all of it."""
@@ -78,7 +78,7 @@ def select(
         for layer in within[len(within) - (layers or -(-len(within) // 2)) :]:
             for name, parameter in layer.named_parameters():
                 parameter.requires_grad_(scheme == "upper" or bool(QK.search(name)))
-        if head == "classifier":
+        if head == "classifier" and any(p.requires_grad for p in model.parameters()):
             _heads(model, fresh)
     if scheme == "norms":
         for module in model.modules():
@@ -116,14 +116,21 @@ def _heads(model: Any, fresh: Sequence[str]) -> None:
             parameter.requires_grad_(True)
 
 
+def _unsaved(fresh: Sequence[str]) -> list[str]:
+    """The modules of what a classifier began without, the outermost ones, but for heads, which PEFT saves."""
+    modules = {name.rpartition(".")[0] for name in fresh}
+    modules = {name for name in modules if name and not {"classifier", "score"} & set(name.split("."))}
+    return sorted(name for name in modules if not any(name.startswith(f"{outer}.") for outer in modules))
+
+
 def _adapted(model: Any, scheme: str, lora_rank: int, virtual_tokens: int, head: str, fresh: Sequence[str]) -> Any:
     import peft
 
     kinds = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS", "masked": None}
     if scheme == "lora":
         settings: dict[str, Any] = {"r": lora_rank, "lora_alpha": 2 * lora_rank, "task_type": kinds[head]}
-        if head == "classifier" and fresh:  # what the adapter's file has to hold, since the model's does not
-            settings["modules_to_save"] = sorted({name.rpartition(".")[0] for name in fresh})
+        if head == "classifier":  # the adapter's file has to hold what the model's does not
+            settings["modules_to_save"] = _unsaved(fresh)
         try:
             return peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
         except ValueError:  # PEFT knows no targets of this architecture
