@@ -44,7 +44,7 @@ def task(tmp_path) -> Path:
 
 
 def written(tmp_path, folder, task, **more: Any) -> Path:  # noqa: F811
-    fields = {"methods": ["mezo", "momentum"], "models": [str(folder)], "tasks": [str(task)], "seeds": [0, 1]}
+    fields = {"methods": ["mezo", "momentum"], "models": [str(folder)], "tasks": [str(task)], "schemes": ["upper"], "seeds": [0, 1]}
     fields |= {"grids": {"default": {"lr": [1, 4]}}} | FEW | more
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(fields))

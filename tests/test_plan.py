@@ -41,11 +41,11 @@ DESCRIBED = {"device": "cpu", "memory": "16GB", "flops": "1TFLOPS", "bandwidth":
 FLAGS = [part for name, value in DESCRIBED.items() for part in (f"--{name}", value)]
 
 
-def llama(layers=5, hidden=64, **more):
+def llama(layers=5, hidden=64, spread=0.3, **more):
     torch.manual_seed(0)
     sizes = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_attention_heads": 4, "num_key_value_heads": 2}
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
-    config = LlamaConfig(vocab_size=101, num_hidden_layers=layers, initializer_range=0.3, **sizes, **ids, **more)
+    config = LlamaConfig(vocab_size=101, num_hidden_layers=layers, initializer_range=spread, **sizes, **ids, **more)
     return LlamaForCausalLM(config).to(torch.bfloat16).eval()
 
 
@@ -326,7 +326,7 @@ def test_inference_is_as_eval_loads_a_model(folder):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """A model of 50 million parameters, and its plan for this machine, measured."""
-    path = saved(tmp_path_factory.mktemp("measured") / "model", layers=4, hidden=1024)
+    path = saved(tmp_path_factory.mktemp("measured") / "model", layers=4, hidden=1024, spread=0.05)
     flags = ["--tokens", "59", "--batch-size", "8", "--threads", "1", "--device", "cpu", "--json"]
     return path, said(["plan", str(path), *flags])
 

@@ -282,8 +282,8 @@ def test_rates_and_radii_are_those_of_method_and_scheme():
         made = TuneSettings(**more)
         return made.lr, made.eps
 
-    assert of() == of(scheme="upper") == (0.04, 0.02)
-    assert of(scheme="qk") == pytest.approx((0.12, 0.06))
+    assert of() == of(scheme="qk") == pytest.approx((0.12, 0.06))
+    assert of(scheme="upper") == (0.04, 0.02)
     assert of(scheme="qk", method="mezo") == pytest.approx((0.03, 0.06))
     assert of(scheme="qk", method="adamw") == (2e-5, 0.02)
     assert of(scheme="qk", method="forward-gradient") == pytest.approx((0.03, 0.02))

@@ -83,7 +83,7 @@ class Study:
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
     models: tuple[str, ...] = ("demo",)
-    schemes: tuple[str, ...] = ("upper",)
+    schemes: tuple[str, ...] = (TuneSettings.scheme,)
     prompts: tuple[str, ...] = ("aligned",)
     seeds: tuple[int, ...] = (0, 1, 2)
     evaluations: int = 0

@@ -24,7 +24,7 @@ TASK = 45 << 20
 """What a process adds to its libraries before it does anything: tokenizer, the model's own code, rows of text."""
 
 KERNELS = 115 << 20
-"""What training adds: Numba's and oneDNN's compiled kernels, and what writes its record."""
+"""What training by evaluations adds: Numba's and oneDNN's compiled kernels, and what writes its journal."""
 
 SPARE, KEPT, MOST = 20 << 20, 3.5, 200 << 20
 """What a pass on the CPU makes a process hold beside its tensors: so many bytes; and what the allocator keeps for the next pass, so
@@ -112,6 +112,7 @@ class Planner:
         if scheme in schemes.UPPER and self._cuts:
             below = (settings.batch_size + rows) * settings.tokens * self.shape.hidden * self.dtype.itemsize
         parts = self._standing(scheme, moved.state) | {"pass": self._held(self._live(rows, self.dtype)) + below + buffer}
+        parts["process"] += KERNELS if self.machine.is_cpu else 0
         taken = self._clock(self.dtype).tuned(optimizer, scheme, moved, rows)
         return Row(f"{method}, {scheme}", method, scheme, parts, taken, trained, self._tune(method, scheme))
 
@@ -141,7 +142,7 @@ class Planner:
         """What is there from step to step while a scheme is trained: bytes by what holds them."""
         trained, adapter = self.shape.trained[scheme], scheme == "lora"
         return {
-            "process": self.process + (KERNELS if self.machine.is_cpu else 0),
+            "process": self.process,
             "weights": self.weights + 4 * trained * adapter,
             "remainder": 2 * trained * (not adapter and self.settings.storage in ("auto", "split")),
             "state": round(state),

@@ -94,7 +94,7 @@ class TuneSettings(TaskSettings):
     objective: str = _setting("loss", f"what is optimised: loss, {', '.join(METRICS)}, or module:function, file.py:function")
     mix: float = _setting(1.0, "share of the metric in the objective; the rest is the loss")
     method: str = _setting("per-example", "how directions are drawn and scores are used", tuple(METHODS))
-    scheme: str = _setting("upper", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
+    scheme: str = _setting("qk", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
     layers: int = _setting(0, "how many layers the schemes upper and qk train; 0 for half of them")
     pattern: str = _setting("", "a regular expression of parameter names that the scheme pattern trains")
     lora_rank: int = _setting(8, "rank of the scheme lora; its alpha is twice that")
