@@ -99,7 +99,8 @@ def require_as_far(out, straight, taken: int) -> None:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "per-example": {"scheme": "upper"},
+    "per-example": {},
+    "upper": {"scheme": "upper"},
     "mezo, back-offs": {"method": "mezo", "scheme": "upper", "lr": 2.0, "schedule": "constant", "weight_decay": 0.01},
     "bfloat16, all": {"storage": "bfloat16", "scheme": "full", "keep": "last"},
     "lora": {"scheme": "lora", "schedule": "cosine"},
@@ -399,8 +400,8 @@ def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_r
     """By the system's limit of a file's size: the journal may not grow beyond some steps."""
     out = tmp_path / "run"
     flags = ["--model", str(folder), "--out", str(out), "--minutes", "0", "--steps", "12", "--batch-size", "8", "--threads", "1"]
-    flags += ["--evals", "3", "--lr", "0.02"]
-    size = (straight["per-example"] / recording.NAME).stat().st_size
+    flags += ["--evals", "3", "--lr", "0.02", "--scheme", "upper"]
+    size = (straight["upper"] / recording.NAME).stat().st_size
     tests = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", FULL, tests, str(size - 700), *flags], capture_output=True, text=True)
     assert done.returncode == 2
@@ -410,8 +411,18 @@ def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_r
     assert f"nothing that was recorded is lost: mend that, and go on with --resume {out}" in error
     taken = sum(isinstance(record, Step) for record in records(out))
     assert 0 < taken < 12
-    Tuning(settings(folder, out), resume=True).run()
-    require_as_far(out, straight["per-example"], taken)
+    Tuning(settings(folder, out, **KINDS["upper"]), resume=True).run()
+    require_as_far(out, straight["upper"], taken)
+
+
+def test_a_disk_that_is_full_before_the_first_step_is_named_with_the_file(folder, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--model", str(folder), "--out", str(out), "--minutes", "0", "--steps", "2", "--batch-size", "8", "--threads", "1"]
+    tests = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", FULL, tests, "100", *flags], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == f"zerograd tune: [Errno 27] File too large: '{out / tune.UNTOUCHED}'"
+    assert not list(out.glob("**/*.partial"))
 
 
 @pytest.fixture

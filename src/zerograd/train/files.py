@@ -29,11 +29,13 @@ def read_yaml(path: Path, kind: str, otherwise: str) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; a reader sees the old one or the whole new one, never a part."""
+    """Write a file; a reader sees the old one or the whole new one, never a part. Raises OSError, which names the file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
         partial.replace(path)
+    except OSError as error:  # one of a write, unlike one of an open, names no file
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 
