@@ -34,8 +34,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         partial.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
         partial.replace(path)
-    except OSError as error:  # one of a write, unlike one of an open, names no file
-        raise type(error)(error.errno, error.strerror, str(path)) from error
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
