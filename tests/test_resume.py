@@ -421,10 +421,8 @@ def test_a_disk_that_is_full_before_the_first_step_is_named_with_the_file(folder
     tests = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", FULL, tests, "100", *flags], capture_output=True, text=True)
     assert done.returncode == 2
-    assert (
-        done.stderr.strip().splitlines()[-1]
-        == f"zerograd tune: {out / tune.UNTOUCHED} could not be written: [Errno 27] File too large"
-    )
+    said = done.stderr.strip().splitlines()[-1]
+    assert said == f"zerograd tune: {out / tune.UNTOUCHED} could not be written: [Errno 27] File too large"
     assert not list(out.glob("**/*.partial"))
 
 
