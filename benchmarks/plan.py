@@ -1,7 +1,8 @@
-"""Planned peaks of memory beside measured ones, each of a real run in a fresh process.
+"""Planned peaks of memory and seconds beside measured ones, each of a real run in a fresh process.
 
 A run loads its model, takes its steps on the built-in film reviews, the longest rows first, and tells the process's peak since the
-model was there; the plan is asked for rows as long as the longest.
+model was there; the plan is asked for rows as long as the longest. For its seconds it is asked for rows of the mean length to which
+the batches were padded.
 
 python benchmarks/plan.py --steps 40
 """
@@ -9,7 +10,9 @@ python benchmarks/plan.py --steps 40
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 from typing import Any
 
 from record import RESULTS, fresh, save
@@ -60,7 +63,7 @@ def main() -> None:
     for cell in cells:
         same = [row for row in before if (row["row"], row["batch_size"]) == (cell["row"], cell.get("batch_size", BATCH))]
         found.append(same[0] if same else cell | fresh(*command, "--one", json.dumps(cell)))
-        found[-1] |= planned(parsed.model, parsed.threads, cell["row"], found[-1]["batch_size"], found[-1]["longest"])
+        found[-1] |= planned(parsed.model, parsed.threads, found[-1])
         found[-1]["over"] = found[-1]["planned_bytes"] / found[-1]["peak_bytes"] - 1
         print(told(found[-1]), flush=True)
         save(parsed.name, {"model": parsed.model, "task": TASK, "steps": parsed.steps, "rows": found})
@@ -70,15 +73,23 @@ def told(row: dict[str, Any]) -> str:
     """A cell of the comparison as a line."""
     measured, planned = (row[name] / 2**20 for name in ("peak_bytes", "planned_bytes"))
     peaks = f"measured {measured:6.0f} MiB   planned {planned:6.0f}   {100 * row['over']:+.1f} %"
-    return f"{row['row']:28} batch {row['batch_size']:3}   {peaks}"
+    seconds = f"   {row['seconds_per_step']:5.2f} s   planned {row['planned_seconds']:5.2f}" if "seconds_per_step" in row else ""
+    return f"{row['row']:28} batch {row['batch_size']:3}   {peaks}{seconds}"
 
 
-def planned(model: str, threads: int, name: str, batch_size: int, tokens: int) -> dict[str, Any]:
-    """What the plan says of a row, from its command line in a fresh process."""
-    flags = ("--batch-size", str(batch_size), "--tokens", str(tokens), "--threads", str(threads), "--device", "cpu", "--json")
-    rows = fresh("-m", "zerograd", "plan", model, *flags)["rows"]
-    row = next(row for row in rows if row["name"] == name)
-    return {"planned_bytes": row["memory_bytes"], "parts": row["parts"], "planned_seconds": row["seconds_per_step"]}
+def planned(model: str, threads: int, measured: dict[str, Any]) -> dict[str, Any]:
+    """What the plan says of a row, from its command line in fresh processes."""
+
+    def asked(tokens: int) -> dict[str, Any]:
+        flags = ("--batch-size", str(measured["batch_size"]), "--tokens", str(tokens), "--threads", str(threads), "--device", "cpu")
+        rows = fresh("-m", "zerograd", "plan", model, *flags, "--json")["rows"]
+        return next(row for row in rows if row["name"] == measured["row"])
+
+    most = asked(measured["longest"])
+    said = {"planned_bytes": most["memory_bytes"], "parts": most["parts"]}
+    if "seconds_per_step" in measured:
+        said["planned_seconds"] = asked(round(measured["tokens"]))["seconds_per_step"]
+    return said
 
 
 def measure(model: str, steps: int, threads: int, row: str, batch_size: int = BATCH) -> dict[str, Any]:
@@ -108,7 +119,7 @@ def evaluated(model: str, threads: int) -> dict[str, Any]:
 
 
 def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, scheme: str, checkpointing: bool) -> dict[str, Any]:
-    from zerograd.train import memory
+    from zerograd.train import memory, order
     from zerograd.train.settings import TuneSettings
     from zerograd.train.tune import Tuning
 
@@ -131,8 +142,11 @@ def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, sc
     by_length = sorted(tuning.task.train, key=tuning.scorer.length)
     tuning.step(by_length[-batch_size:])
     seconds = tuning.train()
-    longest = tuning.scorer.length(by_length[-1])
-    return {"peak_bytes": memory.peak_bytes(), "longest": longest, "seconds_per_step": seconds / steps}
+    lengths = [tuning.scorer.length(example) for example in tuning.task.train]
+    taken = itertools.islice(order.batches(lengths, batch_size, settings.seed), steps)
+    padded = statistics.mean(max(lengths[i] for i in batch) for batch in taken)
+    times = {"tokens": padded, "seconds_per_step": seconds / steps}
+    return {"peak_bytes": memory.peak_bytes(), "longest": max(lengths)} | times
 
 
 if __name__ == "__main__":
