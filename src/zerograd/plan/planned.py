@@ -17,7 +17,7 @@ from zerograd.train.settings import PlanSettings
 PREFERRED = tuple((method, scheme) for scheme in ("qk", "upper", "full", "lora") for method in ("per-example", "mezo"))
 """Methods and schemes in the order in which we would try them: what learns most in the same time comes first (docs/demo.md)."""
 
-BESIDE = "on the demo it gains 10 points in five minutes, forward passes 6.5, in half as much memory again (docs/demo.md)"
+BESIDE = "on the demo it gains 10 points in five minutes, forward passes 6.5, at 1.6 times their memory (docs/demo.md)"
 
 WHERE = "forward passes are for what has no gradient to back-propagate, a metric or generated answers"
 
@@ -61,10 +61,7 @@ class Planned:
         if not self.machine.is_cpu:
             memory = "memory is the device's, not measured yet; the computer's own is about 1 GB, and the weights while they load"
         else:
-            memory = (
-                "memory is the peak of the process once the model is loaded, within 10 % of measured ones of 40 steps; "
-                "of hundreds of steps up to 14 % more (docs/numerics.md)"
-            )
+            memory = "memory is the peak of the process once the model is loaded, within 10 % of the demo's (docs/numerics.md)"
         if settings.storage == "float32":
             memory += "; inference is in bfloat16, as zerograd eval has it" + ", at float32's rate" * (
                 "flops" in self.machine.measured
