@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import time
 import types
 from pathlib import Path
@@ -582,6 +583,20 @@ def test_the_page_needs_nothing_else_and_names_the_losers(tmp_path):
     assert "<b>" not in text.replace('<b class="after">', "")
     assert "http" not in text.replace("http://www.w3.org", "")
     assert text.count("<svg") == 3
+
+
+def test_figures_show_where_most_stand_and_names_that_have_room(tmp_path):
+    most, before = "0" * 10 + "1" * 90, {"accuracy_before": 0.8}
+    found = [row("mezo", 0, most, **before), row("worst", 0, "0" * 99 + "1", **before)]
+    found += [row(f"alike-{number}", 0, most, **before) for number in range(12)]
+    found.append(row("mezo", 0, "0" + most[1:-1] + "1", **before, scheme="lora", peak_bytes=9e6))
+    page.write(tmp_path / "page.html", found)
+    figure = (tmp_path / "page.html").read_text().split("<svg")[2].partition("</svg>")[0]
+    written = re.findall(r">([^<>]+)</text>", figure)
+    assert "worst 1.0" in written, "where it stands is off the figure, which is drawn for the others"
+    assert {"mezo on lora", "mezo on upper"} <= set(written)
+    assert 1 <= sum(name.startswith("alike-") for name in written) <= 4, "of those that stand in one place few have room"
+    assert min(float(name) for name in written if name.isdigit() and float(name) > 20) >= 60
 
 
 def test_a_row_that_was_cut_short_is_left_out_and_written_over(tmp_path):

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from zerograd.bench import rows, tables
 from zerograd.bench.rows import Row
@@ -16,6 +22,15 @@ from zerograd.train.files import write_text
 
 COLOUR = {"above": "run2", "below": "run1", "even": "before", "": "ink"}
 """Of a method in a figure, by its verdict against the reference."""
+
+LEAST = 0.05
+"""Of accuracy on both sides of the untouched model's, in a figure."""
+
+NAME = 6.5
+"""Points of a name's letters in a figure."""
+
+DOT = 2.25
+"""Points of a dot's radius."""
 
 KIND = {"above": "hit", "below": "miss", "even": "even", "": ""}
 
@@ -44,33 +59,61 @@ def write(path: Path, found: Sequence[Row]) -> None:
 def _head(made: Sequence[Table]) -> str:
     table = made[0]
     best = table.lines[0]
-    losers = [line.method for line in table.lines if line.verdict == "below"]
+    losers = [_called(line, table) for line in table.lines if line.verdict == "below"]
     below = f"; below {table.reference}: {', '.join(losers)}" if losers else ""
-    said = f"{best.method} on {table.title}{below}"
+    said = f"{_called(best, table)} on {table.title}{below}"
     return f"""<header><p class="brand">zerograd <span>leaderboard</span></p><h1><b class="after">{page.percent(best.value)}</b>
 <span>{escape(said)}</span></h1></header>"""
 
 
+def _called(line: Line, table: Table) -> str:
+    """A method's name, with its scheme where it has several."""
+    return f"{line.method} on {line.scheme}" if sum(other.method == line.method for other in table.lines) > 1 else line.method
+
+
 def _scatter(table: Table, label: str, across: Callable[[Line], float], title: str) -> str:
+    """Dots with intervals. A method farther below the untouched model than the best is above it stands at the lower edge."""
     figure, axes = page.drawing(label)
+    best = max(line.value for line in table.lines)
+    span = max(best - table.before, LEAST)
+    floor = table.before - span
+    points = []
     for line in table.lines:
-        colour = page.COLOURS[COLOUR[line.verdict]]
+        colour, x, below = page.COLOURS[COLOUR[line.verdict]], across(line), line.value < floor
         if line.interval:
-            axes.plot([across(line)] * 2, [100 * end for end in line.interval], color=colour, linewidth=0.8, alpha=0.5)
-        axes.plot([across(line)], [100 * line.value], color=colour, marker="o", markersize=4.5)
-        axes.annotate(
-            line.method,
-            (across(line), 100 * line.value),
-            (4, 2),
-            textcoords="offset points",
-            fontsize=6.5,
-            color=page.COLOURS["mute"],
-        )
+            axes.plot([x] * 2, [100 * end for end in line.interval], color=colour, linewidth=0.8, alpha=0.5)
+        y = 100 * max(line.value, floor)
+        axes.plot([x], [y], color=colour, marker="v" if below else "o", markersize=2 * DOT)
+        name = f"{_called(line, table)} {100 * line.value:.1f}" if below else _called(line, table)
+        points.append((line.verdict == "even", name, x, y))
     axes.axhline(100 * table.before, color=page.COLOURS["line"], linestyle="--", linewidth=1)
-    axes.margins(x=0.15, y=0.08)
+    axes.margins(x=0.15)
+    axes.set_ylim(100 * (floor - span / 10), 100 * (best + span / 3))
+    _name(figure, axes, [point[1:] for point in sorted(points, key=itemgetter(0))])
     names = {"above": f"above {table.reference}", "even": "even", "below": "below", "": table.reference}
     key = {COLOUR[verdict]: escape(name) for verdict, name in names.items() if any(line.verdict == verdict for line in table.lines)}
     return page.figure(figure, f"{title}, at matched {table.budget}, %", key)
+
+
+def _name(figure: Figure, axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write the names of dots beside them, those that stand first first. One for which there is no room is left to the table."""
+    figure.draw_without_rendering()  # which settles where the axes are
+    unit = figure.dpi / 72
+    dots = [axes.transData.transform(point[1:]) / unit for point in points]
+    taken: list[Bbox] = []
+    for (name, x, y), own in zip(points, dots, strict=True):
+        across, up = own
+        width = 0.6 * NAME * len(name)
+        for right, above, side in ((4.0, 2.0, "left"), (-4.0, 2.0, "right"), (0.0, 5.0, "center"), (0.0, -9.0, "center")):
+            left = across + right - {"left": 0.0, "right": width, "center": width / 2}[side]
+            box = Bbox.from_bounds(left, up + above, width, NAME)
+            outside = box.x0 < 0 or box.x1 > 72 * figure.get_figwidth()
+            if outside or box.count_overlaps(taken) or any(box.padded(DOT).contains(*dot) for dot in dots if dot is not own):
+                continue
+            taken.append(box)
+            where: dict[str, Any] = {"textcoords": "offset points", "fontsize": NAME, "ha": side, "color": page.COLOURS["mute"]}
+            axes.annotate(name, (x, y), (right, above), **where).set_in_layout(False)
+            break
 
 
 def _curves(table: Table, found: Sequence[Row]) -> str:

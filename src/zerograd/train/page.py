@@ -178,7 +178,7 @@ table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:9px 12px
 th{font-weight:400;color:var(--mute)}thead th,thead td{border:0;padding-top:0}.result td{white-space:nowrap}
 .result tbody th{font-size:15px;color:var(--ink)}.result td.big,.tiles b{font-size:22px;font-weight:600}
 .run0{--c:var(--run0)}.run1{--c:var(--run1)}.run2{--c:var(--run2)}.run3{--c:var(--run3)}.run4{--c:var(--run4)}.run5{--c:var(--run5)}.run6{--c:var(--run6)}.run7{--c:var(--run7)}
-.before{--c:var(--before)}.fit{--c:var(--fit)}.after{--c:var(--after)}tr.after th{font-weight:600}
+.ink{--c:var(--ink)}.before{--c:var(--before)}.fit{--c:var(--fit)}.after{--c:var(--after)}tr.after th{font-weight:600}
 .result .track{width:26%;padding-right:28px}.track div{position:relative;height:14px}.track span+span{float:right}
 .track i,.track b{position:absolute;background:var(--c)}.track i{top:5px;height:4px;opacity:.4}
 .track b{top:1px;width:12px;height:12px;margin-left:-6px;border-radius:50%}svg{display:block;width:100%;height:auto}
