@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from zerograd import apply
+from zerograd.optim.groups import grouped, require_in_range
 from zerograd.perturb import batch as batches
 from zerograd.perturb import plan as plans
 from zerograd.perturb.check import self_check
@@ -145,9 +146,9 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         if self_check not in (True, False, "full"):
             raise ValueError(f"self_check is {self_check!r}; it must be True, False or 'full'")
         defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
-        groups = _groups(params)
+        groups = grouped(params)
         for group in groups:
-            _require_in_range(defaults | group)
+            require_in_range(defaults | group)
         self.slots = weights.collect([pair for group in groups for pair in group.pop("named")], storage)
         weights.set_scale(self.slots, relative)
         by_id = {id(slot.parameter): slot for slot in self.slots}
@@ -467,40 +468,3 @@ def require_counts(batch: Any, examples: int | None, micro_batch: int | str | No
             raise ValueError(f"{name} is {count}; it must be at least 1")
         if count is not None and batch is None:
             raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
-
-
-def _groups(params: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:
-    """torch's parameter groups; each also carries its (name, parameter, owner) triples under "named"."""
-    items: list[Any] = [params] if isinstance(params, nn.Module) else list(params)
-    if not items:
-        raise ValueError("no parameters were given; pass a module, or its named_parameters()")
-    if not isinstance(items[0], dict):
-        items = [{"params": params if isinstance(params, nn.Module) else items}]
-    groups: list[dict[str, Any]] = []
-    count = 0
-    group_of: dict[int, int] = {}
-    names: set[str] = set()
-    for i, item in enumerate(items):
-        named = list(weights.named_parameters(item["params"], count))
-        count += len(named)
-        owners: dict[str, int] = {}
-        alike = [name for name, p, _ in named if owners.setdefault(name, id(p)) != id(p)]
-        if alike:
-            raise ValueError(f"{alike[0]} names two parameters; give them names that differ, one prefix a module")
-        twice = [name for name, p, _ in named if group_of.setdefault(id(p), i) != i]
-        if twice:
-            raise ValueError(f"{twice[0]} is in two parameter groups; leave it in one of them")
-        if any(name in names for name, _, _ in named):  # modules given group by group may use the same names
-            named = [(f"group {i}.{name}", p, owner) for name, p, owner in named]
-        names |= {name for name, _, _ in named}
-        unique = {id(p): p for _, p, _ in named}
-        groups.append({**item, "params": list(unique.values()), "named": named})
-    return groups
-
-
-def _require_in_range(group: dict[str, Any]) -> None:
-    if not (math.isfinite(group["eps"]) and group["eps"] > 0):
-        raise ValueError(f"eps is {group['eps']}; it must be above 0")
-    for name in ("lr", "weight_decay"):
-        if not (math.isfinite(group[name]) and group[name] >= 0):
-            raise ValueError(f"{name} is {group[name]}; it must be a number of at least 0")
