@@ -22,7 +22,8 @@ from zerograd.bench import rows
 from zerograd.bench.rows import Row
 from zerograd.bench.runner import LEADERBOARD, Runner
 from zerograd.bench.study import Search, Study
-from zerograd.train import environment, statistics
+from zerograd.machine import environment
+from zerograd.text import intervals as statistics
 
 OUT = RESULTS / "claim"
 

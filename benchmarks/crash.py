@@ -24,8 +24,8 @@ from pathlib import Path
 
 from record import save
 
-from zerograd.apply import Skip, Step
 from zerograd.journal import Reader
+from zerograd.update.apply import Skip, Step
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def tune(*flags: str) -> subprocess.Popen[bytes]:
 
 def rows(folder: Path) -> Path:
     """Sixty film reviews, so that loading and evaluating take no more time than steps."""
-    from zerograd.text import splits
+    from zerograd.text.data import splits
 
     path = folder / "reviews.jsonl"
     with path.open("w") as file:

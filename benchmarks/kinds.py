@@ -24,7 +24,7 @@ from typing import Any
 
 from record import save
 
-from zerograd.train import environment
+from zerograd.machine import environment
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 BATCH = 16
@@ -47,8 +47,8 @@ def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[st
     """A task's numbers after so many evaluations, with which the upper layers were trained."""
     import torch
 
-    from zerograd.train.settings import TuneSettings
-    from zerograd.train.tune import Tuning
+    from zerograd.tune.run import Tuning
+    from zerograd.tune.settings import TuneSettings
 
     with tempfile.TemporaryDirectory() as folder:
         settings = TuneSettings(

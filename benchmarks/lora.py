@@ -15,7 +15,7 @@ from typing import Any
 
 from record import save
 
-from zerograd.train import environment
+from zerograd.machine import environment
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--test", action="store_true", help="evaluate the best of these learning rates on test")
     parsed = parser.parse_args()
     environment.prepare()
+    from zerograd.text import intervals as statistics
     from zerograd.text.evaluation import option_scores, right
-    from zerograd.train import statistics
 
     if not parsed.minutes and not parsed.epochs:
         parser.error("give --minutes or --epochs")
@@ -52,10 +52,11 @@ def train(parsed: argparse.Namespace, lr: float) -> tuple[dict[str, Any], Any]:
     import peft
     import torch
 
-    from zerograd.text import models, splits
+    from zerograd.machine import memory
+    from zerograd.text.data import order, splits
     from zerograd.text.evaluation import accuracy, cross_entropy, option_scores
+    from zerograd.text.models import loading as models
     from zerograd.text.scoring import Scorer
-    from zerograd.train import memory, order
 
     torch.manual_seed(parsed.seed)
     task = splits.load(parsed.task)

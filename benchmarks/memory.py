@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from record import fresh, save
 
-from zerograd.train import environment
+from zerograd.machine import environment
 
 ROWS = [
     {"task": "sentiment-movies", "scheme": "upper"},
@@ -42,10 +42,11 @@ def main() -> None:
 
 
 def measure(row: dict[str, object], steps: int) -> dict[str, object]:
+    from zerograd.machine import memory
+    from zerograd.text.data import order
     from zerograd.text.evaluation import option_scores
-    from zerograd.train import memory, order
-    from zerograd.train.settings import TuneSettings
-    from zerograd.train.tune import Tuning
+    from zerograd.tune.run import Tuning
+    from zerograd.tune.settings import TuneSettings
 
     settings = TuneSettings(minutes=0, steps=steps, evals=0, **row)  # type: ignore[arg-type]
     tuning = Tuning(settings)
@@ -75,7 +76,7 @@ def measure(row: dict[str, object], steps: int) -> dict[str, object]:
 
 def held(run: Callable[[], object]) -> int:
     """The most bytes that the tensors which `run` makes hold at one time."""
-    from zerograd.perturb.fit import Live
+    from zerograd.evaluate.micro_batch import Live
 
     with Live() as live:
         run()

@@ -15,7 +15,7 @@ from typing import Any
 
 from record import save
 
-from zerograd.train import environment
+from zerograd.machine import environment
 
 
 def main() -> None:

@@ -48,8 +48,8 @@ def update_cosine(steps: int = 1000) -> dict[str, dict[str, float]]:
     from torch import nn
 
     import zerograd as zg
-    from zerograd import apply
-    from zerograd.perturb.directions import Directions
+    from zerograd.directions.family import Directions
+    from zerograd.update import apply
 
     found: dict[str, dict[str, float]] = {}
     for name, method in (("dense", zg.optim.MeZO), ("rank1", zg.optim.PerExample)):
@@ -80,8 +80,8 @@ def rounding_walk(steps: int = 1000) -> dict[str, float]:
     from torch import nn
 
     import zerograd as zg
-    from zerograd import apply
-    from zerograd.perturb.directions import Directions
+    from zerograd.directions.family import Directions
+    from zerograd.update import apply
 
     torch.manual_seed(0)
     model = nn.Linear(1024, 1024, bias=False)

@@ -17,7 +17,7 @@ from typing import Any
 
 from record import RESULTS, fresh, save
 
-from zerograd.train import environment
+from zerograd.machine import environment
 
 TASK = "sentiment-movies"
 
@@ -103,11 +103,11 @@ def measure(model: str, steps: int, threads: int, row: str, batch_size: int = BA
 
 
 def evaluated(model: str, threads: int) -> dict[str, Any]:
-    from zerograd import workers
-    from zerograd.text import models, splits
+    from zerograd.machine import memory, workers
+    from zerograd.text.data import splits
     from zerograd.text.evaluation import option_scores
+    from zerograd.text.models import loading as models
     from zerograd.text.scoring import Scorer
-    from zerograd.train import memory
 
     workers.use(threads)
     task, loaded = splits.load(TASK), models.load(model)
@@ -119,9 +119,10 @@ def evaluated(model: str, threads: int) -> dict[str, Any]:
 
 
 def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, scheme: str, checkpointing: bool) -> dict[str, Any]:
-    from zerograd.train import memory, order
-    from zerograd.train.settings import TuneSettings
-    from zerograd.train.tune import Tuning
+    from zerograd.machine import memory
+    from zerograd.text.data import order
+    from zerograd.tune.run import Tuning
+    from zerograd.tune.settings import TuneSettings
 
     settings = TuneSettings(
         model=model,

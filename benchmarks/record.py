@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from zerograd.bench.machine import provenance
+from zerograd.machine.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,11 +13,12 @@ import torch
 from record import save
 
 from zerograd import journal
+from zerograd.directions.family import Family
 from zerograd.journal import Step
-from zerograd.perturb.directions import Family
 from zerograd.spaces import weights
-from zerograd.state import State
-from zerograd.text import models, schemes
+from zerograd.text.models import loading as models
+from zerograd.text.models import schemes
+from zerograd.update.state import State
 
 CASES = {
     "rademacher": (Family(), "float32", 1),

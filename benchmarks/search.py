@@ -12,7 +12,7 @@ import time
 
 from record import fresh, save
 
-from zerograd.train import environment
+from zerograd.machine import environment
 
 GRID = [
     {"layers": 5, "lr": 0.2, "eps": 0.03, "steps": 2000},
@@ -48,8 +48,8 @@ def main() -> None:
 
 def train(row: dict[str, object], seed: int) -> dict[str, object]:
     from zerograd.text.evaluation import accuracy, cross_entropy, option_scores
-    from zerograd.train.settings import TuneSettings
-    from zerograd.train.tune import Tuning
+    from zerograd.tune.run import Tuning
+    from zerograd.tune.settings import TuneSettings
 
     tuning = Tuning(TuneSettings(minutes=0, seed=seed, evals=0, threads=1, **({"scheme": "upper"} | row)))  # type: ignore[arg-type]
     dev = tuning.task.dev

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from numerics import drift, rounding_walk, update_cosine
 from record import fresh, provenance, save
 
-from zerograd.train import environment
+from zerograd.machine import environment
 
 
 class Shape(NamedTuple):
@@ -151,7 +151,7 @@ def built(shape: str, dtype: str) -> tuple[Any, Callable[[Any], Any], Any]:
     import torch
     import transformers
 
-    from zerograd.text.head import log_likelihoods
+    from zerograd.text.models.head import log_likelihoods
 
     kind, rows, tokens = SHAPES[shape]
     torch.manual_seed(0)
@@ -245,8 +245,8 @@ def memory_of(shape: str, dtype: str, method: str) -> dict[str, int]:
     """Peak bytes of a step over those of evaluating as many rows: resident in the process, and held by tensors."""
     import torch
 
-    from zerograd.perturb.fit import Live
-    from zerograd.train import memory
+    from zerograd.evaluate.micro_batch import Live
+    from zerograd.machine import memory
 
     model, objective, batch = built(shape, dtype)
     step, forwards, _ = stepper(method, model, objective, batch)

@@ -22,7 +22,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from zerograd.text import models, splits
+from zerograd.text.data import splits
+from zerograd.text.models import loading as models
 
 LIBRARIES = ("matplotlib", "pandas", "scipy", "sympy", "torch")
 EACH = 60

@@ -6,8 +6,9 @@ import datasets
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from zerograd.text import models, splits
-from zerograd.train.trainer import ZerothOrderConfig, ZerothOrderMixin
+from zerograd.integrations.transformers import ZerothOrderConfig, ZerothOrderMixin
+from zerograd.text.data import splits
+from zerograd.text.models import loading as models
 
 
 class ZOSFTTrainer(ZerothOrderMixin, SFTTrainer):

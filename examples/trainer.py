@@ -4,8 +4,9 @@ import sys
 
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from zerograd.text import models, splits
-from zerograd.train.trainer import ZerothOrderConfig, ZerothOrderMixin
+from zerograd.integrations.transformers import ZerothOrderConfig, ZerothOrderMixin
+from zerograd.text.data import splits
+from zerograd.text.models import loading as models
 
 
 class ZOTrainer(ZerothOrderMixin, Trainer):

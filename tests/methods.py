@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import zerograd as zg
-from zerograd import apply
-from zerograd.perturb.directions import Directions
+from zerograd.directions.family import Directions
+from zerograd.update import apply
 
 COMMON: dict[str, Callable[..., Any]] = {
     "mezo": zg.optim.MeZO,

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zerograd.directions.family import Directions
 from zerograd.noise import CHANCE, LEFT, RIGHT
-from zerograd.perturb.directions import Directions
 from zerograd.spaces.weights import Slot
 
 LR, EPS = 0.05, 0.75

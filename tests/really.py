@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from zerograd.perturb import batch as batches
-from zerograd.perturb import plan as plans
-from zerograd.perturb.directions import Directions, Family
-from zerograd.perturb.plan import Plan
+from zerograd.directions.family import Directions, Family
+from zerograd.evaluate import batch as batches
+from zerograd.queries import plan as plans
+from zerograd.queries.plan import Plan
 from zerograd.spaces import weights
 from zerograd.spaces.weights import Slot
 

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 import transformers as tr
 from torch import nn
 
-from zerograd.perturb import check
-from zerograd.perturb import plan as plans
-from zerograd.perturb.directions import Directions
-from zerograd.perturb.forward import UnresolvedOperation
-from zerograd.perturb.plan import branch
-from zerograd.perturb.score import score_batch, score_closure
+from zerograd.directions.family import Directions
+from zerograd.evaluate import self_check as check
+from zerograd.evaluate.forward import UnresolvedOperation
+from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.queries import plan as plans
+from zerograd.queries.plan import branch
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 64}
 GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}

@@ -27,8 +27,11 @@ from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Search
 from zerograd.cli import main
 from zerograd.optim import METHODS
-from zerograd.text import evaluation, models, tasks
-from zerograd.train import recording, statistics
+from zerograd.text import evaluation
+from zerograd.text import intervals as statistics
+from zerograd.text.data import tasks
+from zerograd.text.models import loading as models
+from zerograd.tune import resume as recording
 
 FEW = {"evaluations": 8, "rows": {"dev": 8, "test": 10}, "settings": {"batch_size": 4, "threads": 1}, "search": {"rungs": 1}}
 
@@ -90,8 +93,8 @@ def scored(monkeypatch) -> list[set[str]]:
 def splits_of(path: Path, tmp_path: Path) -> dict[str, set[str]]:
     made = Runner(study.read(path), tmp_path / "out")
     cell = next(iter(made.study.cells))
-    from zerograd.train.settings import TuneSettings
-    from zerograd.train.tune import task_of
+    from zerograd.tune.run import task_of
+    from zerograd.tune.settings import TuneSettings
 
     whole = task_of(TuneSettings(task=made._task(cell)))
     return {name: {example.row["text"] for example in getattr(whole, name)} for name in ("train", "dev", "test")}
@@ -182,7 +185,7 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(folder, task, tmp_
 def test_rows_at_matched_evaluations_do_not_depend_on_the_seconds_that_follow(folder, task, tmp_path, monkeypatch):  # noqa: F811
     ticks = itertools.count()
     clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) / 16, process_time=time.process_time)  # 16 steps a second
-    monkeypatch.setattr("zerograd.train.loop.time", clock)
+    monkeypatch.setattr("zerograd.tune.loop.time", clock)
 
     def right(seconds):
         made = study.read(written(tmp_path, folder, task, evaluations=8, seconds=seconds))

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from zerograd import journal
 from zerograd.cli import main
+from zerograd.runs import folder as runs
 from zerograd.text import evaluation
-from zerograd.train import runs
-from zerograd.train.settings import TuneSettings
+from zerograd.tune.settings import TuneSettings
 
 ROWS = [
     {"body": f"{'good' if i % 2 else 'bad'} film, number {i}", "stars": ["no", "yes"][i % 2], "year": str(i)} for i in range(60)
@@ -307,7 +307,7 @@ def test_a_disk_that_fills_while_training_costs_the_best_weights_alone(folder, d
     def full(snapshot, about):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zerograd.train.snapshot.Snapshot.take", full)
+    monkeypatch.setattr("zerograd.journal.snapshot.Snapshot.take", full)
     tuned(folder, data, tmp_path / "run", *COLUMNS)
     assert "the run ends with the last ones" in " ".join(capsys.readouterr().out.split())
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")

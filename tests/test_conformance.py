@@ -16,9 +16,9 @@ import torch
 from methods import COMMON, STORAGES, Net, batch, every_method, every_storage, exact, same, stored
 
 import zerograd as zg
-from zerograd import apply
+from zerograd.evaluate.score import score_batch
 from zerograd.optim.base import Common
-from zerograd.perturb.score import score_batch
+from zerograd.update import apply
 
 EVERYWHERE = {"method": len(COMMON), "storage": len(STORAGES)}
 METHODS = {"method": len(COMMON)}

@@ -14,12 +14,12 @@ from methods import Net, batch, every_method, every_storage
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zerograd as zg
+from zerograd.evaluate import kernels as products
+from zerograd.evaluate import products as chunks
+from zerograd.evaluate.micro_batch import Live
 from zerograd.noise import compiled
-from zerograd.perturb import compiled as products
-from zerograd.perturb import products as chunks
-from zerograd.perturb.fit import Live
-from zerograd.text import head
-from zerograd.text.head import log_likelihoods
+from zerograd.text.models import head
+from zerograd.text.models.head import log_likelihoods
 
 B, T, VOCABULARY = 3, 7, 9000
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from zerograd.text import columns, data, splits
-from zerograd.text.data import Source
-from zerograd.text.tasks import Task
+from zerograd.text.data import columns, splits
+from zerograd.text.data import sources as data
+from zerograd.text.data.sources import Source
+from zerograd.text.data.tasks import Task
 
 ROWS = [{"text": f"a text, number {i}", "label": ["bad", "good"][i % 2]} for i in range(40)]
 

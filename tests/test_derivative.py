@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import zerograd as zg
 from zerograd import journal
-from zerograd.perturb import derivative
-from zerograd.perturb.check import SelfCheckFailed
-from zerograd.perturb.directions import Directions
-from zerograd.perturb.plan import shared_pairs
-from zerograd.perturb.score import score_batch
+from zerograd.directions.family import Directions
+from zerograd.evaluate import derivative
+from zerograd.evaluate.score import score_batch
+from zerograd.evaluate.self_check import SelfCheckFailed
+from zerograd.queries.plan import shared_pairs
 
 
 def gradient(net: Net, tokens: torch.Tensor) -> list[torch.Tensor]:

@@ -11,10 +11,11 @@ from methods import Net, batch, every_method
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zerograd import apply, noise
+from zerograd import noise
+from zerograd.evaluate.score import score_batch, score_closure
 from zerograd.noise import reference
-from zerograd.perturb.plan import branch
-from zerograd.perturb.score import score_batch, score_closure
+from zerograd.queries.plan import branch
+from zerograd.update import apply
 
 BETWEEN = {"_to_copy", "copy_", "index", "index_put_"}
 """Operations that every device allows between itself and the CPU."""
@@ -52,7 +53,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
 @every_method
 @pytest.mark.parametrize("storage", ["float32", "split"])
 def test_scores_come_back_and_everything_else_stays_on_the_device(method, storage, kernels, monkeypatch):
-    monkeypatch.setattr("zerograd.exact.orthonormal", lambda rows: rows)  # which looks at values
+    monkeypatch.setattr("zerograd.noise.exact.orthonormal", lambda rows: rows)  # which looks at values
     net = Net(tied=True).to("meta")
     opt = method(net, relative=False, storage=storage, self_check=False)
     directions = opt._directions()

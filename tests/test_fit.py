@@ -9,8 +9,8 @@ import torch
 from methods import Net, batch, every_method, exact, same, stored
 
 import zerograd as zg
-from zerograd.perturb import fit
-from zerograd.perturb.fit import Fit, Live
+from zerograd.evaluate import micro_batch as fit
+from zerograd.evaluate.micro_batch import Fit, Live
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory"),

@@ -28,15 +28,16 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from zerograd.directions.family import Directions, Family
+from zerograd.evaluate.score import score_batch
+from zerograd.evaluate.self_check import self_check
 from zerograd.optim import MeZO, PerExample
-from zerograd.perturb.check import self_check
-from zerograd.perturb.directions import Directions, Family
-from zerograd.perturb.plan import clean, example_pairs
-from zerograd.perturb.score import score_batch
-from zerograd.text import evaluation, schemes, virtual
+from zerograd.queries.plan import clean, example_pairs
+from zerograd.text import evaluation
+from zerograd.text.data.tasks import Example, Task, TaskSpec
 from zerograd.text.generation import generate
+from zerograd.text.models import schemes, virtual
 from zerograd.text.scoring import Scorer
-from zerograd.text.tasks import Example, Task, TaskSpec
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 104}
 TEXTS = ["good film", "bad", "so so, really", "fine"]

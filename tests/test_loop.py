@@ -15,10 +15,10 @@ from torch import nn
 from zerograd.cli import main
 from zerograd.optim import MeZO
 from zerograd.text import evaluation
-from zerograd.train import rates
-from zerograd.train.settings import TuneSettings
-from zerograd.train.signal import Signal
-from zerograd.train.tune import Tuning
+from zerograd.tune import lr_finder as rates
+from zerograd.tune.noise_scale import Signal
+from zerograd.tune.run import Tuning
+from zerograd.tune.settings import TuneSettings
 
 
 def tuning(folder, data, out, **more) -> Tuning:  # noqa: F811

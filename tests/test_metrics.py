@@ -10,12 +10,12 @@ from test_heads import answer_task, options_task
 from test_text import characters, tiny_model
 
 from zerograd.optim import MeZO
+from zerograd.text import intervals as statistics
 from zerograd.text import metrics
 from zerograd.text.generation import generate
 from zerograd.text.objectives import GeneratedObjective, MetricObjective
 from zerograd.text.scoring import Scorer
-from zerograd.train import statistics
-from zerograd.train.settings import TuneSettings
+from zerograd.tune.settings import TuneSettings
 
 
 def test_known_values():
@@ -102,7 +102,7 @@ def test_an_objective_without_a_gradient_is_the_metric_of_each_branch(name, mix)
 def test_a_metric_of_a_whole_batch_is_of_the_whole_batch(tmp_path, monkeypatch):
     """Where rows are so long that a pass would take some of them, too."""
     from zerograd.text import scoring
-    from zerograd.train.tune import Tuning
+    from zerograd.tune.run import Tuning
 
     monkeypatch.setattr(scoring, "FORWARD_TOKENS", 100)
     model = tmp_path / "model"

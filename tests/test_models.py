@@ -13,7 +13,7 @@ from test_text import tiny_model
 from transformers import LlamaModel
 
 from zerograd.cli import main
-from zerograd.text import models
+from zerograd.text.models import loading as models
 
 KINDS = {
     "causal": (tiny_model, gpt2),
@@ -135,7 +135,7 @@ def test_a_gguf_is_parsed_once_and_the_library_is_left_as_it_was(monkeypatch):
 LOADS = """
 import sys, resource
 from zerograd.text import models
-from zerograd.train import memory
+from zerograd.machine import memory
 models.load(sys.argv[1])  # what loading anything needs
 memory.reset_peak()
 before = memory.peak_bytes()

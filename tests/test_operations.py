@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from zerograd.perturb.directions import Directions
-from zerograd.perturb.forward import UnresolvedOperation
-from zerograd.perturb.plan import branch
-from zerograd.perturb.score import score_batch, score_closure
+from zerograd.directions.family import Directions
+from zerograd.evaluate.forward import UnresolvedOperation
+from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.queries.plan import branch
 
 WIDTH = 8
 TOKENS = 4

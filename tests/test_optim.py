@@ -26,12 +26,12 @@ from methods import (
 from torch import nn
 
 import zerograd as zg
-from zerograd import apply
+from zerograd.directions.family import Directions, Family
+from zerograd.evaluate.score import score_batch
 from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite
-from zerograd.perturb import plan as plans
-from zerograd.perturb.directions import Directions, Family
-from zerograd.perturb.score import score_batch
+from zerograd.queries import plan as plans
 from zerograd.spaces import weights
+from zerograd.update import apply
 
 # A step is a function of weights, seed, step and batch.
 

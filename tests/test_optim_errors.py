@@ -12,8 +12,8 @@ from methods import COMMON, Net, batch, every_method, per_example_only, same, sh
 from torch import nn
 
 import zerograd as zg
+from zerograd.evaluate.forward import UnresolvedOperation
 from zerograd.optim.base import NotPure
-from zerograd.perturb.forward import UnresolvedOperation
 
 MeZO, PerExample = zg.optim.MeZO, zg.optim.PerExample
 

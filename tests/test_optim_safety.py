@@ -15,8 +15,8 @@ import torch
 from methods import COMMON, Net, batch, every_method, every_storage, same, shared_only, stored
 
 import zerograd as zg
+from zerograd.evaluate.self_check import SelfCheckFailed
 from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite, NotPure
-from zerograd.perturb.check import SelfCheckFailed
 
 
 class Sabotaged:

@@ -19,17 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zerograd as zg
-from zerograd import workers
+from zerograd.directions.family import Directions, Family
+from zerograd.evaluate import batch as batches
+from zerograd.evaluate import products
+from zerograd.evaluate import score as scoring
+from zerograd.evaluate.forward import MARK, UnresolvedOperation
+from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.evaluate.self_check import SelfCheckFailed, self_check
+from zerograd.machine import workers
 from zerograd.optim.base import NotPure
-from zerograd.perturb import batch as batches
-from zerograd.perturb import plan as plans
-from zerograd.perturb import products
-from zerograd.perturb import score as scoring
-from zerograd.perturb.check import SelfCheckFailed, self_check
-from zerograd.perturb.directions import Directions, Family
-from zerograd.perturb.forward import MARK, UnresolvedOperation
-from zerograd.perturb.plan import Plan, branch
-from zerograd.perturb.score import score_batch, score_closure
+from zerograd.queries import plan as plans
+from zerograd.queries.plan import Plan, branch
 from zerograd.spaces.weights import collect
 
 every_family = pytest.mark.parametrize("family", really.FAMILIES)

@@ -27,15 +27,16 @@ from transformers import (
 )
 
 from zerograd.cli import main
+from zerograd.evaluate import micro_batch as fit
+from zerograd.evaluate.micro_batch import Live
+from zerograd.evaluate.shared_prefix import prefix_of
 from zerograd.optim import FZOO, METHODS
-from zerograd.perturb import fit
-from zerograd.perturb.fit import Live
-from zerograd.plan import activations, kept, machine, planned, probe, quantities, seconds, shapes
-from zerograd.plan.moved import Moved
-from zerograd.plan.shapes import shape
-from zerograd.text import head, models, schemes
-from zerograd.text.prefix import prefix_of
-from zerograd.train.settings import PlanSettings
+from zerograd.planner import activations, kept, machine, planned, probe, quantities, seconds, shapes
+from zerograd.planner.moved import Moved
+from zerograd.planner.shapes import shape
+from zerograd.text.models import head, schemes
+from zerograd.text.models import loading as models
+from zerograd.tune.settings import PlanSettings
 
 DESCRIBED = {"device": "cpu", "memory": "16GB", "flops": "1TFLOPS", "bandwidth": "20GB/s"}
 FLAGS = [part for name, value in DESCRIBED.items() for part in (f"--{name}", value)]

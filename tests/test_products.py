@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from zerograd import workers
+from zerograd.evaluate import kernels as compiled
+from zerograd.machine import workers
 from zerograd.noise import LEFT, RIGHT, Address, reference
-from zerograd.perturb import compiled
 
 AT = Address(5, 6, 0, 7)
 two_threads = pytest.mark.parametrize("threads", [2], indirect=True)

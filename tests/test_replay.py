@@ -12,9 +12,10 @@ from test_resume import KINDS, folder, records, small_task, straight, weights  #
 from transformers import AutoModelForCausalLM
 
 from zerograd import journal, optim
-from zerograd.apply import Skip, Step
 from zerograd.cli import main
-from zerograd.train import journals, recording
+from zerograd.runs import replayed as journals
+from zerograd.tune import resume as recording
+from zerograd.update.apply import Skip, Step
 
 pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
 

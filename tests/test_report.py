@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from matplotlib import style
 
-from zerograd.train import page as page_of
-from zerograd.train import report
+from zerograd.report import html as page_of
+from zerograd.report import run_page as report
 
 OPTIONS = (" negative", " positive")
 VOID = {"meta", "br", "link", "img", "input", "hr"}

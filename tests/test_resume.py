@@ -20,17 +20,22 @@ from safetensors.torch import load
 from test_text import characters
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from zerograd import apply, journal
+from zerograd import journal
 from zerograd.cli import main
+from zerograd.evaluate.hidden_cache import HiddenCache
 from zerograd.journal import Note, Restore, Skip, Step, Writer
-from zerograd.text import evaluation, splits
-from zerograd.text.cache import HiddenCache
+from zerograd.journal.snapshot import Snapshot
+from zerograd.text import evaluation
+from zerograd.text.data import splits
+from zerograd.text.data.tasks import Task, TaskSpec
 from zerograd.text.scoring import Scorer
-from zerograd.text.tasks import Task, TaskSpec
-from zerograd.train import loop, rates, recording, tune
-from zerograd.train.settings import TuneSettings
-from zerograd.train.snapshot import Snapshot
-from zerograd.train.tune import Tuning
+from zerograd.tune import loop
+from zerograd.tune import lr_finder as rates
+from zerograd.tune import resume as recording
+from zerograd.tune import run as tune
+from zerograd.tune.run import Tuning
+from zerograd.tune.settings import TuneSettings
+from zerograd.update import apply
 
 pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
 
@@ -384,9 +389,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import test_resume
 from zerograd.cli import main
-from zerograd.text import splits
-from zerograd.text.tasks import Task, TaskSpec
-from zerograd.train import tune
+from zerograd.text.data import splits
+from zerograd.text.data.tasks import Task, TaskSpec
+from zerograd.tune import run as tune
 full = splits.load("sentiment-movies")
 spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
 tune.task_of = lambda settings: Task(spec, full.train[:40], full.dev[:20], full.test[:20])

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from published import CASES, EPS, LR, Layer, Run, adams, data, flat, heavy_ball, rule_of
 from torch import nn
 
-from zerograd import exact, noise, optim
-from zerograd.perturb.directions import Directions
+from zerograd import noise, optim
+from zerograd.directions.family import Directions
+from zerograd.noise import exact
 
 SIGMAS = 4.5
 """Standard errors that a mean may be off by; seeds are fixed, so no test is flaky."""

@@ -13,12 +13,12 @@ from test_resume import KINDS, folder, settings, small_task, straight, weights  
 from transformers import AutoModelForCausalLM
 
 import zerograd as zg
-from zerograd.apply import Skip, Step
 from zerograd.journal import Restore, Writer
-from zerograd.text import splits, tasks
-from zerograd.text.templates import Template
-from zerograd.train import journals
-from zerograd.train.tune import Tuning
+from zerograd.runs import replayed as journals
+from zerograd.text.data import splits, tasks
+from zerograd.text.data.templates import Template
+from zerograd.tune.run import Tuning
+from zerograd.update.apply import Skip, Step
 
 pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
 

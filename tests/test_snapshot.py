@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from zerograd.evaluate.micro_batch import Live
+from zerograd.journal.snapshot import Snapshot
 from zerograd.optim.momentum import MomentumState
-from zerograd.perturb.fit import Live
 from zerograd.spaces import weights
-from zerograd.train.snapshot import Snapshot
 
 
 def slots(storage: str) -> list[weights.Slot]:
@@ -68,7 +68,7 @@ def test_a_full_disk_leaves_the_older_snapshot_and_no_partial_file(tmp_path, mon
     def full(tensor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zerograd.train.snapshot._bytes", full)
+    monkeypatch.setattr("zerograd.journal.snapshot._bytes", full)
     with pytest.raises(OSError, match="No space left"):
         snapshot.take()
     assert (tmp_path / ".best").read_bytes() == before

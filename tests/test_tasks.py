@@ -7,9 +7,9 @@ import json
 import pytest
 
 from zerograd.bench import prompts
-from zerograd.text import splits, tasks
-from zerograd.text.data import Source
-from zerograd.text.tasks import Task, TaskSpec
+from zerograd.text.data import splits, tasks
+from zerograd.text.data.sources import Source
+from zerograd.text.data.tasks import Task, TaskSpec
 
 # One row of each data set's shape (column names and types as published), with what the task must make of it.
 SHAPES = {

@@ -8,16 +8,18 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
+from zerograd.directions.family import Directions, Family
+from zerograd.evaluate.hidden_cache import HiddenCache
+from zerograd.evaluate.score import score_batch
+from zerograd.evaluate.self_check import self_check
+from zerograd.evaluate.shared_prefix import prefix_of
 from zerograd.optim import PerExample
-from zerograd.perturb.check import self_check
-from zerograd.perturb.directions import Directions, Family
-from zerograd.perturb.plan import clean, example_pairs
-from zerograd.perturb.score import score_batch
-from zerograd.text import evaluation, schemes, scoring, splits
-from zerograd.text.cache import HiddenCache
-from zerograd.text.prefix import prefix_of
+from zerograd.queries.plan import clean, example_pairs
+from zerograd.text import evaluation, scoring
+from zerograd.text.data import splits
+from zerograd.text.data.tasks import Example, Task, TaskSpec
+from zerograd.text.models import schemes
 from zerograd.text.scoring import Scorer
-from zerograd.text.tasks import Example, Task, TaskSpec
 
 
 def characters() -> PreTrainedTokenizerFast:

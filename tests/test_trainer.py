@@ -20,12 +20,12 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from zerograd.integrations.transformers import ZerothOrderConfig, ZerothOrderMixin
 from zerograd.optim import METHODS
+from zerograd.text.data import order
 from zerograd.text.scoring import Batch, Scorer
-from zerograd.train import order
-from zerograd.train.settings import TuneSettings
-from zerograd.train.trainer import ZerothOrderConfig, ZerothOrderMixin
-from zerograd.train.tune import Tuning
+from zerograd.tune.run import Tuning
+from zerograd.tune.settings import TuneSettings
 
 
 class ZOTrainer(ZerothOrderMixin, Trainer):
@@ -308,7 +308,7 @@ def test_arguments_that_a_forward_cannot_have_are_refused(tmp_path, more, says):
 
 
 def test_the_order_of_an_epoch_has_the_length_that_it_says():
-    from zerograd.train.trainer import Order
+    from zerograd.integrations.transformers import Order
 
     for count in (1, 3, 4, 7, 40, 300):
         drawn = Order([i % 7 for i in range(count)], 4, 0)

@@ -16,13 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from zerograd.cli import main
 from zerograd.cli.tune import summary
-from zerograd.text import splits
+from zerograd.machine import environment, memory
+from zerograd.text import intervals as statistics
+from zerograd.text.data import order, splits
+from zerograd.text.data.tasks import Task, TaskSpec
 from zerograd.text.scoring import Scorer
-from zerograd.text.tasks import Task, TaskSpec
-from zerograd.train import environment, memory, order, recording, statistics, tune
-from zerograd.train.loop import schedule
-from zerograd.train.settings import TuneSettings
-from zerograd.train.tune import Tuning
+from zerograd.tune import resume as recording
+from zerograd.tune import run as tune
+from zerograd.tune.loop import schedule
+from zerograd.tune.run import Tuning
+from zerograd.tune.settings import TuneSettings
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_bad_input_is_one_line_exit_two_and_nothing_written(folder, tmp_path, ca
 
 
 def test_a_model_with_nothing_to_train_is_refused(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("zerograd.text.schemes.select", lambda model, scheme, **more: model.requires_grad_(False))
+    monkeypatch.setattr("zerograd.text.models.schemes.select", lambda model, scheme, **more: model.requires_grad_(False))
     assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
     assert "nothing is trainable" in capsys.readouterr().err
 
@@ -191,7 +194,7 @@ def test_out_that_is_a_file_or_below_one_is_refused_and_the_file_left_alone(fold
 
 def test_out_that_cannot_be_written_is_refused_before_anything_is_loaded(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr("zerograd.text.models.load", None)
+    monkeypatch.setattr("zerograd.text.models.loading.load", None)
     assert main(command(folder, tmp_path / "run", "--steps", "1")) == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -303,7 +306,7 @@ def test_rates_and_radii_are_those_of_method_and_scheme():
 def test_what_is_freed_goes_back_at_once_where_layers_are_checkpointed(folder, tmp_path, monkeypatch):
     program = """
 import torch
-from zerograd.train import memory
+from zerograd.machine import memory
 torch.ones(1 << 20)  # what glibc has seen freed, it keeps the next time
 memory.give_back_at_once()
 kept = [torch.ones(1 << 19) for _ in range(100)]

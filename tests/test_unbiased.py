@@ -12,11 +12,11 @@ from methods import Net, batch, every_method, every_storage, exact, plain_only
 from torch import nn
 
 import zerograd as zg
-from zerograd import apply
-from zerograd.perturb import plan as plans
-from zerograd.perturb.directions import Directions, Family
-from zerograd.perturb.score import score_batch
+from zerograd.directions.family import Directions, Family
+from zerograd.evaluate.score import score_batch
+from zerograd.queries import plan as plans
 from zerograd.spaces import weights
+from zerograd.update import apply
 
 LIMIT = 4.5  # standard errors; seeds are fixed, so no test is flaky
 FAMILIES = [Family(d, r) for r in (0, 1, 2) for d in ("rademacher", "gaussian")]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zerograd import noise, optim
 
-__version__ = "0.1.0"
+from zerograd.version import __version__
+
 __all__ = ["__version__", "load", "noise", "optim"]
 
 
@@ -19,7 +20,7 @@ def load(path: str, base: str = "", device: str = "cpu") -> Any:
     base: the model that the run began from, where it is now; where it was then, when empty.
     Raises FileNotFoundError, ValueError for another base or a damaged file, or ModuleNotFoundError without the extra `text`.
     """
-    from zerograd.train import journals
+    from zerograd.runs import replayed as journals
 
     return journals.replayed(journals.read(journals.find(path)), base, device=device)
 

@@ -17,8 +17,8 @@ from matplotlib.transforms import Bbox
 from zerograd.bench import rows, tables
 from zerograd.bench.rows import Row
 from zerograd.bench.tables import Line, Place, Table
-from zerograd.train import page
-from zerograd.train.files import write_text
+from zerograd.machine.files import write_text
+from zerograd.report import html as page
 
 COLOUR = {"above": "run2", "below": "run1", "even": "before", "": "ink"}
 """Of a method in a figure, by its verdict against the reference."""

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zerograd.bench import machine
-from zerograd.train import environment
-from zerograd.train.settings import TuneSettings, from_mapping
+from zerograd.machine import environment
+from zerograd.machine import provenance as machine
+from zerograd.tune.settings import TuneSettings, from_mapping
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -96,10 +96,10 @@ def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str,
     Nothing depends on what the test rows say, and nothing stays written but what the untouched model says of them. Without
     `untouched` no test row is scored at all.
     """
+    from zerograd.machine import memory
+    from zerograd.text.judge import Judge
     from zerograd.text.metrics import metric
-    from zerograd.train import memory
-    from zerograd.train.result import Judge
-    from zerograd.train.tune import Tuning
+    from zerograd.tune.run import Tuning
 
     told = 0.0
 
@@ -163,7 +163,7 @@ def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str,
 
 def _kept(path: Path, ask: Callable[[], str]) -> str:
     """What a file holds, or what it gets to hold now."""
-    from zerograd.train.files import write_text
+    from zerograd.machine.files import write_text
 
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from zerograd.text.tasks import TaskSpec
-from zerograd.text.templates import Template
+from zerograd.text.data.tasks import TaskSpec
+from zerograd.text.data.templates import Template
 
 PROMPTS = ("aligned", "plain")
 """aligned: the task's own template. plain: its columns alone, a line each, without a word of what is asked; options unchanged."""

@@ -16,13 +16,16 @@ from typing import Any
 import torch
 
 from zerograd.bench import process, prompts, rows, search
-from zerograd.bench.machine import provenance
 from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Config, Study, named
-from zerograd.text import models, tasks
-from zerograd.train import environment, journals, recording
-from zerograd.train.files import write_text
-from zerograd.train.settings import TuneSettings, rate
+from zerograd.machine import environment
+from zerograd.machine.files import write_text
+from zerograd.machine.provenance import provenance
+from zerograd.runs import replayed as journals
+from zerograd.text.data import tasks
+from zerograd.text.models import loading as models
+from zerograd.tune import resume as recording
+from zerograd.tune.settings import TuneSettings, rate
 
 LEADERBOARD = "leaderboard.jsonl"
 

@@ -15,11 +15,11 @@ from typing import Any
 from torch import nn
 
 from zerograd.bench import prompts
+from zerograd.machine.files import read_yaml
 from zerograd.optim import METHODS
-from zerograd.text import tasks
-from zerograd.text.schemes import SCHEMES
-from zerograd.train.files import read_yaml
-from zerograd.train.settings import TuneSettings, rate
+from zerograd.text.data import tasks
+from zerograd.text.models.schemes import SCHEMES
+from zerograd.tune.settings import TuneSettings, rate
 
 LR = (1, 0.25, 0.5, 2, 4)
 """Factors of the usual rate that are tried where a study names none."""

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from zerograd.bench import rows
 from zerograd.bench.rows import Row
-from zerograd.train import statistics
+from zerograd.text import intervals as statistics
 
 MATCHES = (("evaluations", "evaluations"), ("seconds", "seconds"), ("seconds", "evaluations"))
 """At which budget methods are seen, and the reference that they are held against."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from zerograd.cli import flags, shown
 from zerograd.cli.bar import Bar
-from zerograd.train.settings import TaskSettings
+from zerograd.tune.settings import TaskSettings
 
 
 def add(verbs: Any) -> None:
@@ -37,8 +37,8 @@ def run(parsed: argparse.Namespace) -> int:
             raise ValueError(f"{fixed[0]} is the run's own; leave it out, or leave RUN out")
     from rich.console import Console
 
-    from zerograd.train.evaluate import evaluate
-    from zerograd.train.journals import opened
+    from zerograd.runs.evaluate import evaluate
+    from zerograd.runs.replayed import opened
 
     shown.quiet()
     console = Console(stderr=parsed.json)

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from zerograd.train.files import read_yaml
-from zerograd.train.settings import AUTO, Settings, from_mapping
+from zerograd.machine.files import read_yaml
+from zerograd.tune.settings import AUTO, Settings, from_mapping
 
 
 def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:

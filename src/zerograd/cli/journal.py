@@ -29,8 +29,8 @@ def add(verbs: Any) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    from zerograd.apply import Skip
-    from zerograd.train import journals
+    from zerograd.runs import replayed as journals
+    from zerograd.update.apply import Skip
 
     told = journals.read(journals.find(parsed.journal))
     if parsed.step is not None:
@@ -63,7 +63,7 @@ def _show(parsed: argparse.Namespace) -> int:
 
 def _verify(parsed: argparse.Namespace) -> int:
     from zerograd.journal import JournalDamaged
-    from zerograd.train import journals
+    from zerograd.runs import replayed as journals
 
     path = journals.find(parsed.journal)
     try:
@@ -81,7 +81,7 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _diff(parsed: argparse.Namespace) -> int:
-    from zerograd.train import journals
+    from zerograd.runs import replayed as journals
 
     first, second = (journals.read(journals.find(name)) for name in (parsed.journal, parsed.other))
     fields, number = journals.parting(first, second)
@@ -98,7 +98,7 @@ def _diff(parsed: argparse.Namespace) -> int:
 
 
 def _cut(parsed: argparse.Namespace) -> int:
-    from zerograd.train import journals
+    from zerograd.runs import replayed as journals
 
     size = journals.cut(journals.read(journals.find(parsed.journal)), parsed.at, Path(parsed.out))
     print(f"{parsed.out}: {parsed.at:,} steps, {size:,} bytes")

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from zerograd.cli import flags, shown
-from zerograd.train.settings import PlanSettings
+from zerograd.tune.settings import PlanSettings
 
 
 def add(verbs: Any) -> None:
@@ -31,7 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.show_config:
         print(flags.shown(settings))
         return 0
-    from zerograd.plan import planned
+    from zerograd.planner import planned
 
     shown.quiet()
     plan = planned(settings, lambda line: print(line, file=sys.stderr))
@@ -52,7 +52,7 @@ def table(plan: Any) -> Any:
     from rich import box
     from rich.table import Table
 
-    from zerograd.plan.quantities import written
+    from zerograd.planner.quantities import written
 
     title = f"{plan.settings.model or 'a model'}: {plan.shape.parameters:,} parameters\n{plan.machine}"
     shared = _start(plan)

@@ -11,7 +11,7 @@ from typing import Any
 
 from zerograd.cli import shown
 from zerograd.cli.bar import Bar
-from zerograd.train.settings import TaskSettings
+from zerograd.tune.settings import TaskSettings
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 
@@ -37,9 +37,9 @@ def run(parsed: argparse.Namespace) -> int:
     settings = TaskSettings(device=parsed.device, threads=parsed.threads)
     from rich.console import Console
 
-    from zerograd.train.evaluate import predict
-    from zerograd.train.files import write_text
-    from zerograd.train.journals import opened
+    from zerograd.machine.files import write_text
+    from zerograd.runs.evaluate import predict
+    from zerograd.runs.replayed import opened
 
     shown.quiet()
     console = Console()

@@ -27,8 +27,8 @@ def add(verbs: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from zerograd import workers
-    from zerograd.train import journals
+    from zerograd.machine import workers
+    from zerograd.runs import replayed as journals
 
     out = Path(parsed.out)
     if out.exists():

@@ -19,8 +19,9 @@ def add(verbs: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from zerograd.train import compare, report
-    from zerograd.train.runs import open_run
+    from zerograd.report import compare_page as compare
+    from zerograd.report import run_page as report
+    from zerograd.runs.folder import open_run
 
     runs = [open_run(folder) for folder in parsed.folders]
     if len(runs) == 1:

@@ -15,7 +15,7 @@ def add(verbs: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    from zerograd.train import journals
+    from zerograd.runs import replayed as journals
 
     size = journals.ship(parsed.run_folder, Path(parsed.out))
     print(f"{parsed.out}: {size:,} bytes; zerograd predict {parsed.out}, or zerograd.load({parsed.out!r}), on the same base")

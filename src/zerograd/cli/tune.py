@@ -10,7 +10,7 @@ from typing import Any
 
 from zerograd.cli import flags, shown
 from zerograd.cli.bar import Bar
-from zerograd.train.settings import TuneSettings
+from zerograd.tune.settings import TuneSettings
 
 
 def add(verbs: Any) -> None:
@@ -23,7 +23,7 @@ def add(verbs: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    from zerograd.train import recording
+    from zerograd.tune import resume as recording
 
     if parsed.resume and parsed.config:
         raise ValueError("config is the run's own with --resume; leave it out")
@@ -34,7 +34,7 @@ def run(parsed: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from zerograd.train.tune import Tuning
+    from zerograd.tune.run import Tuning
 
     shown.quiet()
     console = Console(stderr=parsed.json)
@@ -87,7 +87,7 @@ def table(result: dict[str, Any]) -> Any:
 
 def summary(result: dict[str, Any]) -> str:
     """Time, forwards, memory, and where everything is."""
-    from zerograd.train.page import passes
+    from zerograd.report.html import passes
 
     mb = 1 / 2**20
     over = result["peak_bytes"] - result["inference_peak_bytes"]

@@ -1,10 +1,10 @@
 """The append-only record that a run is, and the way back from it to weights."""
 
-from zerograd.apply import Skip, Step
 from zerograd.journal.format import JournalDamaged, Note, Reader, Record, Restore
 from zerograd.journal.identity import WrongBase, fit, identity, table
 from zerograd.journal.replaying import path, replay
 from zerograd.journal.writer import JournalLocked, Writer
+from zerograd.update.apply import Skip, Step
 
 __all__ = [
     "JournalDamaged",

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from zerograd.apply import Skip, Step
+from zerograd.update.apply import Skip, Step
 
 MAGIC = b"zgj1"
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zerograd import workers
+from zerograd.machine import workers
 from zerograd.spaces import weights
 from zerograd.spaces.weights import Slot
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from zerograd.apply import Skip, Step
+from zerograd.directions.family import Family
 from zerograd.journal.format import Record, Restore
-from zerograd.perturb.directions import Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import State
+from zerograd.update.apply import Skip, Step
+from zerograd.update.state import State
 
 _Path = tuple[Step, "_Path"] | None
 """The last step of a way from the base, and the way to it."""

@@ -4,8 +4,8 @@ The functions have the signatures of `noise.reference` and give the same bits. K
 disjoint rows, so the result does not depend on the number of threads. A kernel sees a matrix as its storage and a stride.
 
 Compiled kernels are kept in __pycache__, or in the user's cache where that cannot be written, so that start-up is paid once. Numba
-looks at a kernel's own file alone: after a change of `noise/vectors.py` or `perturb/vectors.py`, or of a function that
-`perturb/compiled.py` takes from here, delete them.
+looks at a kernel's own file alone: after a change of `noise/vectors.py` or `evaluate/simd.py`, or of a function that
+`evaluate/kernels.py` takes from here, delete them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from zerograd import workers
+from zerograd.machine import workers
 from zerograd.noise.address import Address, check, stream
 from zerograd.noise.gaussian import quantiles
 from zerograd.noise.reference import PerturbRows

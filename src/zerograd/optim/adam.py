@@ -14,13 +14,13 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd.apply import Step
+from zerograd.directions.family import Family
 from zerograd.optim.base import Common
 from zerograd.optim.ranges import require_moments
 from zerograd.optim.shared import Shared
-from zerograd.perturb.directions import Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import Dense, Resolved, State
+from zerograd.update.apply import Step
+from zerograd.update.state import Dense, Resolved, State
 
 
 class AdamState(Dense):

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from zerograd import apply
-from zerograd.apply import Step
+from zerograd.directions.family import Directions, Family
 from zerograd.optim.base import Common
 from zerograd.optim.ranges import require_moments
 from zerograd.optim.shared import Shared
-from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import Resolved, State
+from zerograd.update import apply
+from zerograd.update.apply import Step
+from zerograd.update.state import Resolved, State
 
 MOST_HISTORY = 1000
 

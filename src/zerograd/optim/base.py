@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from zerograd import apply
+from zerograd.directions.family import Directions, Family
+from zerograd.evaluate import batch as batches
+from zerograd.evaluate.micro_batch import Fit
+from zerograd.evaluate.score import Closure, Objective, score_batch, score_closure
+from zerograd.evaluate.self_check import self_check
 from zerograd.optim.groups import grouped, require_in_range
-from zerograd.perturb import batch as batches
-from zerograd.perturb import plan as plans
-from zerograd.perturb.check import self_check
-from zerograd.perturb.directions import Directions, Family
-from zerograd.perturb.fit import Fit
-from zerograd.perturb.plan import Plan
-from zerograd.perturb.score import Closure, Objective, score_batch, score_closure
+from zerograd.queries import plan as plans
+from zerograd.queries.plan import Plan
 from zerograd.spaces import weights
-from zerograd.state import State
+from zerograd.update import apply
+from zerograd.update.state import State
 
 SKIPS_BEFORE_ERROR = 10
 

@@ -17,12 +17,12 @@ from typing import Any, Unpack
 from torch import nn
 
 from zerograd import noise
+from zerograd.directions.family import Family
 from zerograd.noise import CHANCE, Address
 from zerograd.optim.base import Common
 from zerograd.optim.shared import Plain
-from zerograd.perturb.directions import Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import State
+from zerograd.update.state import State
 
 DRAWN = 1024
 """Steps whose lots are kept: a replay's pass over a tensor asks for those of as many."""

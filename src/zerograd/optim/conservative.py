@@ -16,7 +16,7 @@ from torch import nn
 
 from zerograd.optim.base import Common
 from zerograd.optim.shared import Plain
-from zerograd.perturb.plan import Plan, along
+from zerograd.queries.plan import Plan, along
 
 
 class Conservative(Plain):

@@ -18,16 +18,16 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import apply
-from zerograd.apply import Step
+from zerograd.directions.family import Family
+from zerograd.evaluate import batch as batches
+from zerograd.evaluate import derivative
+from zerograd.evaluate.score import Objective
 from zerograd.optim.adam import AdamState
 from zerograd.optim.base import Common, Info, ZerothOrder, require_counts
-from zerograd.perturb import batch as batches
-from zerograd.perturb import derivative
-from zerograd.perturb.directions import Family
-from zerograd.perturb.plan import Plan, clean
-from zerograd.perturb.score import Objective
-from zerograd.state import Dense, State
+from zerograd.queries.plan import Plan, clean
+from zerograd.update import apply
+from zerograd.update.apply import Step
+from zerograd.update.state import Dense, State
 
 
 class GradientState(Dense):

@@ -14,11 +14,11 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
+from zerograd.directions.family import Directions
+from zerograd.evaluate import derivative
+from zerograd.evaluate.score import Objective
 from zerograd.optim.base import Common, ZerothOrder
-from zerograd.perturb import derivative
-from zerograd.perturb.directions import Directions
-from zerograd.perturb.plan import Plan, clean
-from zerograd.perturb.score import Objective
+from zerograd.queries.plan import Plan, clean
 
 
 class ForwardGradient(ZerothOrder):

@@ -14,9 +14,9 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import estimate
 from zerograd.optim.base import Common, ZerothOrder
-from zerograd.perturb.plan import Plan, population
+from zerograd.queries import estimates as estimate
+from zerograd.queries.plan import Plan, population
 
 
 class FZOO(ZerothOrder):

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from zerograd import noise
+from zerograd.directions.family import Directions, Family
 from zerograd.noise import COMMON as MATRIX
 from zerograd.optim.base import Common
 from zerograd.optim.per_example import PerExample
-from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import State
+from zerograd.update.state import State
 
 
 class CommonMatrix:

@@ -15,13 +15,13 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import apply
-from zerograd.apply import Step
+from zerograd.directions.family import Directions, Family
 from zerograd.optim.base import Common, ZerothOrder
-from zerograd.perturb.directions import Directions, Family
-from zerograd.perturb.plan import Plan, along
+from zerograd.queries.plan import Plan, along
 from zerograd.spaces.weights import Slot
-from zerograd.state import Beside, State
+from zerograd.update import apply
+from zerograd.update.apply import Step
+from zerograd.update.state import Beside, State
 
 
 class Curvature(Beside):

@@ -16,16 +16,16 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import estimate
+from zerograd.directions.family import Family
+from zerograd.evaluate.score import Objective, score_batch
 from zerograd.optim.adam import AdamState
 from zerograd.optim.base import Common
 from zerograd.optim.blocks import Blocks
 from zerograd.optim.first_order import FirstOrder, GradientState
-from zerograd.perturb.directions import Family
-from zerograd.perturb.plan import Plan, shared_pairs
-from zerograd.perturb.score import Objective, score_batch
+from zerograd.queries import estimates as estimate
+from zerograd.queries.plan import Plan, shared_pairs
 from zerograd.spaces.weights import Slot
-from zerograd.state import State
+from zerograd.update.state import State
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from zerograd import noise
 from zerograd.noise import CHANCE, Address
 from zerograd.optim.base import Common
 from zerograd.optim.shared import Shared
-from zerograd.perturb.plan import Plan
+from zerograd.queries.plan import Plan
 
 
 class KerZOO(Shared):

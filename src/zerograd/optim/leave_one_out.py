@@ -13,9 +13,9 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import estimate
 from zerograd.optim.base import Common, ZerothOrder
-from zerograd.perturb.plan import Plan, along_each
+from zerograd.queries import estimates as estimate
+from zerograd.queries.plan import Plan, along_each
 
 
 class LeaveOneOut(ZerothOrder):

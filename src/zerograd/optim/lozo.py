@@ -15,14 +15,15 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import apply, exact
-from zerograd.apply import Step
+from zerograd.directions.family import Directions, Family
+from zerograd.noise import exact
 from zerograd.optim.base import Common
 from zerograd.optim.ranges import require_rank
 from zerograd.optim.shared import Plain, Shared
-from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import Resolved, State
+from zerograd.update import apply
+from zerograd.update.apply import Step
+from zerograd.update.state import Resolved, State
 
 
 class LOZO(Plain):

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from zerograd import noise
+from zerograd.directions.family import Directions, Family
 from zerograd.optim.base import Common
 from zerograd.optim.shared import Plain
-from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import State
+from zerograd.update.state import State
 
 
 def _require_share(keep: float) -> None:

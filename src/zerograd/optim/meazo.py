@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from zerograd.apply import Step
+from zerograd.directions.family import Family
 from zerograd.optim.base import Common
 from zerograd.optim.ranges import require_zeta
 from zerograd.optim.shared import Shared
-from zerograd.perturb.directions import Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import State
+from zerograd.update.apply import Step
+from zerograd.update.state import State
 
 
 class MEAZOState(State):

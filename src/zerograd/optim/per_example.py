@@ -21,10 +21,10 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import estimate
 from zerograd.optim.base import Common, ZerothOrder
 from zerograd.optim.ranges import require_rank
-from zerograd.perturb.plan import Plan, example_pairs, example_populations
+from zerograd.queries import estimates as estimate
+from zerograd.queries.plan import Plan, example_pairs, example_populations
 
 
 class PerExample(ZerothOrder):

@@ -13,9 +13,9 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import estimate
 from zerograd.optim.base import Common, ZerothOrder
-from zerograd.perturb.plan import Plan, population, shared_pairs
+from zerograd.queries import estimates as estimate
+from zerograd.queries.plan import Plan, population, shared_pairs
 
 
 class Shared(ZerothOrder):

@@ -14,11 +14,11 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd.apply import Step
+from zerograd.directions.family import Family
 from zerograd.optim.base import Common
 from zerograd.optim.shared import Shared
-from zerograd.perturb.directions import Family
-from zerograd.state import Dense, State
+from zerograd.update.apply import Step
+from zerograd.update.state import Dense, State
 
 
 class SignState(Dense):

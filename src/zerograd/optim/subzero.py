@@ -15,14 +15,14 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
+from zerograd.directions.family import Directions, Family
+from zerograd.directions.subspace import Projected
 from zerograd.noise import CHANCE, LEFT, RIGHT
 from zerograd.optim.base import Common
 from zerograd.optim.ranges import require_rank
 from zerograd.optim.shared import Plain
-from zerograd.perturb.bases import Projected
-from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import State
+from zerograd.update.state import State
 
 
 class TwoSided(Projected):

@@ -17,16 +17,16 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from zerograd import apply, exact
-from zerograd.apply import Step
-from zerograd.noise import LEFT, RIGHT
+from zerograd.directions.family import Directions, Family
+from zerograd.directions.subspace import Projected
+from zerograd.noise import LEFT, RIGHT, exact
 from zerograd.optim.base import Common
 from zerograd.optim.ranges import require_rank
 from zerograd.optim.shared import Shared
-from zerograd.perturb.bases import Projected
-from zerograd.perturb.directions import Directions, Family
 from zerograd.spaces.weights import Slot
-from zerograd.state import State
+from zerograd.update import apply
+from zerograd.update.apply import Step
+from zerograd.update.state import State
 
 QUINTIC = 3.4445, -4.7750, 2.0315
 """Muon's coefficients: singular values of 0.01 to 1 come near 1 in five iterations."""

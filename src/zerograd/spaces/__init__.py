@@ -1,1 +1,1 @@
-"""Parameter spaces: what is optimised."""
+"""Spaces: a trained tensor, however it is stored."""

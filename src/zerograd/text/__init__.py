@@ -1,0 +1,1 @@
+"""Language: encoding rows, scoring them, generating answers, judging results."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from zerograd.text.tasks import Example, Task
+from zerograd.text.data.tasks import Example, Task
 
 ANSWER_SHARE = 2
 """A long answer has at most the whole room over this; what is beyond is neither taught nor scored."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from zerograd.text.data.tasks import Example
 from zerograd.text.generation import generate
 from zerograd.text.metrics import Metric, Reference
 from zerograd.text.scoring import Scorer
-from zerograd.text.tasks import Example
 
 Scores = Sequence[Sequence[float]]
 

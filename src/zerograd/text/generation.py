@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from zerograd.text.data.tasks import Example
 from zerograd.text.scoring import Scorer
-from zerograd.text.tasks import Example
 
 
 def generate(

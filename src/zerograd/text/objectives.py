@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from zerograd.text import evaluation
+from zerograd.text.data.tasks import Example
 from zerograd.text.generation import generate
 from zerograd.text.metrics import Metric
 from zerograd.text.scoring import Batch, Scorer
-from zerograd.text.tasks import Example
 
 LOSS = "loss"
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from zerograd.text import head as heads
-from zerograd.text.cache import HiddenCache
+from zerograd.evaluate.hidden_cache import HiddenCache
+from zerograd.evaluate.shared_prefix import Prefix, prefix_of
+from zerograd.text.data.tasks import Example, Task
 from zerograd.text.encoding import Encoder
-from zerograd.text.prefix import Prefix, prefix_of
-from zerograd.text.tasks import Example, Task
+from zerograd.text.models import head as heads
 
 FORWARD_TOKENS = 4096
 """Tokens of a forward pass, padding and branches included: a longer batch is evaluated in parts, of one example at least, so

@@ -1,0 +1,1 @@
+"""Directions: what z is in a trained tensor, drawn from addresses."""

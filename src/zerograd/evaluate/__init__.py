@@ -1,0 +1,1 @@
+"""Evaluation: how a plan is scored without a weight being written."""

@@ -1,0 +1,286 @@
+"""Products of the batch with a perturbed matrix.
+
+Low-rank directions add (x b) a^T to the plain product. Dense ones walk the weight in chunks, each perturbed once for all signs of a
+direction and multiplied by the worker that made it. Products are computed in the dtype of the activations.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from zerograd import noise
+from zerograd.directions.family import SHAPED, Directions
+from zerograd.machine import workers
+from zerograd.noise import LEFT, RIGHT
+from zerograd.noise.reference import PerturbRows
+from zerograd.queries.plan import Variant
+from zerograd.spaces.weights import Slot
+
+if TYPE_CHECKING:
+    from zerograd.evaluate.forward import PerturbedForward
+
+BUFFER = 12 << 20
+"""Bytes of perturbed chunks that all workers hold together. Larger chunks make faster products, smaller ones stay in cache."""
+
+DEVICE_BUFFER = 256 << 20
+"""The same on an accelerator, where one thread asks for all chunks."""
+
+IDLE = 1.15
+"""What a product may take over its share of a worker's time, for the sake of larger chunks."""
+
+CAST = 1 << 20
+"""Values of a weight that are brought to another dtype at a time."""
+
+
+class Part(NamedTuple):
+    """A matrix within a slot: its flat rows from `first` to before `stop`, of one matrix of its stack, or those that ids name."""
+
+    slot: Slot
+    first: int
+    stop: int
+    ids: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.first if self.ids is None else len(self.ids)
+
+    def weight(self) -> torch.Tensor:
+        """The unperturbed matrix: (rows, columns), a view unless ids name its rows."""
+        return self.slot.flat[self.first : self.stop] if self.ids is None else self.slot.flat[self.ids]
+
+
+def of_slot(slot: Slot) -> Part:
+    """The only matrix of a slot."""
+    return Part(slot, 0, slot.view[1])
+
+
+def of_stack(slot: Slot, e: int) -> Part:
+    """Matrix `e` of a slot's stack."""
+    return Part(slot, e * slot.view[1], (e + 1) * slot.view[1])
+
+
+def plain(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """A product with the unperturbed weight, in the dtype of x; a weight of another dtype is cast a chunk at a time."""
+    flat = x.reshape(-1, x.shape[-1])  # torch folds a strided activation only for weights that require grad
+    if weight.dtype == x.dtype or transposed:
+        weight = weight.to(x.dtype)
+        y = flat @ weight if transposed else F.linear(flat, weight)
+        return y.view(*x.shape[:-1], y.shape[1])
+    y = flat.new_empty((len(flat), weight.shape[0]))
+    step = max(1, CAST // weight.shape[1])
+    for first in range(0, weight.shape[0], step):
+        y[:, first : first + step] = F.linear(flat, weight[first : first + step].to(x.dtype))
+    return y.view(*x.shape[:-1], y.shape[1])
+
+
+def low_rank(
+    forward: PerturbedForward,
+    x: torch.Tensor,
+    part: Part,
+    repeat: int | torch.Tensor,
+    transposed: bool,
+    shifts: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, bool]:
+    """A product with factored perturbations: the plain product, plus (x b) a^T example by example.
+
+    shifts: float32 (groups, n), what is to be added to the product. Returns also whether it has been.
+    """
+    y = plain(x, part.weight(), transposed)
+    directions, plan, slot = forward.directions, forward.plan, part.slot
+    seen = slice(None) if isinstance(repeat, int) else repeat
+    signs = (plan.signs * directions.amplitude(slot))[seen]
+    if not len(signs) or not x.numel():
+        return y, False
+    e, rank = part.first // slot.view[1], directions.family.rank
+    within = slice(e * rank, (e + 1) * rank)
+    if directions.family.has_shape(slot):
+        return _shaped(forward, x, part, signs, seen, transposed, y), False
+    if part.ids is None and directions.family.is_drawn_in_kernels and noise.is_fast(x, y):
+        rows = (LEFT, directions.step, part.first - e * slot.view[1])
+        columns = (RIGHT, directions.family.right_step(directions.step), 0)
+        into, onto = (rows, columns) if transposed else (columns, rows)
+        from zerograd.evaluate import kernels as compiled
+
+        flat, address = x.reshape(-1, x.shape[-1]).contiguous(), directions.address(slot)
+        noise_of = (directions.family.distribution, address, into, onto, within)
+        compiled.add_products(y.view(-1, y.shape[-1]), flat, plan.direction[seen], signs, *noise_of, shifts)
+        return y, True
+    a, b = directions.factors(slot, plan.directions)
+    a = a[..., part.first - e * slot.view[1] : part.stop - e * slot.view[1]] if part.ids is None else a[..., part.ids]
+    a, b = a[:, within].to(x.dtype), b[:, within].to(x.dtype)  # (directions, rank, rows), (directions, rank, columns)
+    index = plan.places[seen]
+    b, a = (a, b) if transposed else (b, a)
+    u = torch.bmm(x.reshape(len(index), -1, x.shape[-1]), b[index].transpose(1, 2))  # (groups, tokens, rank)
+    u *= signs.to(x.dtype)[:, None, None]
+    y.view(len(index), -1, y.shape[-1]).baddbmm_(u, a[index])
+    return y, False
+
+
+def _shaped(
+    forward: PerturbedForward,
+    x: torch.Tensor,
+    part: Part,
+    signs: torch.Tensor,
+    seen: slice | torch.Tensor,
+    transposed: bool,
+    y: torch.Tensor,
+) -> torch.Tensor:
+    """y with what factored perturbations of a shape F add: sum_j a_j * (F (b_j * x)) example by example, rows of F in chunks."""
+    directions, plan, slot = forward.directions, forward.plan, part.slot
+    index = plan.places[seen]
+    e, rank = part.first // slot.view[1], directions.family.rank
+    a, b = directions.factors(slot, plan.directions)
+    a = a[..., part.first - e * slot.view[1] : part.stop - e * slot.view[1]] if part.ids is None else a[..., part.ids]
+    within = slice(e * rank, (e + 1) * rank)
+    a, b = a[index, within].to(x.dtype), b[index, within].to(x.dtype)  # (groups, rank, rows), (groups, rank, columns)
+    flat = x.reshape(len(index), -1, x.shape[-1])
+    made, scale = y.view(len(index), -1, y.shape[-1]), signs.to(x.dtype)[:, None, None]
+    where = torch.arange(part.first, part.stop, device=x.device) if part.ids is None else part.ids
+    step = max(1, SHAPED // slot.view[2])
+    for first in range(0, len(where), step):
+        some = slice(first, min(first + step, len(where)))
+        shape = directions.shape(slot, where[some])
+        assert shape is not None
+        shape = shape.to(x.dtype)
+        for j in range(rank):
+            left, right = a[:, j, None, some], b[:, j, None]
+            if transposed:
+                made += torch.matmul(flat[..., some] * left, shape) * (right * scale)
+            else:
+                made[..., some] += torch.matmul(flat * right, shape.t()) * (left * scale)
+    return y
+
+
+def dense(
+    forward: PerturbedForward,
+    x: torch.Tensor,
+    part: Part,
+    repeat: int | torch.Tensor,
+    transposed: bool,
+    shifts: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A product with dense perturbations, chunk by chunk of what it gives; one draw of noise for all signs of a direction.
+
+    shifts: in the dtype of x, (variants, n) or (1, n), what is added to the product.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    width = part.slot.view[2] if transposed else part.rows
+    y = flat.new_empty((len(flat), width))
+    branches: dict[int, list[Branch]] = {}
+    for i, variant in enumerate(forward.plan.variants):
+        rows = _tokens(forward, variant, repeat, len(flat) // max(1, x.shape[0]))
+        to = y[rows] if isinstance(rows, slice) else None
+        shift = None if shifts is None else shifts[i if len(shifts) > 1 else 0]
+        branches.setdefault(variant.direction, []).append(Branch(variant.sign, rows, flat[rows], to, shift))
+    row_bytes, threads = x.shape[-1] * x.itemsize * max(map(len, branches.values())), workers.count(x.device)
+    step = _step(width, row_bytes, len(branches), threads, BUFFER if x.device.type == "cpu" else DEVICE_BUFFER)
+    chunks = Chunks(forward.directions, part, transposed, x.dtype, {d: [b.sign for b in bs] for d, bs in branches.items()}, step)
+
+    def work(item: tuple[int, int]) -> None:
+        direction, begin = item
+        end = min(begin + step, width)
+        for branch, chunk in zip(branches[direction], chunks.made(direction, begin, end), strict=True):
+            factor = chunk if transposed else chunk.t()
+            to = None if branch.to is None else branch.to.narrow(1, begin, end - begin)
+            if branch.shift is None:
+                made = torch.mm(branch.x, factor, out=to)
+            else:
+                made = torch.addmm(branch.shift[begin:end], branch.x, factor, out=to)
+            if to is None:
+                y[branch.rows, begin:end] = made
+
+    workers.each(work, itertools.product(branches, range(0, width, step)), threads)
+    return y.view(*x.shape[:-1], width)
+
+
+class Branch(NamedTuple):
+    """A variant of a product: its sign, its rows of the flattened batch, what they hold, where their products go when they are a
+    slice, and what is added to these.
+    """
+
+    sign: float
+    rows: slice | torch.Tensor
+    x: torch.Tensor
+    to: torch.Tensor | None
+    shift: torch.Tensor | None
+
+
+class Chunks:
+    """The perturbed chunks of a matrix: rows of it, or columns for a transposed product, made in buffers of the worker that asks.
+
+    signs: those of each direction. step: rows or columns of a chunk, at most.
+    """
+
+    def __init__(
+        self,
+        directions: Directions,
+        part: Part,
+        transposed: bool,
+        dtype: torch.dtype,
+        signs: Mapping[int, Sequence[float]],
+        step: int,
+    ) -> None:
+        self.directions, self.part, self.transposed, self.dtype, self.signs = directions, part, transposed, dtype, signs
+        self.size = step * (part.rows if transposed else part.slot.view[2])
+        self.whole = {} if transposed or part.ids is not None else {d: self._perturber(d, slice(None)) for d in signs}
+        self.amplitude = directions.amplitude(part.slot)
+        self.held = threading.local()
+
+    def made(self, direction: int, begin: int, end: int) -> list[torch.Tensor]:
+        """A chunk for each sign of a direction, begin .. end of the matrix's rows, or of its columns when it is transposed.
+
+        They are good until the worker asks again. A chunk of sign 0 is the weight itself where it has the dtype that is wanted.
+        """
+        part, signs = self.part, self.signs[direction]
+        if part.ids is not None:
+            ids, columns = (part.ids, slice(begin, end)) if self.transposed else (part.ids[begin:end], slice(None))
+            return [self.directions.picked(part.slot, direction, sign, ids, self.dtype)[:, columns] for sign in signs]
+        columns = slice(begin, end) if self.transposed else slice(None)
+        start, stop = (0, part.rows) if self.transposed else (begin, end)
+        weight = part.weight()[start:stop, columns]
+        chunks, written, coefficients = [], [], []
+        for sign, buffer in zip(signs, self._buffers(len(signs)), strict=False):
+            if sign == 0 and weight.dtype == self.dtype:
+                chunks.append(weight)
+                continue
+            chunks.append(buffer[: weight.numel()].view(weight.shape))
+            written.append(chunks[-1])
+            coefficients.append(sign * self.amplitude)
+        if written:
+            perturb = self._perturber(direction, columns) if self.transposed else self.whole[direction]
+            perturb(written, coefficients, start, stop)
+        return chunks
+
+    def _buffers(self, count: int) -> list[torch.Tensor]:
+        buffers: list[torch.Tensor] = self.held.__dict__.setdefault("buffers", [])
+        while len(buffers) < count:
+            buffers.append(torch.empty(self.size, dtype=self.dtype, device=self.part.slot.parameter.device))
+        return buffers
+
+    def _perturber(self, direction: int, columns: slice) -> PerturbRows:
+        return self.directions.perturber(self.part.slot, direction, slice(self.part.first, self.part.stop), columns)
+
+
+def _step(width: int, row_bytes: int, directions: int, threads: int, buffer: int) -> int:
+    """Rows of a chunk: as many as a worker's buffers allow, fewer where some workers would wait for the others."""
+    most = max(1, buffer // (max(1, row_bytes) * threads))
+    blocks = max(1, -(-width // most))
+    while -(-directions * blocks // threads) * threads > IDLE * directions * blocks:
+        blocks += 1
+    return max(1, min(width, -(-width // (blocks * 16)) * 16))
+
+
+def _tokens(forward: PerturbedForward, variant: Variant, repeat: int | torch.Tensor, each: int) -> slice | torch.Tensor:
+    """The rows of the flattened batch that see a variant; a leading row has `each` of them."""
+    if forward.whole:
+        return slice(None)
+    at = forward.at(variant, repeat)
+    if isinstance(at, slice):
+        return slice(at.start * each, at.stop * each)
+    return (at[:, None] * each + torch.arange(each, device=at.device)).flatten()

@@ -1,0 +1,115 @@
+"""Trained weights as they were, on disk: memory does not grow by a copy of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zerograd.journal.writer import sync_folder
+from zerograd.optim.base import ZerothOrder
+from zerograd.update.apply import uninterrupted
+
+_TYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
+
+
+class Snapshot:
+    """Trained tensors, their remainders and the method's State, bit for bit: a safetensors file, whole or not there."""
+
+    def __init__(self, path: Path, optimizer: ZerothOrder) -> None:
+        self.path = path
+        self.optimizer = optimizer
+
+    def take(self, about: Mapping[str, Any] | None = None) -> None:
+        """Write the weights as they are now and have them on the disk; an older snapshot is there until then. Raises OSError.
+
+        about: what `about` gives back, JSON.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(self._header(about or {}))
+                for _, tensor in self._tensors():
+                    file.write(_bytes(tensor.cpu()))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+            sync_folder(self.path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def about(self) -> Mapping[str, Any] | None:
+        """What was said of a snapshot when it was taken, or None where there is none, or it is not what was written."""
+        try:
+            with self.path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > os.fstat(file.fileno()).st_size:
+                    return None
+                text = file.read(length)
+                found = json.loads(text)["__metadata__"]
+                hashed = hashlib.blake2b(digest_size=16)
+                while chunk := file.read(1 << 20):
+                    hashed.update(chunk)
+            said: Mapping[str, Any] = json.loads(found["about"])
+            return said if hashed.hexdigest() == found["digest"] and text == self._header_text(said, found["digest"]) else None
+        except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError):
+            return None
+
+    def restore(self) -> None:
+        """Set the weights to what they were when the snapshot was taken. Raises OSError when it is not there or was cut short."""
+        with self.path.open("rb") as file, uninterrupted():
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            for _, tensor in self._tensors():
+                read = tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
+                if file.readinto(_bytes(read)) != read.nbytes:
+                    raise OSError(f"{self.path} was cut short; the weights are partly older")
+                if read is not tensor:
+                    tensor.copy_(read)
+
+    def remove(self) -> None:
+        """Forget it."""
+        self.path.unlink(missing_ok=True)
+
+    def _header(self, about: Mapping[str, Any]) -> bytes:
+        hashed = hashlib.blake2b(digest_size=16)
+        for _, tensor in self._tensors():
+            hashed.update(_bytes(tensor.cpu()))
+        text = self._header_text(about, hashed.hexdigest())
+        return struct.pack("<Q", len(text)) + text
+
+    def _header_text(self, about: Mapping[str, Any], digest: str) -> bytes:
+        fields: dict[str, Any] = {"__metadata__": {"about": json.dumps(about), "digest": digest}}
+        start = 0
+        for name, tensor in self._tensors():
+            stop = start + tensor.nbytes
+            fields[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
+            start = stop
+        text = json.dumps(fields).encode()
+        return text + b" " * (-len(text) % 8)
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for slot in self.optimizer.slots:
+            yield slot.name, slot.parameter.detach()
+            if slot.remainder is not None:
+                yield f"{slot.name}.remainder", slot.remainder
+        for name, tensor in self.optimizer.held.tensors.items():
+            yield f"state.{name}", tensor
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

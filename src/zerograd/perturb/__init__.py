@@ -1,1 +1,0 @@
-"""Perturbed evaluation: directions, plans, and the forward that intercepts operations on parameters."""

@@ -1,0 +1,33 @@
+"""Bytes that operations other than products read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zerograd.evaluate.micro_batch import _tensors
+
+PRODUCTS = ("mm", "linear", "conv", "embedding")
+"""What names of operations have in them whose time is that of their arithmetic, or that read a part of what they are given."""
+
+
+class Moved(TorchDispatchMode):
+    """Counts them inside the block. bytes: of the tensors that go in and come out, views apart, in this thread."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes: int = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        read, written = _tensors(args), _tensors([made])
+        storages = {tensor.untyped_storage()._cdata for tensor in read}
+        is_view = not name.endswith("_") and all(tensor.untyped_storage()._cdata in storages for tensor in written)
+        if not is_view and not any(word in name for word in PRODUCTS):
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in [*read, *written])
+        return made

@@ -1,0 +1,1 @@
+"""Finished runs: reading a folder, evaluating, predicting, replaying a journal."""

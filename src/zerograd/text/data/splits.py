@@ -1,0 +1,117 @@
+"""A task with its rows: read, split into train, dev and test, duplicates and leaks found."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from zerograd.text.data import sources as data
+from zerograd.text.data import tasks
+from zerograd.text.data.sources import Row, Source
+from zerograd.text.data.tasks import Example, Task, TaskSpec
+
+
+def load(name: str) -> Task:
+    """A built-in task, or a YAML file's, with its own data. Raises ValueError or FileNotFoundError with the mend."""
+    return with_rows(tasks.spec(name))
+
+
+def with_rows(given: TaskSpec, sources: Sequence[Source] = (), dev: str = "", test: str = "") -> Task:
+    """A task with the rows of its data, or of the sources.
+
+    sources: of training rows, in place of the task's own data. dev, test: files of those splits. Splits that are not given
+    are cut from the training rows. Raises ValueError or FileNotFoundError with the mend.
+    """
+    task = Task(given)
+    if not sources and not given.data:
+        raise ValueError(f"task {given.name} has no data of its own; give --data")
+    splits: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
+    for source in sources or [Source(given.data)]:
+        found = _packaged(source.name) if not sources else None
+        found = found or source.read(given.splits)
+        for split, rows in found.items():
+            examples = task.read(rows, f"data {source.name}" + (f", {split}" if len(found) > 1 else ""))
+            splits[split] += _repeated(examples, source.weight) if split == "train" else examples
+    for split, name in (("dev", dev), ("test", test)):
+        if name:
+            splits[split] = task.read(data.split(name, split, given.splits), f"{split} {name}")
+    notes = [given.note.strip()] if given.note else []
+    return Task(given, *_split(task, splits, notes), notes)
+
+
+def is_packaged(name: str) -> bool:
+    """Whether rows of this name come with the package."""
+    file = resources.files("zerograd.text.data").joinpath(name)
+    return name.endswith(".jsonl.gz") and ".." not in name and not name.startswith("/") and file.is_file()
+
+
+def _packaged(name: str) -> dict[str, list[Row]] | None:
+    """Rows that come with the package, or None."""
+    if not is_packaged(name):
+        return None
+    file = resources.files("zerograd.text.data").joinpath(name)
+    return {"train": [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]}
+
+
+def _repeated(examples: Sequence[Example], weight: float) -> list[Example]:
+    """Every example as many times as the weight says; of a fraction, that share of them."""
+    whole, share = int(weight), weight % 1
+    some = [e for e in examples if share and int.from_bytes(_hash(e)[:4]) < share * 2**32]
+    return [*(list(examples) * whole), *some]
+
+
+def _hash(example: Example) -> bytes:
+    return hashlib.sha256(example.id.encode()).digest()
+
+
+def _split(task: Task, splits: dict[str, list[Example]], notes: list[str]) -> tuple[list[Example], list[Example], list[Example]]:
+    """train, dev and test: cut from the training rows where they are not given, by the hash of a row's id, duplicates apart.
+
+    What stands in a later split leaves the earlier ones, and notes say so.
+    """
+    keys = {id(e): _key(task, e) for rows in splits.values() for e in rows}
+    rows = {}
+    for split in ("train", "dev", "test"):
+        unique = {keys[id(e)]: e for e in splits[split]}
+        labels: dict[Any, set[tuple[int, ...]]] = {}
+        for e in splits[split]:
+            labels.setdefault(keys[id(e)], set()).add(e.labels)
+        clashing = sum(len(found) > 1 for found in labels.values())
+        if clashing:
+            notes.append(f"{split}: texts that stand there with different labels: {clashing:,}; the last is taken")
+        doubled = len({id(e) for e in splits[split]}) - len(unique)
+        if doubled:
+            notes.append(f"{split}: {doubled:,} of {len(unique) + doubled:,} rows repeat another; one of each is kept")
+        rows[split] = sorted(unique.values(), key=_hash)
+    most = task.spec.rows
+    count = len(rows["train"])
+    for split, share, bound in (("test", 5, 2000), ("dev", 10, 500)):
+        if not rows[split]:
+            size = most.get(split, min(bound, max(1, count // share)))
+            size = size if size <= count // 2 else max(1, count // share)
+            rows[split], rows["train"] = rows["train"][:size], rows["train"][size:]
+        rows[split] = rows[split][: most.get(split, len(rows[split]))]
+    for earlier, later in (("dev", "test"), ("train", "dev"), ("train", "test")):
+        there = {keys[id(e)] for e in rows[later]}
+        leaking = sum(keys[id(e)] in there for e in rows[earlier])
+        if leaking:
+            notes.append(f"{leaking:,} rows of {earlier} stand in {later} too; they are left out of {earlier}")
+            rows[earlier] = [e for e in rows[earlier] if keys[id(e)] not in there]
+    rows["train"] = rows["train"][: most.get("train", len(rows["train"]))]
+    for split, found in rows.items():
+        if not found:
+            raise ValueError(f"task {task.name} has no {split} rows; give it some")
+    seen = Counter(id(e) for e in splits["train"])  # by the weight of its source
+    return [e for e in rows["train"] for _ in range(seen[id(e)])], rows["dev"], rows["test"]
+
+
+def _key(task: Task, example: Example) -> Any:
+    """What makes two rows the same: the prompt in lower case, and the options that a row has of its own."""
+    if task.spec.messages:
+        return json.dumps(example.row.get(task.spec.messages), sort_keys=True)
+    return task.prompt(example).strip().lower(), example.options

@@ -1,0 +1,351 @@
+"""Tasks: what a model is asked of a row of data, what it may answer, and which rows are for training, choosing and testing.
+
+A task is YAML: templates and expressions over the columns of a row (`templates.py`). Built-in ones lie in `builtin/`; a user's is a
+file of the same fields, and `columns.py` makes one from the columns of a table.
+
+The sentiment data is C. J. Hutto and E. Gilbert's (VADER, ICWSM 2014; MIT, notice in `sentiment/LICENSE`): sentences with
+the mean of ten or more human scores in [-4, 4]. The task is the sign of the score where it is clear, abs(score) >= 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zerograd.text.data.sources import Row
+from zerograd.text.data.templates import Expression, Template
+
+_BUILTIN = resources.files("zerograd.text.data").joinpath("builtin")
+
+TASKS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _BUILTIN.iterdir() if entry.name.endswith(".yaml")))
+
+
+LONGEST = 1 << 20
+"""Characters of a task."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as a task reads it.
+
+    options: of its own, where the task has none in common. labels: the indices of its right options; none of a row without a
+    label. answers: the right answers of a generation. Of several right ones training teaches the first.
+    """
+
+    id: str
+    row: Mapping[str, Any]
+    labels: tuple[int, ...] = ()
+    options: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> int:
+        """The index of the right option that training teaches."""
+        return self.labels[0]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The fields of a task. Raises ValueError for what cannot be a task, naming the field.
+
+    prompt: a template of what stands before the answer; `{{ mask }}` in it is where a masked model answers. messages: in place of
+    a prompt, the column of a conversation, whose last message is the answer. chat: the prompt is a user's turn of the model's
+    chat template.
+
+    options: what may follow the prompt, templates too; or {each: an expression of a list, option: a template with `{{ each }}`}.
+    label: an expression of the right one, its index, or one of `labels`, which are in the order of the options; or a list.
+    answer: instead of options, an expression of the right answer, or a list of them. before: what training puts before an
+    answer. stop: what ends an answer; the model's own token when empty.
+
+    metric: what is reported. cut: the column that loses its end when a prompt is too long; by default the row's longest.
+    where: an expression of the rows that count. id: an expression of a row's name. data: a file, folder, hub id, or one of the
+    package's own. splits: what the data calls train, dev and test. rows: the most of each split. note: said before training.
+    """
+
+    name: str
+    prompt: str = ""
+    messages: str = ""
+    chat: bool = False
+    options: tuple[str, ...] | Mapping[str, str] = ()
+    label: str = ""
+    labels: tuple[Any, ...] = ()
+    answer: str = ""
+    before: str = " "
+    stop: str = ""
+    metric: str = ""
+    cut: str = ""
+    where: str = ""
+    id: str = ""
+    data: str = ""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("options", "labels"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._require_kinds()
+        if bool(self.prompt) == bool(self.messages):
+            raise ValueError(f"task {self.name}: give a prompt or the column of messages, one of them")
+        if not self.messages and bool(self.options) == bool(self.answer):
+            raise ValueError(f"task {self.name}: give options or an answer, one of them")
+        if isinstance(self.options, Mapping) and set(self.options) != {"each", "option"}:
+            raise ValueError(f"task {self.name}: options that are one for each of a list have the fields each and option")
+        if isinstance(self.options, tuple) and len(set(self.options)) < len(self.options):
+            twice = next(option for option in self.options if self.options.count(option) > 1)
+            raise ValueError(f"task {self.name}: option {twice!r} is there twice; give each once")
+        if isinstance(self.options, tuple) and len(self.options) == 1:
+            raise ValueError(f"task {self.name}: there is one option, {self.options[0]!r}; a choice needs two")
+        if self.options and not self.label:
+            raise ValueError(f"task {self.name} has options and no label; say which column tells the right one")
+        if self.labels and len(self.labels) != len(self.options):
+            raise ValueError(f"task {self.name}: {len(self.labels)} labels for {len(self.options)} options; give one each")
+        if self.prompt:
+            names = Template(self.prompt, "prompt").names - {"mask"}
+            if not names:
+                mend = "name a column in it, such as {{ text }}" if "{" not in self.prompt else "use two braces on each side"
+                raise ValueError(f"prompt {self.prompt!r} has no placeholder, so every row would read the same; {mend}")
+
+    def _require_kinds(self) -> None:
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if spec.name == "options" and not isinstance(value, Mapping):
+                if not isinstance(value, tuple) or not all(isinstance(option, str) for option in value):
+                    raise ValueError(f"task {self.name}: options is {value!r}; it must be a list of texts")
+            elif spec.name in ("splits", "rows", "options"):
+                if not isinstance(value, Mapping):
+                    raise ValueError(f"task {self.name}: {spec.name} is {value!r}; it must be names and values")
+            elif spec.name == "labels":
+                if not isinstance(value, tuple):
+                    raise ValueError(f"task {self.name}: labels is {value!r}; it must be a list")
+            elif not isinstance(value, bool if spec.name == "chat" else str):
+                kind = "true or false" if spec.name == "chat" else "a text"
+                raise ValueError(f"task {self.name}: {spec.name} is {value!r}; it must be {kind}")
+
+    @cached_property
+    def kind(self) -> str:
+        """ "options", the same for every row; "choices", each row's own; or "answer", a free text."""
+        if not self.options:
+            return "answer"
+        return "options" if self.common else "choices"
+
+    @cached_property
+    def common(self) -> tuple[str, ...]:
+        """The options, where they are the same for every row."""
+        options = self.options if isinstance(self.options, tuple) else ()
+        return () if any(Template(option, "option").names for option in options) else options
+
+    def to_yaml(self) -> str:
+        """The fields that are not the default, as YAML."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
+
+
+class Task:
+    """A task with its rows. train, dev, test: disjoint; no prompt stands in two of them. notes: what was found in the data."""
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        train: Sequence[Example] = (),
+        dev: Sequence[Example] = (),
+        test: Sequence[Example] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.options = spec.common
+        self.train = tuple(train)
+        self.dev = tuple(dev)
+        self.test = tuple(test)
+        self.notes = tuple(notes)
+
+    def prompt(self, example: Example, mask: str = "", characters: int | None = None) -> str:
+        """What the model reads of an example. mask: the model's. characters: all that the column that may be cut keeps."""
+        row: dict[str, Any] = {**example.row, "mask": mask}
+        if characters is not None:
+            name = self._cut(example)
+            row[name] = str(row[name])[:characters]
+        return self._prompt.render(row)
+
+    def length(self, example: Example) -> int:
+        """Characters of the column that may be cut; 0 where there is none."""
+        name = self._cut(example)
+        return len(str(example.row[name])) if name else 0
+
+    def without_content(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        """A row whose texts, as far as the prompt reads them, are all the same: the one that may be cut, where one is named."""
+        names = {self.spec.cut} if self.spec.cut else self._prompt.names
+        return {name: text if name in names and isinstance(value, str) else value for name, value in row.items()}
+
+    def read(self, rows: Iterable[Row], where: str, labelled: bool = True) -> list[Example]:
+        """Rows as examples. where: what a message calls them. labelled: whether each must have a right option or answer.
+
+        Raises ValueError with the number of the first row that is wrong, and how.
+        """
+        examples = []
+        for number, row in enumerate(rows, 1):
+            try:
+                if self._where is None or self._where.value(row):
+                    examples.append(self._example(row, labelled))
+            except ValueError as error:
+                raise ValueError(f"{where}: row {number}: {error}") from None
+        return examples
+
+    def _example(self, row: Row, labelled: bool) -> Example:
+        blank = Example("", row)
+        if self.spec.messages:
+            answers = self._conversation(row, labelled)
+        else:
+            self.prompt(blank)  # it can be made
+            missing = [name for name in sorted(self._prompt.names & row.keys()) if row[name] is None or not str(row[name]).strip()]
+            if missing:
+                raise ValueError(f"{missing[0]} is empty; fill it, or leave the row out")
+            answers = self._answers(row) if self._answer is not None and labelled else ()
+        options: tuple[str, ...] = ()
+        labels: tuple[int, ...] = ()
+        if self.spec.kind == "choices":
+            options = self._choices(row)
+        if self._label is not None and labelled:
+            labels = self._labels(self._label.value(row), row)
+        identity = str(self._id.value(row)) if self._id is not None else str(row.get("id", ""))
+        return Example(identity or _named(row), row, labels, options, answers)
+
+    def _conversation(self, row: Row, labelled: bool) -> tuple[str, ...]:
+        messages = Expression(self.spec.messages, "messages").value(row)
+        told = (
+            [m for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m] if messages else []
+        )
+        ok = isinstance(messages, list) and len(told) == len(messages)
+        if not ok or not messages:
+            raise ValueError(f"{self.spec.messages} must be a list of objects with role and content")
+        if not labelled:
+            return ()
+        if messages[-1]["role"] != "assistant" or len(messages) < 2:
+            say = f"the last of {self.spec.messages} is the {messages[-1]['role']}'s"
+            raise ValueError(f"{say}; it must be an answer of the assistant, to something")
+        return (messages[-1]["content"],)
+
+    def _answers(self, row: Row) -> tuple[str, ...]:
+        assert self._answer is not None
+        value = self._answer.value(row)
+        found = tuple(str(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if one is not None)
+        if not any(one.strip() for one in found):
+            raise ValueError(f"{self.spec.answer} is empty; fill it, or leave the row out")
+        return found
+
+    def _choices(self, row: Row) -> tuple[str, ...]:
+        if isinstance(self.spec.options, Mapping):
+            values = self._each.value(row)
+            found = tuple(self._options[0].render({**row, "each": value}) for value in values)
+        else:
+            found = tuple(option.render(row) for option in self._options)
+        if len(set(found)) < 2:
+            raise ValueError(f"its options are {', '.join(map(repr, found)) or 'none'}; a choice needs two that differ")
+        return found
+
+    def _labels(self, value: Any, row: Row) -> tuple[int, ...]:
+        names: list[Any]
+        if isinstance(self.spec.options, Mapping):
+            names = list(self._each.value(row))
+        else:
+            names = list(self.spec.labels) or [option.strip() for option in self.spec.options]
+        given = list(value) if isinstance(value, (list, tuple)) else [value]
+        found = []
+        for one in given:
+            if one is None or (isinstance(one, str) and not one.strip()):
+                raise ValueError(f"{self.spec.label} is empty; fill it, or leave the row out")
+            own = isinstance(self.spec.options, Mapping) and not isinstance(one, str)  # of texts: a number is none, but their index
+            index = next((i for i, name in enumerate(names) if name == one or (str(name) == str(one).strip() and not own)), None)
+            if index is None and not self.spec.labels and str(int(one) if isinstance(one, bool) else one).isdigit():
+                index = int(one) if int(one) < len(names) else None
+            if index is None:
+                raise ValueError(f"{self.spec.label} is {one!r}; it must be one of {', '.join(str(name) for name in names)}")
+            found.append(index)
+        if not found:
+            raise ValueError(f"{self.spec.label} is an empty list; leave the row out")
+        return tuple(dict.fromkeys(found))
+
+    def _cut(self, example: Example) -> str:
+        if self.spec.cut:
+            return self.spec.cut
+        texts = {name: len(example.row[name]) for name in self._prompt.names if isinstance(example.row.get(name), str)}
+        return max(sorted(texts), key=texts.__getitem__, default="")
+
+    @cached_property
+    def _prompt(self) -> Template:
+        return Template(self.spec.prompt, "prompt")
+
+    @cached_property
+    def _options(self) -> list[Template]:
+        given = [self.spec.options["option"]] if isinstance(self.spec.options, Mapping) else list(self.spec.options)
+        return [Template(option, "option") for option in given]
+
+    @cached_property
+    def _each(self) -> Expression:
+        assert isinstance(self.spec.options, Mapping)
+        return Expression(self.spec.options["each"], "each")
+
+    @cached_property
+    def _label(self) -> Expression | None:
+        return Expression(self.spec.label, "label") if self.spec.label else None
+
+    @cached_property
+    def _answer(self) -> Expression | None:
+        return Expression(self.spec.answer, "answer") if self.spec.answer else None
+
+    @cached_property
+    def _where(self) -> Expression | None:
+        return Expression(self.spec.where, "where") if self.spec.where else None
+
+    @cached_property
+    def _id(self) -> Expression | None:
+        return Expression(self.spec.id, "id") if self.spec.id else None
+
+
+def _named(row: Row) -> str:
+    """A name of what stands in a row, whatever prompt is made of it."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def spec(name: str) -> TaskSpec:
+    """The fields of a built-in task, or of a YAML file. Raises ValueError for neither, and for a field that no task has."""
+    path = Path(name)
+    if name in TASKS:
+        text = _BUILTIN.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml"):
+        if not path.exists():
+            raise FileNotFoundError(f"task {name!r} is not there; give a YAML file, or one of {', '.join(TASKS)}")
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"task {name!r} is not one of {', '.join(TASKS)}, nor a YAML file")
+    return parse(text, path.stem)
+
+
+def parse(text: str, name: str) -> TaskSpec:
+    """The fields of a task from YAML. Raises ValueError naming what is wrong."""
+    try:
+        if len(text) > LONGEST or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError(f"task {name} has an alias, or more than {LONGEST:,} characters; write it out, and shorter")
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"task {name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"task {name} holds a {type(fields).__name__}; it must be fields and values")
+    known = [f.name for f in dataclasses.fields(TaskSpec)]
+    unknown = [given for given in fields if given not in known]
+    if unknown:
+        raise ValueError(f"task {name} has a field {unknown[0]!r}; the fields are {', '.join(known)}")
+    given: dict[str, Any] = {"name": name} | fields
+    return TaskSpec(**given)

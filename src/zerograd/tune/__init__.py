@@ -1,0 +1,1 @@
+"""Training a language model: settings, set-up, loop, resume, and what is recorded."""

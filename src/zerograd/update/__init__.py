@@ -1,0 +1,1 @@
+"""Updates: what an estimate does to a trained tensor."""
