@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -15,3 +16,12 @@ if not torch.cuda.is_available():
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def threads(request):
+    """As many threads of torch's as the parameter says."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)

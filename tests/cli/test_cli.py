@@ -9,54 +9,21 @@ import shlex
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from tests.text.data.test_sources import write
-from tests.text.models.test_heads import bert, classifier, roberta, t5, tokenizer
-from tests.text.test_scoring import characters
+from tests.cli.runs import COLUMNS, QUICK, ROWS, tuned
+from tests.text.data.files import write
+from tests.text.tiny import bert, classifier, roberta, t5, tokenizer
 from zerograd import journal
 from zerograd.cli import main
 from zerograd.runs import folder as runs
 from zerograd.text import evaluation
 from zerograd.tune.settings import TuneSettings
-
-ROWS = [
-    {"body": f"{'good' if i % 2 else 'bad'} film, number {i}", "stars": ["no", "yes"][i % 2], "year": str(i)} for i in range(60)
-]
-QUICK = ["--minutes", "0", "--steps", "3", "--batch-size", "8", "--threads", "1", "--evals", "1"]
-COLUMNS = ["--text", "body", "--label", "stars"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny Llama of characters."""
-    path = tmp_path_factory.mktemp("models") / "llama"
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = LlamaConfig(vocab_size=101, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=1, **size)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    chat = characters()
-    chat.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    chat.save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write(tmp_path / "mine.csv", ROWS)
-
-
-def tuned(folder, data, out, *more) -> dict[str, Any]:
-    assert main(["tune", "--model", str(folder), "--data", str(data), "--out", str(out), *QUICK, *more]) == 0
-    return json.loads((out / "result.json").read_text())
 
 
 def test_a_table_is_tuned_on_evaluated_and_predicted(folder, data, tmp_path, capsys):

@@ -18,8 +18,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from tests.text.models.test_heads import answer_task, bart, bert, classifier, gpt2, t5, tokenizer
-from tests.text.test_scoring import tiny_model
+from tests.text.tiny import answer_task, bart, bert, classifier, gpt2, t5, tiny_model, tokenizer
 from zerograd.integrations.transformers import ZerothOrderConfig, ZerothOrderMixin
 from zerograd.optim import METHODS
 from zerograd.text.data import order

@@ -1,4 +1,4 @@
-"""The journal: what was written is read or refused, and its steps done again give the bits of the run."""
+"""The journal's file: what was written is read or refused."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 
 import zerograd as zg
 from tests import ROOT
-from tests.oracles.methods import Net, batch, every_method, every_storage, pass_sharing_only, same, stored
-from zerograd import journal, noise
+from zerograd import journal
 from zerograd.journal import (
     JournalDamaged,
     JournalLocked,
@@ -34,9 +33,7 @@ from zerograd.journal import (
     Step,
     Writer,
     WrongBase,
-    replaying,
 )
-from zerograd.noise import reference
 
 HEADER = {"groups": 2, "seed": 7}
 
@@ -338,152 +335,6 @@ def test_20_000_steps_of_mezo_stay_under_500_kilobytes(tmp_path):
     assert path.stat().st_size < 500_000
 
 
-def a_run(method: Any, storage: str, steps: int = 7) -> tuple[Any, list[Any], list[list[torch.Tensor]]]:
-    """(optimiser, records, weights before and after each step) of a run with two groups, decay, a schedule and a skipped step."""
-    net = Net()
-    named = dict(net.named_parameters())
-    groups = [{"params": [(n, p) for n, p in named.items() if "norm" not in n], "weight_decay": 0.1}]
-    groups += [{"params": [(n, p) for n, p in named.items() if "norm" in n], "lr": 0.02}]
-    opt = method(groups, lr=0.1, storage=storage, self_check=False)
-    records: list[Any] = []
-    opt.record = records.append
-    weights = [stored(opt)]
-    for step in range(steps):
-        opt.param_groups[0]["lr"] = 0.1 / (1 + step)
-        opt.param_groups[0]["weight_decay"] = 0.1 * (step % 3 > 0)
-        bad = torch.tensor(torch.nan if step == 2 else 1.0)
-        opt.step(lambda b, bad=bad: net.losses(b) * bad, batch(seed=step))
-        weights.append(stored(opt))
-    return opt, records, weights
-
-
-def replayed(method: Any, storage: str, opt: Any, steps: list[Step]) -> list[torch.Tensor]:
-    net = Net()
-    fresh = method(net, storage=storage, self_check=False)
-    names = [slot.name for slot in opt.slots]
-    fresh.slots.sort(key=lambda slot: names.index(slot.name))
-    groups = journal.fit(fresh.slots, journal.table(opt.slots, opt.group_of), 2)
-    family, held = fresh.parts(**fresh.chosen)
-    held.begin(fresh.slots, 2)
-    family.begin(fresh.slots)
-    journal.replay(fresh.slots, groups, family, held, opt.seed, steps)
-    return stored(fresh)
-
-
-@every_method
-@every_storage
-def test_a_replay_has_the_bits_of_the_run(method, storage, monkeypatch, recwarn):
-    opt, records, weights = a_run(method, storage)
-    assert [type(record) for record in records] == [Step, Step, Skip, Step, Step, Step, Step]
-    for at in range(len(weights)):
-        assert same(replayed(method, storage, opt, journal.path(records, at)), weights[at])
-    whole = replayed(method, storage, opt, journal.path(records))
-    assert same(whole, weights[-1])
-    for chunk in (1, 2, 3):
-        monkeypatch.setattr(replaying, "PASS", chunk)
-        assert same(replayed(method, storage, opt, journal.path(records)), whole)
-    threads = torch.get_num_threads()
-    try:
-        for some in (1, 2, 4):
-            torch.set_num_threads(some)
-            assert same(replayed(method, storage, opt, journal.path(records)), whole)
-    finally:
-        torch.set_num_threads(threads)
-    monkeypatch.setattr(noise, "backend", lambda weight: reference)
-    assert same(replayed(method, storage, opt, journal.path(records)), whole)
-
-
-@pass_sharing_only
-def test_many_steps_share_a_pass_over_a_tensor(method, monkeypatch, recwarn):
-    """Without decay as many as a pass takes; each step of its own where weights decay in between or are rounded at random."""
-    net = Net()
-    opt = method(net, lr=0.1, storage="split", self_check=False)
-    records: list[Any] = []
-    opt.record = records.append
-    for step in range(6):
-        opt.step(net.losses, batch(seed=step))
-    passes = []
-    kernels = noise.backend(torch.empty(1, 1))
-    for name in ("update", "update_low_rank"):
-        real = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *a, real=real: (passes.append(1), real(*a)))
-    journal.replay(opt.slots, opt.group_of, opt.family, opt.held, opt.seed, records)
-    assert len(passes) == len(opt.slots)
-    passes.clear()
-    decayed = [Step(s.number, s.loss, s.lrs, np.float32([0.9]), s.multipliers) for s in records]
-    journal.replay(opt.slots, opt.group_of, opt.family, opt.held, opt.seed, decayed)
-    assert len(passes) == len(opt.slots) * len(records)
-
-
-@settings(max_examples=60)
-@given(st.lists(st.sampled_from(["step", "skip", "back", "note"]), max_size=14), st.data())
-def test_the_path_leads_to_the_weights_of_the_run(acts, data):
-    """Steps, skipped steps and ways back, in any order: the weights after the n-th step, and at the end."""
-    net = Net()
-    opt = zg.optim.MeZO(net, lr=0.1, self_check=False)
-    records: list[Any] = []
-    opt.record = records.append
-    at = [stored(opt)]
-    for act in acts:
-        if act == "note":
-            records.append(Note({}))
-        elif act == "back":
-            step = data.draw(st.integers(0, opt.steps))
-            records.append(Restore(step, {}))
-            for slot, bits in zip(opt.slots, at[step], strict=True):
-                slot.parameter.data.copy_(bits.view(slot.parameter.dtype))
-        else:
-            factor = torch.nan if act == "skip" else 1.0
-            opt._skips_in_row = 0
-            opt.step(lambda b, factor=factor: net.losses(b) * factor, batch(seed=opt.steps))
-            at.append(stored(opt))
-    assert same(replayed(zg.optim.MeZO, "float32", opt, journal.path(records)), stored(opt))
-    some = data.draw(st.integers(0, opt.steps))
-    assert same(replayed(zg.optim.MeZO, "float32", opt, journal.path(records, some)), at[some])
-
-
 def test_a_step_that_there_was_not_is_refused():
     with pytest.raises(ValueError, match="step 9 is asked for, and the journal has 5 steps"):
         journal.path(RECORDS, 9)
-
-
-def test_a_base_is_known_by_every_bit_of_it():
-    first = journal.identity(Net())
-    assert first == journal.identity(Net())
-    others = []
-    for change in range(3):
-        net = Net()
-        with torch.no_grad():
-            if change == 0:
-                net.hidden.weight[1, 2] += 1e-7
-            elif change == 1:
-                net.hidden.weight[0, 0] = -0.0
-            else:
-                net.to(torch.bfloat16)
-        others.append(journal.identity(net))
-    assert len({first, *others}) == 4
-    net = Net()
-    net.register_buffer("seen", torch.zeros(2))
-    assert journal.identity(net) != first
-
-
-def test_a_table_of_other_tensors_is_refused():
-    opt = zg.optim.MeZO(Net())
-    table = journal.table(opt.slots, opt.group_of)
-    assert journal.fit(opt.slots, table, 1) == [0] * len(opt.slots)
-    with pytest.raises(WrongBase, match="the journal trains extra, which this base has not"):
-        journal.fit(opt.slots, [*table, table[0] | {"id": 99, "name": "extra"}], 1)
-    with pytest.raises(WrongBase, match=r"this base trains norm.weight, which the journal has not"):
-        journal.fit(opt.slots, [row for row in table if row["name"] != "norm.weight"], 1)
-    with pytest.raises(WrongBase, match=r"embed.weight is 5 x 5 in float32 in the journal and 11 x 6 in float32"):
-        journal.fit(opt.slots, [table[0] | {"shape": [5, 5]}, *table[1:]], 1)
-    for wrong in (
-        None,
-        [1],
-        [{"id": 0}],
-        [table[0] | {"scale": "1"}],
-        [table[0] | {"group": 3}],
-        [table[0] | {"scale": float("inf")}],
-    ):
-        with pytest.raises(ValueError, match="the header"):
-            journal.fit(opt.slots, wrong, 1)

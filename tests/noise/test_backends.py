@@ -14,47 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import ROOT
+from tests.noise.tensors import AT, FAMILIES, STORAGES, addresses, same, stored, weights, words
 from tests.oracles.methods import digest_of_updates
 from zerograd import noise
-from zerograd.noise import DENSE, LEFT, ROUNDING, Address, compiled, reference, split, to_float
-
-FAMILIES = ("rademacher", "gaussian")
-STORAGES = ("float32", "split", "bfloat16")
-AT = Address(0xDEADBEEF12345678, 3, 0, 17)
+from zerograd.noise import compiled, reference, to_float
 
 families = st.sampled_from(FAMILIES)
 storages = st.sampled_from(STORAGES)
-words = st.integers(0, 2**32 - 1)
-addresses = st.builds(Address, st.integers(0, 2**64 - 1), words, words, words, st.sampled_from((DENSE, LEFT, ROUNDING)))
 coefficients = st.floats(-4, 4, width=32)
 shapes = st.tuples(st.integers(1, 7), st.integers(1, 300))
-SPECIAL = (0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754944e-38, 1e30, -3e-39, 2.0**-127, 1.0000001, 255.99998)
-
-
-def weights(shape: tuple[int, int], seed: int) -> torch.Tensor:
-    """float32 weights with zeros of both signs, denormal and large numbers among them."""
-    generator = torch.Generator().manual_seed(seed)
-    exact = torch.randn(shape, generator=generator)
-    special = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), shape, generator=generator)]
-    return torch.where(torch.rand(shape, generator=generator) < 0.2, special, exact)
-
-
-def stored(exact: torch.Tensor, storage: str) -> tuple[torch.Tensor, torch.Tensor | None, Address | None]:
-    """(weight, remainder, rounding) as the back ends take them."""
-    if storage == "split":
-        return *split(exact), None
-    if storage == "bfloat16":
-        return exact.bfloat16(), None, AT._replace(domain=ROUNDING)
-    return exact.clone(), None, None
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32)
-
-
-def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
-    """Equal bit patterns; zeros of different signs differ."""
-    return (a is None and b is None) or (a is not None and b is not None and torch.equal(bits(a), bits(b)))
 
 
 def updated(module: Any, name: str, exact: torch.Tensor, storage: str, *arguments: Any, first_row: Any = ()) -> Any:
@@ -209,53 +177,6 @@ def test_numba_serves_float32_and_bfloat16_on_the_cpu_and_the_reference_the_rest
     assert noise.backend(torch.empty(2, 2, dtype=torch.bfloat16)) is compiled
     assert noise.backend(torch.empty(2, 2, dtype=torch.float64)) is reference
     assert noise.backend(torch.empty(2, 2, device="meta")) is reference
-
-
-# Storage: split is exact, stochastic rounding is unbiased.
-
-finite = st.integers(0, 2**32 - 1).filter(lambda b: (b >> 23) & 0xFF != 0xFF)
-
-
-@given(st.lists(finite, min_size=1, max_size=50))
-def test_split_and_back_is_bitwise_for_any_finite_float32(patterns):
-    exact = torch.tensor(patterns).to(torch.int32).view(torch.float32)
-    high, remainder = split(exact)
-    assert (high.dtype, remainder.dtype) == (torch.bfloat16, torch.int16)
-    assert same(to_float(high, remainder), exact)
-
-
-@given(st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=50))
-def test_the_16_bit_half_of_a_split_is_a_nearest_bfloat16(values):
-    exact = torch.tensor(values, dtype=torch.float32)
-    high = split(exact)[0]
-    error = (high.double() - exact.double()).abs()
-    assert torch.equal(error, (exact.bfloat16().double() - exact.double()).abs())
-
-
-@given(st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=50), addresses)
-def test_stochastic_rounding_leaves_bfloat16_values_alone(values, at):
-    exact = torch.tensor(values, dtype=torch.float32).bfloat16().float().view(1, -1)
-    assert same(reference.stochastic_round(exact, torch.zeros(1, dtype=torch.int64), at).float(), exact)
-
-
-@pytest.mark.parametrize("fraction", [2**-16, 0.01, 0.25, 0.5, 0.9, 1 - 2**-16])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_stochastic_rounding_is_unbiased_and_hits_only_the_two_neighbours(fraction, sign):
-    ulp, low = 2.0**-7, 1.0 + 5 * 2.0**-7
-    value = sign * torch.tensor(low + fraction * ulp, dtype=torch.float32)
-    exact = value.repeat(200, 2000)
-    rounded = reference.stochastic_round(exact, torch.arange(200), AT._replace(domain=ROUNDING)).double() * sign
-    assert set(rounded.unique().tolist()) <= {low, low + ulp}
-    probability = float(value * sign - low) / ulp  # of rounding away from zero
-    away = float((rounded > low).double().mean())
-    assert abs(away - probability) < 4.5 * (probability * (1 - probability) / exact.numel()) ** 0.5
-
-
-def test_stochastic_rounding_of_neighbours_is_independent():
-    exact = torch.full((400, 1000), 1 + 2.0**-8)  # half way
-    up = reference.stochastic_round(exact, torch.arange(400), AT._replace(domain=ROUNDING)).double().sub(exact).sign()
-    for a, b in ((up[:, 1:], up[:, :-1]), (up[1:], up[:-1]), (up[:, 2:], up[:, :-2])):
-        assert abs(float((a * b).mean())) < 4.5 / a.numel() ** 0.5
 
 
 # Without Numba.

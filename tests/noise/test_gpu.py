@@ -9,11 +9,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.noise.test_backends import AT, FAMILIES, STORAGES, same, stored, weights
+from tests.noise.tensors import AT, FAMILIES, STORAGES, same, stored, weights
 from zerograd.noise import gpu, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_storage = pytest.mark.parametrize("storage", STORAGES)
 

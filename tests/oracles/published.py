@@ -13,65 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch import nn
 
+from tests.oracles.layer import EPS, LR, Array, Layer, flat
 from zerograd.directions.family import Directions
 from zerograd.noise import CHANCE, LEFT, RIGHT
 from zerograd.spaces.weights import Slot
 
-LR, EPS = 0.05, 0.75
-"""eps is large: losses are float32, and what they are off by is divided by it. The rules hold at any."""
-
-Array = npt.NDArray[np.float64]
 Rule = Callable[["Run"], Iterator[Array]]
-
-
-class Layer(nn.Module):
-    """A matrix, a vector and a stack of two matrices, and a loss an example that is linear or quadratic in them."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.kind = kind
-        self.weight = nn.Parameter(torch.randn(4, 6, generator=generator))
-        self.bias = nn.Parameter(torch.randn(4, generator=generator))
-        self.experts = nn.Parameter(torch.randn(2, 4, 3, generator=generator))
-
-    def losses(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """batch: x (examples, 6), y (examples, 4), u (examples, 2, 3)."""
-        x, y, u = batch
-        out = F.linear(x, self.weight, self.bias) + torch.einsum("eoi,bei->bo", self.experts, u)
-        return (out * y).sum(1) if self.kind == "linear" else (out - y).square().sum(1) / 2
-
-    def losses_in_float64(self, w: Array, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Array:
-        """The same of a flat w."""
-        x, y, u = (t.double().numpy() for t in batch)
-        weight, bias, experts = w[:24].reshape(4, 6), w[24:28], w[28:].reshape(2, 4, 3)
-        out = x @ weight.T + bias + u[:, 0] @ experts[0].T + u[:, 1] @ experts[1].T
-        return (out * y).sum(1) if self.kind == "linear" else ((out - y) ** 2).sum(1) / 2
-
-    def gradients_in_float64(self, w: Array, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Array:
-        """Of each example's loss: (examples, weights)."""
-        x, y, u = (t.double().numpy() for t in batch)
-        weight, bias, experts = w[:24].reshape(4, 6), w[24:28], w[28:].reshape(2, 4, 3)
-        of_out = y if self.kind == "linear" else x @ weight.T + bias + u[:, 0] @ experts[0].T + u[:, 1] @ experts[1].T - y
-        of_experts = of_out[:, None, :, None] * u[:, :, None, :]  # (examples, 2, 4, 3)
-        parts = of_out[:, :, None] * x[:, None, :], of_out, of_experts
-        return np.concatenate([part.reshape(len(x), -1) for part in parts], 1)
-
-
-def data(examples: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(4)
-    x, y, u = (torch.randn(examples, *rest, generator=generator) for rest in ((6,), (4,), (2, 3)))
-    return x / 4, y / 2, u / 4
-
-
-def flat(opt: Any) -> Array:
-    """The weights that are being optimised, tensor after tensor."""
-    return np.concatenate([slot.exact().detach().double().numpy().ravel() for slot in opt.slots])
 
 
 @dataclass

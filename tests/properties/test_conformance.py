@@ -30,12 +30,12 @@ PROPERTIES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
         (
             "properties/test_safety.py::test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_they_were",
             "properties/test_safety.py::test_a_loss_that_is_not_finite_skips_the_step_and_is_counted",
-            "optim/test_optim.py::test_attach_leaves_every_weight_as_it_was_and_the_first_step_as_it_would_be",
+            "properties/test_zero_drift.py::test_attach_leaves_every_weight_as_it_was_and_the_first_step_as_it_would_be",
         ),
     ),
     "a learning rate of 0 leaves every bit, through the update's own path": (
         EVERYWHERE,
-        ("properties/test_safety.py::test_a_learning_rate_of_0_leaves_every_bit_for_50_steps",),
+        ("properties/test_zero_drift.py::test_a_learning_rate_of_0_leaves_every_bit_for_50_steps",),
     ),
     "an update that has begun is completed": (
         EVERYWHERE,
@@ -52,7 +52,7 @@ PROPERTIES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     ),
     "freezing a tensor leaves the noise of the others": (
         EVERYWHERE,
-        ("optim/test_optim.py::test_frozen_parameters_stay_and_leave_the_noise_of_the_others_as_it_was",),
+        ("properties/test_tied_and_frozen.py::test_frozen_parameters_stay_and_leave_the_noise_of_the_others_as_it_was",),
     ),
     "every back end gives the same bits": (
         KERNELS,
@@ -66,7 +66,7 @@ PROPERTIES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     ),
     "what is recorded of the steps gives the bits of the run, in any chunks, on any threads and back end": (
         EVERYWHERE,
-        ("journal/test_journal.py::test_a_replay_has_the_bits_of_the_run",),
+        ("properties/test_replay_is_bitwise.py::test_a_replay_has_the_bits_of_the_run",),
     ),
     "no global generator is touched": (
         EVERYWHERE,
@@ -96,15 +96,15 @@ PROPERTIES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     ),
     "a tied weight is perturbed once": (
         EVERYWHERE,
-        ("optim/test_optim.py::test_tied_weights_are_one_slot_perturbed_in_both_uses_and_updated_once",),
+        ("properties/test_tied_and_frozen.py::test_tied_weights_are_one_slot_perturbed_in_both_uses_and_updated_once",),
     ),
     "every trainable tensor moves": (EVERYWHERE, ("properties/test_conformance.py::test_a_step_moves_every_trainable_tensor",)),
     "every setting has an effect": (METHODS, ("properties/test_conformance.py::test_every_setting_has_an_effect",)),
     "a run is its seed and its scores": (
         EVERYWHERE,
         (
-            "optim/test_optim.py::test_a_run_is_reproducible_from_its_seed_whatever_the_global_generator_does",
-            "optim/test_optim.py::test_a_saved_and_loaded_run_continues_bit_for_bit",
+            "properties/test_run_is_its_seed.py::test_a_run_is_reproducible_from_its_seed_whatever_the_global_generator_does",
+            "properties/test_run_is_its_seed.py::test_a_saved_and_loaded_run_continues_bit_for_bit",
         ),
     ),
     "a loss that is not finite changes nothing": (
@@ -113,7 +113,7 @@ PROPERTIES: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
     ),
     "a batch in parts gives the step of the whole": (
         METHODS,
-        ("optim/test_optim.py::test_a_batch_in_parts_gives_the_step_of_the_whole",),
+        ("properties/test_batch_in_parts.py::test_a_batch_in_parts_gives_the_step_of_the_whole",),
     ),
     "a step holds no more than an evaluation of as many rows and its chunks": (
         METHODS,

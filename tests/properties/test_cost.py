@@ -13,7 +13,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zerograd as zg
-from tests.oracles.methods import Net, batch, every_method, every_storage
+from tests.oracles.methods import (
+    Net,
+    batch,
+    every_method,
+    every_storage,
+)
 from zerograd.evaluate import kernels as products
 from zerograd.evaluate import products as chunks
 from zerograd.evaluate.micro_batch import Live
@@ -187,3 +192,20 @@ def test_a_16_bit_head_is_cast_in_parts_however_few_tokens_are_scored(monkeypatc
     assert live.peak < 2 * 4 * head.HELD < 4 * linear.weight.numel()
     expected = (states.double() @ linear.weight.double().T + linear.bias.double()).log_softmax(1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@every_method
+def test_a_step_evaluates_the_batch_as_often_as_it_says(method):
+    net, seen = Net(), []
+
+    def objective(tokens: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tokens))
+        return net.losses(tokens)
+
+    opt = method(net, self_check=False)
+    opt.step(objective, batch())
+    before = opt.forwards
+    seen.clear()
+    opt.step(objective, batch(seed=1))
+    assert opt.forwards - before == opt.evaluations == sum(seen) / 4
+    assert max(seen) == 4 * opt.copies

@@ -45,19 +45,6 @@ def calls_of_first_step(method: Any, storage: str) -> int:
 
 @every_method
 @every_storage
-def test_a_learning_rate_of_0_leaves_every_bit_for_50_steps(method, storage):
-    net = Net()
-    opt = method(net, lr=0.0, weight_decay=0.1, storage=storage)
-    before = stored(opt)
-    for step in range(50):
-        opt.step(net.losses, batch(seed=step))
-    assert opt.steps == 50
-    assert opt.skipped == 0
-    assert same(stored(opt), before)
-
-
-@every_method
-@every_storage
 def test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_they_were(method, storage):
     undisturbed = Net()
     twin = method(undisturbed, lr=0.01, storage=storage)

@@ -9,22 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.cli.runs import said
 from tests.oracles.methods import Net, batch, same, stored
 from tests.tune.test_resume import KINDS, folder, records, small_task, straight, weights  # noqa: F401  # fixtures among them
 from zerograd import journal, optim
-from zerograd.cli import main
 from zerograd.runs import replayed as journals
 from zerograd.tune import resume as recording
 from zerograd.update.apply import Skip, Step
 
 pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
-
-
-def said(capsys, *command: str, code: int = 0) -> str:
-    """What a command prints, on either stream."""
-    assert main([str(word) for word in command]) == code
-    caught = capsys.readouterr()
-    return " ".join((caught.out + caught.err).split())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import zerograd as zg
-from tests.runs.test_replayed import said
+from tests.cli.runs import said
 from tests.tune.test_resume import KINDS, folder, settings, small_task, straight, weights  # noqa: F401  # fixtures among them
 from zerograd.journal import Restore, Writer
 from zerograd.runs import replayed as journals

@@ -7,8 +7,7 @@ import copy
 import pytest
 import torch
 
-from tests.text.models.test_heads import answer_task, options_task
-from tests.text.test_scoring import characters, tiny_model
+from tests.text.tiny import answer_task, characters, options_task, tiny_model
 from zerograd.optim import MeZO
 from zerograd.text import intervals as statistics
 from zerograd.text import metrics

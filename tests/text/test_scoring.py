@@ -1,5 +1,7 @@
 """Tasks, their splits, and scoring by option log-likelihood."""
 
+from __future__ import annotations
+
 import dataclasses
 import string
 
@@ -8,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
+from tests.text.tiny import characters, tiny_model
 from zerograd.directions.family import Directions, Family
 from zerograd.evaluate.hidden_cache import HiddenCache
 from zerograd.evaluate.score import score_batch
@@ -20,29 +23,6 @@ from zerograd.text.data import splits
 from zerograd.text.data.tasks import Example, Task, TaskSpec
 from zerograd.text.models import schemes
 from zerograd.text.scoring import Scorer
-
-
-def characters() -> PreTrainedTokenizerFast:
-    """A real tokenizer of one token a character."""
-    vocabulary = {c: i for i, c in enumerate(["<pad>", *string.printable])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
-
-
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=101,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def task(options: tuple[str, ...]) -> Task:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cli.test_cli import COLUMNS, QUICK, ROWS, data, folder, tuned  # noqa: F401  # fixtures among them
+from tests.cli.conftest import data, folder  # noqa: F401  # fixtures
+from tests.cli.runs import COLUMNS, QUICK, ROWS, tuned
 from tests.oracles.methods import Net, batch
-from tests.text.data.test_sources import write
+from tests.text.data.files import write
 from zerograd.cli import main
 from zerograd.optim import MeZO
 from zerograd.text import evaluation

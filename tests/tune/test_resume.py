@@ -19,7 +19,7 @@ from safetensors.torch import load
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests import ROOT
-from tests.text.test_scoring import characters
+from tests.text.tiny import characters
 from zerograd import journal
 from zerograd.cli import main
 from zerograd.evaluate.hidden_cache import HiddenCache

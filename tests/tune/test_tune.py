@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tests.text.test_scoring import characters
+from tests.text.tiny import characters
 from zerograd.cli import main
 from zerograd.cli.tune import summary
 from zerograd.machine import environment, memory

@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import LlamaModel
 
-from tests.text.models.test_heads import bart, bert, classifier, gpt2, pooled, roberta, t5, tokenizer
-from tests.text.test_scoring import tiny_model
+from tests.text.tiny import bart, bert, classifier, gpt2, pooled, roberta, t5, tiny_model, tokenizer
 from zerograd.cli import main
 from zerograd.text.models import loading as models
 

@@ -1,0 +1,3 @@
+"""The tiny model of the command line's tests."""
+
+from tests.cli.conftest import folder as folder
