@@ -18,8 +18,8 @@ from torch import nn
 from tests.oracles import perturb_in_place
 from zerograd.directions.family import Directions
 from zerograd.evaluate import self_check as check
-from zerograd.evaluate.forward import UnresolvedOperation
 from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.evaluate.trace import UnresolvedOperation
 from zerograd.queries import plan as plans
 from zerograd.queries.plan import branch
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from zerograd.evaluate import batch as batches
+from zerograd.evaluate.tensors import tensors
 
 
 class Pair(NamedTuple):
@@ -37,7 +38,7 @@ def test_batches_of_any_structure_expand() -> None:
         "number": 0.5,
     }
     assert batches.examples({k: v for k, v in batch.items() if k != "class weights"}) == 3
-    assert len(list(batches.tensors(batch))) == 6
+    assert len(list(tensors(batch))) == 6
     twice, held = batches.part(batch, 3, 0, 3, copies=2)
     assert twice["record"] == dataclasses.replace(batch["record"], ids=twice["record"].ids, tags=["a", "b", "c"] * 2)
     assert torch.equal(twice["record"].ids, ids.repeat(2, 1))

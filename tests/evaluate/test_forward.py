@@ -16,8 +16,8 @@ from tests.oracles import perturb_in_place
 from zerograd.directions.family import Directions, Family
 from zerograd.evaluate import products
 from zerograd.evaluate import score as scoring
-from zerograd.evaluate.forward import MARK, UnresolvedOperation
 from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.evaluate.trace import MARK, UnresolvedOperation
 from zerograd.machine import workers
 from zerograd.queries import plan as plans
 from zerograd.queries.plan import Plan, branch

@@ -16,8 +16,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.oracles import perturb_in_place
 from zerograd.directions.family import Directions
-from zerograd.evaluate.forward import UnresolvedOperation
 from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.evaluate.trace import UnresolvedOperation
 from zerograd.queries.plan import branch
 
 WIDTH = 8

@@ -14,8 +14,8 @@ from torch import nn
 import zerograd as zg
 from tests.evaluate.small import WIDTH, check
 from zerograd.directions.family import Directions, Family
-from zerograd.evaluate.forward import UnresolvedOperation
 from zerograd.evaluate.self_check import SelfCheckFailed, self_check
+from zerograd.evaluate.trace import UnresolvedOperation
 from zerograd.optim.base import NotPure
 from zerograd.queries import plan as plans
 from zerograd.spaces.weights import collect

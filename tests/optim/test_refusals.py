@@ -12,7 +12,7 @@ from torch import nn
 
 import zerograd as zg
 from tests.oracles.methods import COMMON, Net, batch, every_method, per_example_only, same, shared_only, stored
-from zerograd.evaluate.forward import UnresolvedOperation
+from zerograd.evaluate.trace import UnresolvedOperation
 from zerograd.optim.base import NotPure
 
 MeZO, PerExample = zg.optim.MeZO, zg.optim.PerExample

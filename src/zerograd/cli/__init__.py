@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment.prepare()
     os.environ.setdefault("TQDM_DISABLE", "1")  # the screen is for our own progress
     from zerograd.cli import bench, eval, journal, plan, predict, replay, report, ship, tune
-    from zerograd.evaluate.forward import UnresolvedOperation
     from zerograd.evaluate.self_check import SelfCheckFailed
+    from zerograd.evaluate.trace import UnresolvedOperation
 
     parser = Parser(prog="zerograd", description="Zeroth-order optimisation with evaluations alone.")
     parser.add_argument("--version", action="version", version=f"zerograd {__version__}")

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zerograd.evaluate.tensors import tensors
+
 SHARE = 0.8
 """Of the memory that is free, what a pass may take when nothing else was said."""
 
@@ -52,8 +54,8 @@ class Live(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        before = {t.untyped_storage()._cdata for t in _tensors(args)}
-        for tensor in _tensors([made]):
+        before = {t.untyped_storage()._cdata for t in tensors(args)}
+        for tensor in tensors(made):
             storage = tensor.untyped_storage()
             key = storage._cdata
             if key not in self._bytes and key not in before:
@@ -159,13 +161,3 @@ def _left(group: Path, second: bool) -> tuple[int, int] | None:
         forgettable = sum(int(line.split()[1]) for line in lines if line.split()[0] == old)
         return most, max(0, most - max(0, now - forgettable))
     return None
-
-
-def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:
-    found = []
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += _tensors(value)
-    return found

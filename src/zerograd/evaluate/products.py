@@ -9,21 +9,19 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from zerograd import noise
-from zerograd.directions.family import SHAPED, Directions
+from zerograd.directions.family import SHAPED
+from zerograd.evaluate.trace import MatrixPart, Trace
 from zerograd.machine import workers
 from zerograd.noise import LEFT, RIGHT
 from zerograd.noise.reference import PerturbRows
 from zerograd.queries.plan import Variant
 from zerograd.spaces.weights import Slot
-
-if TYPE_CHECKING:
-    from zerograd.evaluate.forward import PerturbedForward
 
 BUFFER = 12 << 20
 """Bytes of perturbed chunks that all workers hold together. Larger chunks make faster products, smaller ones stay in cache."""
@@ -38,31 +36,14 @@ CAST = 1 << 20
 """Values of a weight that are brought to another dtype at a time."""
 
 
-class Part(NamedTuple):
-    """A matrix within a slot: its flat rows from `first` to before `stop`, of one matrix of its stack, or those that ids name."""
-
-    slot: Slot
-    first: int
-    stop: int
-    ids: torch.Tensor | None = None
-
-    @property
-    def rows(self) -> int:
-        return self.stop - self.first if self.ids is None else len(self.ids)
-
-    def weight(self) -> torch.Tensor:
-        """The unperturbed matrix: (rows, columns), a view unless ids name its rows."""
-        return self.slot.flat[self.first : self.stop] if self.ids is None else self.slot.flat[self.ids]
-
-
-def of_slot(slot: Slot) -> Part:
+def of_slot(slot: Slot) -> MatrixPart:
     """The only matrix of a slot."""
-    return Part(slot, 0, slot.view[1])
+    return MatrixPart(slot, 0, slot.view[1])
 
 
-def of_stack(slot: Slot, e: int) -> Part:
+def of_stack(slot: Slot, e: int) -> MatrixPart:
     """Matrix `e` of a slot's stack."""
-    return Part(slot, e * slot.view[1], (e + 1) * slot.view[1])
+    return MatrixPart(slot, e * slot.view[1], (e + 1) * slot.view[1])
 
 
 def plain(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
@@ -80,9 +61,9 @@ def plain(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tens
 
 
 def low_rank(
-    forward: PerturbedForward,
+    trace: Trace,
     x: torch.Tensor,
-    part: Part,
+    part: MatrixPart,
     repeat: int | torch.Tensor,
     transposed: bool,
     shifts: torch.Tensor | None = None,
@@ -92,24 +73,24 @@ def low_rank(
     shifts: float32 (groups, n), what is to be added to the product. Returns also whether it has been.
     """
     y = plain(x, part.weight(), transposed)
-    directions, plan, slot = forward.directions, forward.plan, part.slot
+    directions, plan, slot = trace.directions, trace.plan, part.slot
     seen = slice(None) if isinstance(repeat, int) else repeat
-    signs = (plan.signs * directions.amplitude(slot))[seen]
-    if not len(signs) or not x.numel():
+    coefficients = (plan.signs * trace.amplitude(slot))[seen]
+    if not len(coefficients) or not x.numel():
         return y, False
     e, rank = part.first // slot.view[1], directions.family.rank
     within = slice(e * rank, (e + 1) * rank)
     if directions.family.has_shape(slot):
-        return _shaped(forward, x, part, signs, seen, transposed, y), False
+        return _shaped(trace, x, part, coefficients, seen, transposed, y), False
     if part.ids is None and directions.family.is_drawn_in_kernels and noise.is_fast(x, y):
         rows = (LEFT, directions.step, part.first - e * slot.view[1])
         columns = (RIGHT, directions.family.right_step(directions.step), 0)
         into, onto = (rows, columns) if transposed else (columns, rows)
-        from zerograd.evaluate import kernels as compiled
+        from zerograd.evaluate import kernels
 
         flat, address = x.reshape(-1, x.shape[-1]).contiguous(), directions.address(slot)
         noise_of = (directions.family.distribution, address, into, onto, within)
-        compiled.add_products(y.view(-1, y.shape[-1]), flat, plan.direction[seen], signs, *noise_of, shifts)
+        kernels.add_products(y.view(-1, y.shape[-1]), flat, plan.direction[seen], coefficients, *noise_of, shifts)
         return y, True
     a, b = directions.factors(slot, plan.directions)
     a = a[..., part.first - e * slot.view[1] : part.stop - e * slot.view[1]] if part.ids is None else a[..., part.ids]
@@ -117,22 +98,22 @@ def low_rank(
     index = plan.places[seen]
     b, a = (a, b) if transposed else (b, a)
     u = torch.bmm(x.reshape(len(index), -1, x.shape[-1]), b[index].transpose(1, 2))  # (groups, tokens, rank)
-    u *= signs.to(x.dtype)[:, None, None]
+    u *= coefficients.to(x.dtype)[:, None, None]
     y.view(len(index), -1, y.shape[-1]).baddbmm_(u, a[index])
     return y, False
 
 
 def _shaped(
-    forward: PerturbedForward,
+    trace: Trace,
     x: torch.Tensor,
-    part: Part,
-    signs: torch.Tensor,
+    part: MatrixPart,
+    coefficients: torch.Tensor,
     seen: slice | torch.Tensor,
     transposed: bool,
     y: torch.Tensor,
 ) -> torch.Tensor:
     """y with what factored perturbations of a shape F add: sum_j a_j * (F (b_j * x)) example by example, rows of F in chunks."""
-    directions, plan, slot = forward.directions, forward.plan, part.slot
+    directions, plan, slot = trace.directions, trace.plan, part.slot
     index = plan.places[seen]
     e, rank = part.first // slot.view[1], directions.family.rank
     a, b = directions.factors(slot, plan.directions)
@@ -140,7 +121,7 @@ def _shaped(
     within = slice(e * rank, (e + 1) * rank)
     a, b = a[index, within].to(x.dtype), b[index, within].to(x.dtype)  # (groups, rank, rows), (groups, rank, columns)
     flat = x.reshape(len(index), -1, x.shape[-1])
-    made, scale = y.view(len(index), -1, y.shape[-1]), signs.to(x.dtype)[:, None, None]
+    made, scale = y.view(len(index), -1, y.shape[-1]), coefficients.to(x.dtype)[:, None, None]
     where = torch.arange(part.first, part.stop, device=x.device) if part.ids is None else part.ids
     step = max(1, SHAPED // slot.view[2])
     for first in range(0, len(where), step):
@@ -158,9 +139,9 @@ def _shaped(
 
 
 def dense(
-    forward: PerturbedForward,
+    trace: Trace,
     x: torch.Tensor,
-    part: Part,
+    part: MatrixPart,
     repeat: int | torch.Tensor,
     transposed: bool,
     shifts: torch.Tensor | None = None,
@@ -173,19 +154,20 @@ def dense(
     width = part.slot.view[2] if transposed else part.rows
     y = flat.new_empty((len(flat), width))
     branches: dict[int, list[Branch]] = {}
-    for i, variant in enumerate(forward.plan.variants):
-        rows = _tokens(forward, variant, repeat, len(flat) // max(1, x.shape[0]))
+    for i, variant in enumerate(trace.plan.variants):
+        rows = _tokens(trace, variant, repeat, len(flat) // max(1, x.shape[0]))
         to = y[rows] if isinstance(rows, slice) else None
         shift = None if shifts is None else shifts[i if len(shifts) > 1 else 0]
-        branches.setdefault(variant.direction, []).append(Branch(variant.sign, rows, flat[rows], to, shift))
+        branches.setdefault(variant.direction, []).append(Branch(variant, rows, flat[rows], to, shift))
     row_bytes, threads = x.shape[-1] * x.itemsize * max(map(len, branches.values())), workers.count(x.device)
     step = _step(width, row_bytes, len(branches), threads, BUFFER if x.device.type == "cpu" else DEVICE_BUFFER)
-    chunks = Chunks(forward.directions, part, transposed, x.dtype, {d: [b.sign for b in bs] for d, bs in branches.items()}, step)
+    variants = {direction: [branch.variant for branch in some] for direction, some in branches.items()}
+    chunks = Chunks(trace, part, transposed, x.dtype, variants, step)
 
     def work(item: tuple[int, int]) -> None:
         direction, begin = item
         end = min(begin + step, width)
-        for branch, chunk in zip(branches[direction], chunks.made(direction, begin, end), strict=True):
+        for branch, chunk in zip(branches[direction], chunks.perturbed(direction, begin, end), strict=True):
             factor = chunk if transposed else chunk.t()
             to = None if branch.to is None else branch.to.narrow(1, begin, end - begin)
             if branch.shift is None:
@@ -200,11 +182,13 @@ def dense(
 
 
 class Branch(NamedTuple):
-    """A variant of a product: its sign, its rows of the flattened batch, what they hold, where their products go when they are a
-    slice, and what is added to these.
+    """A variant of a product.
+
+    rows: its rows of the flattened batch. x: these rows' activations. to: where their products go, when rows are a slice.
+    shift: what is added to their products.
     """
 
-    sign: float
+    variant: Variant
     rows: slice | torch.Tensor
     x: torch.Tensor
     to: torch.Tensor | None
@@ -212,59 +196,59 @@ class Branch(NamedTuple):
 
 
 class Chunks:
-    """The perturbed chunks of a matrix: rows of it, or columns for a transposed product, made in buffers of the worker that asks.
+    """The perturbed chunks of a matrix: rows of it, or columns for a transposed product, in buffers of the worker that asks.
 
-    signs: those of each direction. step: rows or columns of a chunk, at most.
+    variants: those of each direction. step: rows or columns of a chunk, at most.
     """
 
     def __init__(
         self,
-        directions: Directions,
-        part: Part,
+        trace: Trace,
+        part: MatrixPart,
         transposed: bool,
         dtype: torch.dtype,
-        signs: Mapping[int, Sequence[float]],
+        variants: Mapping[int, Sequence[Variant]],
         step: int,
     ) -> None:
-        self.directions, self.part, self.transposed, self.dtype, self.signs = directions, part, transposed, dtype, signs
+        self.trace, self.part, self.transposed, self.dtype, self.variants = trace, part, transposed, dtype, variants
         self.size = step * (part.rows if transposed else part.slot.view[2])
-        self.whole = {} if transposed or part.ids is not None else {d: self._perturber(d, slice(None)) for d in signs}
-        self.amplitude = directions.amplitude(part.slot)
-        self.held = threading.local()
+        self.whole = {} if transposed or part.ids is not None else {d: self._perturber(d, slice(None)) for d in variants}
+        self.amplitude = trace.amplitude(part.slot)
+        self.of_worker = threading.local()
 
-    def made(self, direction: int, begin: int, end: int) -> list[torch.Tensor]:
-        """A chunk for each sign of a direction, begin .. end of the matrix's rows, or of its columns when it is transposed.
+    def perturbed(self, direction: int, begin: int, end: int) -> list[torch.Tensor]:
+        """A chunk for each variant of a direction, begin .. end of the matrix's rows, or of its columns when it is transposed.
 
         They are good until the worker asks again. A chunk of sign 0 is the weight itself where it has the dtype that is wanted.
         """
-        part, signs = self.part, self.signs[direction]
+        part, variants = self.part, self.variants[direction]
         if part.ids is not None:
             ids, columns = (part.ids, slice(begin, end)) if self.transposed else (part.ids[begin:end], slice(None))
-            return [self.directions.picked(part.slot, direction, sign, ids, self.dtype)[:, columns] for sign in signs]
+            return [self.trace.perturbed(part.slot, variant, ids, self.dtype)[:, columns] for variant in variants]
         columns = slice(begin, end) if self.transposed else slice(None)
         start, stop = (0, part.rows) if self.transposed else (begin, end)
         weight = part.weight()[start:stop, columns]
-        chunks, written, coefficients = [], [], []
-        for sign, buffer in zip(signs, self._buffers(len(signs)), strict=False):
-            if sign == 0 and weight.dtype == self.dtype:
+        chunks, outs, coefficients = [], [], []
+        for variant, buffer in zip(variants, self._buffers(len(variants)), strict=False):
+            if variant.sign == 0 and weight.dtype == self.dtype:
                 chunks.append(weight)
                 continue
             chunks.append(buffer[: weight.numel()].view(weight.shape))
-            written.append(chunks[-1])
-            coefficients.append(sign * self.amplitude)
-        if written:
+            outs.append(chunks[-1])
+            coefficients.append(variant.sign * self.amplitude)
+        if outs:
             perturb = self._perturber(direction, columns) if self.transposed else self.whole[direction]
-            perturb(written, coefficients, start, stop)
+            perturb(outs, coefficients, start, stop)
         return chunks
 
     def _buffers(self, count: int) -> list[torch.Tensor]:
-        buffers: list[torch.Tensor] = self.held.__dict__.setdefault("buffers", [])
+        buffers: list[torch.Tensor] = self.of_worker.__dict__.setdefault("buffers", [])
         while len(buffers) < count:
             buffers.append(torch.empty(self.size, dtype=self.dtype, device=self.part.slot.parameter.device))
         return buffers
 
     def _perturber(self, direction: int, columns: slice) -> PerturbRows:
-        return self.directions.perturber(self.part.slot, direction, slice(self.part.first, self.part.stop), columns)
+        return self.trace.directions.perturber(self.part.slot, direction, slice(self.part.first, self.part.stop), columns)
 
 
 def _step(width: int, row_bytes: int, directions: int, threads: int, buffer: int) -> int:
@@ -276,11 +260,11 @@ def _step(width: int, row_bytes: int, directions: int, threads: int, buffer: int
     return max(1, min(width, -(-width // (blocks * 16)) * 16))
 
 
-def _tokens(forward: PerturbedForward, variant: Variant, repeat: int | torch.Tensor, each: int) -> slice | torch.Tensor:
+def _tokens(trace: Trace, variant: Variant, repeat: int | torch.Tensor, each: int) -> slice | torch.Tensor:
     """The rows of the flattened batch that see a variant; a leading row has `each` of them."""
-    if forward.whole:
+    if trace.whole:
         return slice(None)
-    at = forward.at(variant, repeat)
+    at = trace.at(variant, repeat)
     if isinstance(at, slice):
         return slice(at.start * each, at.stop * each)
     return (at[:, None] * each + torch.arange(each, device=at.device)).flatten()

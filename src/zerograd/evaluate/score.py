@@ -11,6 +11,7 @@ from zerograd.directions.family import Directions
 from zerograd.evaluate import batch as batches
 from zerograd.evaluate.forward import PerturbedForward
 from zerograd.evaluate.micro_batch import Fit, Live, is_out_of_memory
+from zerograd.evaluate.tensors import tensors
 from zerograd.queries.plan import Plan, branch
 from zerograd.spaces.weights import Slot
 
@@ -63,7 +64,7 @@ def score_batch(
             evaluated(0, some)
         return int(live.peak)
 
-    held = sum(t.numel() for t in batches.tensors(batch) if t.ndim and len(t) % (total or count) == 0)
+    held = sum(t.numel() for t in tensors(batch) if t.ndim and len(t) % (total or count) == 0)
     elements = max(1, held * plan.copies // (total or count))  # of an example with its branches
     size = count if micro_batch is None or isinstance(micro_batch, str) else micro_batch
     size = fit.examples(count, elements, held_by) if micro_batch == "auto" else fit.limit(size, elements)
@@ -106,7 +107,7 @@ def _evaluate(
     """What the objective returns for the expanded batch, whose tensors `held` hold its examples: float32 (copies, examples)."""
     forward = PerturbedForward(slots, directions, plan)
     for tensor in held:
-        forward.mark(tensor)
+        forward.trace.mark(tensor)
     with forward:
         losses = objective(expanded)
     given = [torch.as_tensor(part) for part in (losses if isinstance(losses, tuple) else (losses,))]
@@ -114,7 +115,7 @@ def _evaluate(
     if odd or len(given) > 2:
         shape = odd[0] if odd else f"of {len(given)} tensors"
         raise ValueError(f"objective(batch) returned shape {shape} for {len(plan)} examples; return one loss an example")
-    return [forward.resolved(part).float().cpu().view(plan.copies, -1) for part in given]
+    return [forward.trace.resolved(part).float().cpu().view(plan.copies, -1) for part in given]
 
 
 def score_closure(slots: Sequence[Slot], directions: Directions, plan: Plan, closure: Closure) -> torch.Tensor:

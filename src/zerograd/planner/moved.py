@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zerograd.evaluate.micro_batch import _tensors
+from zerograd.evaluate.tensors import tensors
 
 PRODUCTS = ("mm", "linear", "conv", "embedding")
 """What names of operations have in them whose time is that of their arithmetic, or that read a part of what they are given."""
@@ -25,7 +25,7 @@ class Moved(TorchDispatchMode):
     ) -> Any:
         made = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        read, written = _tensors(args), _tensors([made])
+        read, written = list(tensors(args)), list(tensors(made))
         storages = {tensor.untyped_storage()._cdata for tensor in read}
         is_view = not name.endswith("_") and all(tensor.untyped_storage()._cdata in storages for tensor in written)
         if not is_view and not any(word in name for word in PRODUCTS):

@@ -1,0 +1,148 @@
+"""Operations without a fast rule: computed variant by variant, with the perturbed tensor made for each.
+
+An operation on slots alone gives a derived tensor, which carries a recipe. An operation on slots and the batch is split: each
+variant's rows are computed by themselves. What cannot be split by example is refused, naming the parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from zerograd.evaluate import row_tracking
+from zerograd.evaluate.operations import OPERATIONS, UNKNOWN, Operation, is_in_place
+from zerograd.evaluate.tensors import tensors
+from zerograd.evaluate.trace import MARK, Derived, Trace, UnresolvedOperation
+from zerograd.queries.plan import Variant
+
+
+def evaluate(trace: Trace, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], variant: Variant) -> Any:
+    """An operation as one variant sees it, on all rows."""
+    return func(*_map(args, trace.value, variant), **_map(kwargs, trace.value, variant))
+
+
+def derive(trace: Trace, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], ours: torch.Tensor) -> Any:
+    """An operation on slots without the batch: its result is derived. ours: an argument that is a slot or derived."""
+    name, called = str(trace.name(ours)), getattr(func, "__name__", str(func))
+    target = args[0] if args else None
+    old = trace.derived(target)
+    writes = is_in_place(called) or called == "__setitem__"
+    if writes and old is None:
+        raise UnresolvedOperation(f"{name} is used by {called} to write into a tensor; write the operation out of place")
+    result = func(*args, **kwargs)
+    if old is not None and (writes or (result is target and not OPERATIONS.get(called, UNKNOWN).casts)):
+
+        def rewritten(variant: Variant) -> torch.Tensor:
+            fresh = old.value(variant).clone()
+            evaluate(trace, func, (fresh, *args[1:]), kwargs, variant)
+            return fresh
+
+        setattr(target, MARK, Derived(trace, name, rewritten))
+        return result
+    if any(result is value for value in tensors(args, kwargs)):
+        return result  # a cast that had nothing to do
+    for i, out in enumerate(tensors(result)):
+
+        def value(variant: Variant, i: int = i) -> torch.Tensor:
+            return list(tensors(evaluate(trace, func, args, kwargs, variant)))[i]
+
+        setattr(out, MARK, Derived(trace, name, value))
+    return result
+
+
+def split(
+    trace: Trace,
+    operation: Operation,
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    called: str,
+    name: str,
+) -> Any:
+    """An operation on slots and the batch: variant by variant, over that variant's rows.
+
+    called: the operation's name. name: the parameter's. Raises UnresolvedOperation when its rows cannot be told apart by example.
+    """
+    refusal = f"{name} is used by {called} in a way that cannot be split by example; freeze it or pass a closure"
+    in_place = is_in_place(called)
+    batched = [v for v in tensors(args, kwargs) if trace.batched(v) is not None and v.ndim]
+    if not batched or (in_place and args[0] is not batched[0]) or operation.rows == "write":
+        raise UnresolvedOperation(refusal)
+    if not _has_rows_first(trace, operation, args, kwargs):
+        raise UnresolvedOperation(refusal)
+    repeat = trace.repeat(batched[0], name)
+    leading, ndim = batched[0].shape[0], max(v.ndim for v in tensors(args, kwargs))
+    if any(not _same(trace.repeat(v, name), repeat) for v in batched if v.shape[0] == leading):
+        raise UnresolvedOperation(refusal)
+
+    is_weight = ndim <= operation.weight_ndim
+    leaders = row_tracking.leaders(args[0], list(tensors(args[1:]))) if operation.rows == "einsum" else None
+
+    def seen(value: Any, variant: Variant) -> Any:
+        """An argument as a variant sees it, and only its rows."""
+        perturbed = trace.value(value, variant)
+        expanded = trace.slot(value) is None and perturbed.ndim == ndim and perturbed.shape[0] == leading > 1
+        expanded &= leaders is None or any(value is one for one in leaders)
+        if trace.batched(value) is not None and perturbed.ndim:
+            return perturbed[trace.at(variant, trace.repeat(value, name))]
+        return perturbed[trace.at(variant, repeat)] if expanded and not is_weight else perturbed
+
+    result: torch.Tensor | None = None
+    each: int | torch.Tensor = repeat
+    for variant in trace.plan.variants:
+        at = trace.at(variant, repeat)
+        try:
+            part = func(*_map(args, seen, variant), **_map(kwargs, seen, variant))
+        except (RuntimeError, IndexError) as error:
+            raise UnresolvedOperation(f"{refusal} ({str(error).splitlines()[0]})") from error
+        if in_place:
+            if not isinstance(at, slice):
+                batched[0][at] = part
+            continue
+        count = len(variant.examples) if isinstance(repeat, int) else len(at)  # type: ignore[arg-type]
+        if not isinstance(part, torch.Tensor) or not part.ndim or part.shape[0] % max(1, count):
+            raise UnresolvedOperation(refusal)
+        if isinstance(repeat, int):
+            each = part.shape[0] // count
+        elif part.shape[0] != count:
+            raise UnresolvedOperation(refusal)
+        if result is None:
+            total = each * len(trace.plan) if isinstance(each, int) else len(each)
+            result = part.new_empty((total, *part.shape[1:]))
+        result[trace.at(variant, each)] = part
+    if in_place:
+        return batched[0]
+    assert result is not None
+    return trace.mark(result, each if isinstance(each, torch.Tensor) else None)
+
+
+def _has_rows_first(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the result of an operation has the rows of the batch in its leading dimension."""
+    if operation.rows == "einsum":
+        return row_tracking.einsum_leads(trace, args)
+    if operation.move in ("join", "stack"):
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+        return bool(dim % (next(tensors(args, kwargs)).ndim + (operation.move == "stack")) != 0)
+    if operation.move == "index":
+        return trace.batched(args[0]) is not None or isinstance(args[1], torch.Tensor)
+    return True
+
+
+def _same(one: int | torch.Tensor, other: int | torch.Tensor) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and torch.equal(one, other)
+    return one == other
+
+
+def _map(value: Any, change: Callable[[Any, Variant], Any], variant: Variant) -> Any:
+    """Arguments with each tensor changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value, variant)
+    if isinstance(value, dict):
+        return {k: _map(v, change, variant) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = [_map(v, change, variant) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value

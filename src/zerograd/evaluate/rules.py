@@ -1,0 +1,330 @@
+"""Fast rules of the perturbed forward: the operations in which models spend their time.
+
+A rule takes (trace, func, args, kwargs) and returns the result, or NotImplemented to leave the operation to `generic.py`.
+`operations.py` says which operation has which rule. Products are computed in the dtype of the activations. A perturbed chunk is
+formed in float32 and rounded once. Vectors (biases, scales of norms) stay float32 until they have met the activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from zerograd import noise
+from zerograd.evaluate import products
+from zerograd.evaluate.generic import derive
+from zerograd.evaluate.operations import OPERATIONS, is_in_place
+from zerograd.evaluate.trace import MARK, Derived, MatrixPart, Trace, UnresolvedOperation
+from zerograd.queries.plan import Variant
+from zerograd.spaces.weights import Slot
+
+SMALL = 1 << 16
+"""Values of a tensor up to which it is held once per example, so that an elementwise operation needs one call."""
+
+Args = Sequence[Any]
+Rule = Callable[[Trace, Callable[..., Any], Args, dict[str, Any]], Any]
+
+
+def linear(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """x W^T + bias."""
+    x, weight, bias = _arguments(("input", "weight", "bias"), args, kwargs)
+    return _affine(trace, x, weight, bias, transposed=False)
+
+
+def addmm(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """bias + x W, as GPT-2's Conv1D writes it."""
+    bias, x, weight = _arguments(("input", "mat1", "mat2"), args, kwargs)
+    if kwargs.keys() & {"alpha", "beta", "out"}:
+        return NotImplemented
+    return _affine(trace, x, weight, bias, transposed=True)
+
+
+def matmul(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """x W."""
+    x, weight = _arguments(("input", "other"), args, kwargs)
+    if x.ndim < 2 or "out" in kwargs:
+        return NotImplemented
+    return _affine(trace, x, weight, None, transposed=True)
+
+
+def embedding(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """Rows of W picked by ids: only they are perturbed."""
+    ids, weight, _, max_norm = _arguments(("input", "weight", "padding_idx", "max_norm"), args, kwargs)
+    slot = trace.slot(weight)
+    if max_norm is not None:
+        raise UnresolvedOperation(f"{trace.name(weight)} is renormalised by its lookup (max_norm); build the embedding without it")
+    if slot is None or slot.parameter.ndim != 2:
+        return NotImplemented
+    if ids.device.type == "cpu" and ids.numel() and int(ids.min()) < 0:  # elsewhere the lookup itself refuses it
+        raise IndexError(f"{slot.name} is looked up by a negative id")
+    return _lookup(trace, ids, slot)
+
+
+def getitem(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """W[e]: a matrix of a stack, or a row; W[ids] is an embedding."""
+    weight, index = args
+    slot = trace.slot(weight)
+    if slot is None:
+        return NotImplemented
+    scalar = isinstance(index, int) or (isinstance(index, torch.Tensor) and index.ndim == 0 and not index.dtype.is_floating_point)
+    if scalar and slot.view[0] > 1 and slot.parameter.ndim == 3:
+        e = int(index) % slot.view[0]
+        return _rows_of(trace, func(weight, e), products.of_stack(slot, e))
+    if isinstance(index, slice) and slot.parameter.ndim == 2:
+        first, stop, step = index.indices(slot.view[1])
+        if step == 1 and first < stop:
+            return _rows_of(trace, func(weight, index), MatrixPart(slot, first, stop))
+    if scalar:
+        return NotImplemented if trace.whole else derive(trace, func, (weight, int(index)), {}, weight)
+    if isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32) and slot.parameter.ndim == 2:
+        from_start = torch.where(index < 0, index + slot.view[1], index)
+        mark = trace.batched(index)
+        return _lookup(trace, from_start if mark is None else trace.mark(from_start, mark.rows, lost=mark.lost), slot)
+    return NotImplemented
+
+
+def cast(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """A matrix in another dtype is still that matrix: products choose their own dtype."""
+    slot, derived = trace.slot(args[0]), trace.derived(args[0])
+    part = None if derived is None else derived.part
+    if slot is not None and slot.parameter.ndim == 2:
+        part = products.of_slot(slot)
+    like = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.Tensor)]
+    if like and not trace.whole and trace.name(like[0]) is None:
+        return cast(trace, torch.Tensor.to, (args[0], like[0].dtype), {})
+    if trace.whole or part is None or like:
+        return NotImplemented
+    before = args[0].dtype
+    result = derive(trace, func, args, kwargs, args[0])
+    mark = trace.derived(result)
+    if mark is not None and torch.promote_types(before, result.dtype) == result.dtype:
+        mark.part = part
+    return result
+
+
+def layer_norm(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """Normalise without the affine part, then multiply and add row by row, all in float32."""
+    x, shape, weight, bias, eps = _arguments(("input", "normalized_shape", "weight", "bias", "eps"), args, kwargs)
+    y = F.layer_norm(x.float(), shape, eps=1e-5 if eps is None else eps)
+    return _scale_and_shift(trace, x, y, weight, bias)
+
+
+def rms_norm(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """As `layer_norm`, without the mean."""
+    x, shape, weight, eps = _arguments(("input", "normalized_shape", "weight", "eps"), args, kwargs)
+    y = F.rms_norm(x.float(), shape, eps=torch.finfo(torch.float32).eps if eps is None else eps)  # as torch computes 16 bits too
+    return _scale_and_shift(trace, x, y, weight, None)
+
+
+def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """A small tensor of ours combined with the batch: held once per example, one call for all."""
+    if trace.whole or len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args):
+        return NotImplemented
+    ours = [i for i, a in enumerate(args) if trace.name(a) is not None]
+    if len(ours) != 1:
+        return NotImplemented
+    small, other = args[ours[0]], args[1 - ours[0]]
+    mark, derived = trace.batched(other), trace.derived(small)
+    part = None if derived is None else derived.part
+    if mark is not None and part is not None and part.ids is not None and small.shape == other.shape and not kwargs:
+        rows = _looked_up(trace, part.ids.view(small.shape[:-1]), part.slot, trace.repeat(other, part.slot.name))
+        rows = rows.to(small.dtype)  # a cast may stand between the lookup and here
+        made = func(*((rows, other) if ours[0] == 0 else (other, rows)))
+        return made if made is other else trace.mark(made, mark.rows)
+    shape = small.shape[1:] if small.ndim == other.ndim and small.shape[:1] == (1,) else small.shape
+    if mark is None or len(shape) >= other.ndim or small.numel() > max(SMALL, other.numel() // len(trace.plan)):
+        return NotImplemented
+    repeat = trace.repeat(other, str(trace.name(small)))
+    vector = small.ndim == 1 and len(small) == other.shape[-1] and other.is_floating_point() and not kwargs
+    affine = OPERATIONS[func.__name__].affine
+    if vector and affine:
+        out = torch.empty_like(other, dtype=torch.result_type(small, other), memory_format=torch.contiguous_format)
+        values = _vectors(trace, small, repeat)
+        factors, shifts = (values, None) if affine == "scale" else (None, values)
+        return trace.mark(_scaled(other, factors, shifts, out), mark.rows)
+    values = _rows(trace, small, shape, repeat, other.ndim)
+    in_place = ours[0] == 1 and is_in_place(func.__name__)
+    if not in_place and other.is_floating_point():
+        other = other.to(values.dtype)
+    result = func(*((values, other) if ours[0] == 0 else (other, values)), **kwargs)
+    if in_place:
+        return result
+    return trace.mark(result.to(torch.result_type(small, args[1 - ours[0]])), mark.rows)
+
+
+_BY_RULE: dict[str, Rule] = {
+    rule.__name__: rule for rule in (linear, addmm, matmul, embedding, getitem, cast, layer_norm, rms_norm, elementwise)
+}
+RULES = {name: _BY_RULE[operation.rule] for name, operation in OPERATIONS.items() if operation.rule}
+"""The rule of each operation that has one, by the operation's name."""
+
+
+def _arguments(names: Sequence[str], args: Args, kwargs: dict[str, Any]) -> list[Any]:
+    given = list(args[: len(names)])
+    return given + [kwargs.get(name) for name in names[len(given) :]]
+
+
+def _affine(trace: Trace, x: Any, weight: Any, bias: Any, *, transposed: bool) -> Any:
+    slot, derived = trace.slot(weight), trace.derived(weight)
+    part = products.of_slot(slot) if slot is not None and slot.view[0] == 1 else derived.part if derived is not None else None
+    if trace.name(x) is not None or (part is None and (trace.name(weight) is not None or trace.slot(bias) is None)):
+        return NotImplemented
+    if part is not None and (weight.ndim != 2 or part.slot.parameter.ndim - (part.slot.view[0] > 1) != 2):
+        return NotImplemented
+    mark = trace.batched(x)
+    if not trace.whole and mark is None:
+        return NotImplemented
+    name = str(trace.name(weight) or trace.name(bias))
+    if not trace.whole and x.ndim < 2:
+        raise UnresolvedOperation(
+            f"{name} meets an example of shape {tuple(x.shape)} alone; keep its dimension, as x[i : i + 1] does"
+        )
+    repeat = 1 if trace.whole else trace.repeat(x, name)
+    width = weight.shape[1 if transposed else 0]
+    shifts = _vectors(trace, bias, repeat) if bias is not None and bias.shape == (width,) else None
+    if part is None:
+        y = products.plain(x, weight, transposed)
+    elif trace.directions.family.has_factors(part.slot):
+        y, shifted = products.low_rank(trace, x, part, repeat, transposed, shifts)
+        bias = None if shifted and shifts is not None else bias
+    elif shifts is not None and x.dtype == torch.float32 and _is_by_variant(trace, shifts, repeat):
+        y, bias = products.dense(trace, x, part, repeat, transposed, shifts), None
+    else:
+        y = products.dense(trace, x, part, repeat, transposed)
+    if bias is not None:
+        if shifts is not None:
+            y = _scaled(y, None, shifts, y)
+        elif trace.name(bias) is None:
+            y += bias
+        else:
+            y += _values(trace, bias)[0] if trace.whole else _rows(trace, bias, bias.shape, repeat, y.ndim)
+    return y if mark is None else trace.mark(y, mark.rows)
+
+
+def _is_by_variant(trace: Trace, shifts: torch.Tensor, repeat: int | torch.Tensor) -> bool:
+    """Whether vectors from `_vectors` are one for all rows, or one a variant, and not one a row or an example."""
+    return len(shifts) == 1 or (isinstance(repeat, int) and (trace.whole or trace.plan.in_blocks))
+
+
+def _lookup(trace: Trace, ids: torch.Tensor, slot: Slot) -> torch.Tensor:
+    plan = trace.plan
+    if trace.whole:
+        return trace.perturbed(slot, plan.variants[0], ids)
+    mark = trace.batched(ids)
+    if mark is None:  # ids that no example brought, positions for instance
+        result = slot.parameter.detach()[ids]
+        part = MatrixPart(slot, 0, slot.view[1], ids.flatten())
+        setattr(result, MARK, Derived(trace, slot.name, lambda variant: trace.perturbed(slot, variant, ids), part))
+        return result
+    return trace.mark(_looked_up(trace, ids, slot, trace.repeat(ids, slot.name)), mark.rows)
+
+
+def _looked_up(trace: Trace, ids: torch.Tensor, slot: Slot, repeat: int | torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix that ids name, as each example sees them: (*ids.shape, columns)."""
+    plan, directions, flat = trace.plan, trace.directions, ids.reshape(-1)
+    if not directions.family.has_factors(slot) or not ids.numel():
+        out = slot.flat.new_empty((*ids.shape, slot.view[2]))
+        for one in plan.variants:
+            at = trace.at(one, repeat)
+            out[at] = trace.perturbed(slot, one, ids[at])
+        return out
+    a, b = directions.factors(slot, plan.directions)
+    variant = plan.variant_of if isinstance(repeat, int) else plan.variant_of[repeat]  # of groups of consecutive tokens
+    signs, each = plan.variant_directions[1], ids.reshape(len(variant), -1)
+    direction = plan.variant_places[variant]
+    u = a.transpose(1, 2)[direction[:, None], each] * (signs[variant] * trace.amplitude(slot))[:, None, None]
+    exact = noise.to_float(slot.flat[flat], None if slot.flat_remainder is None else slot.flat_remainder[flat])
+    made, shape = exact.view(*each.shape, -1), directions.shape(slot, flat)
+    made = made.baddbmm_(u, b[direction]) if shape is None else made + torch.bmm(u, b[direction]) * shape.view(made.shape)
+    return made.view(*ids.shape, -1).to(slot.parameter.dtype)
+
+
+def _rows_of(trace: Trace, result: torch.Tensor, part: MatrixPart) -> torch.Tensor:
+    """Mark a tensor as consecutive rows of a slot."""
+
+    def value(variant: Variant) -> torch.Tensor:
+        return trace.perturbed(part.slot, variant, slice(part.first, part.stop))
+
+    setattr(result, MARK, Derived(trace, part.slot.name, value, part))
+    return result
+
+
+def _scale_and_shift(trace: Trace, x: torch.Tensor, y: torch.Tensor, weight: Any, bias: Any) -> Any:
+    if trace.name(x) is not None or (weight is not None and weight.ndim != 1) or (not trace.whole and trace.batched(x) is None):
+        return NotImplemented
+    repeat = 1 if trace.whole else trace.repeat(x, str(trace.name(weight) or trace.name(bias)))
+    vectors = [None if value is None else _vectors(trace, value, repeat) for value in (weight, bias)]
+    y = _scaled(y, vectors[0], vectors[1], torch.empty(y.shape, dtype=x.dtype, device=x.device))
+    if trace.whole:
+        return y
+    mark = trace.batched(x)
+    return trace.mark(y, mark.rows if mark else None)
+
+
+def _scaled(x: torch.Tensor, factors: torch.Tensor | None, shifts: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+    """out <- x * factors + shifts group by group of tokens, in float32, rounded once to out's dtype. Returns out.
+
+    factors, shifts: float32 (groups, n) as `_vectors` gives them, or None. x, out: (..., n).
+    """
+    if not x.numel():
+        return out
+    given = [v for v in (factors, shifts) if v is not None]
+    groups = max(map(len, given))
+    factors, shifts = (v if v is None or len(v) == groups else v.expand(groups, -1) for v in (factors, shifts))
+    if noise.is_fast(x, out) and x.is_contiguous() and out.is_contiguous():
+        from zerograd.evaluate import kernels
+
+        return kernels.scale_rows(x, factors, shifts, out)
+    y = x.reshape(groups, -1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+    y = y if factors is None else y * factors[:, None]
+    y = y if shifts is None else y + shifts[:, None]
+    return out.copy_(y.view(out.shape))
+
+
+def _vectors(trace: Trace, value: torch.Tensor, repeat: int | torch.Tensor) -> torch.Tensor:
+    """What a vector is for consecutive groups of tokens, as many each: float32 (groups, n)."""
+    if trace.name(value) is None:
+        return value.detach().float()[None]
+    values = _values(trace, value).float()
+    if isinstance(repeat, torch.Tensor):
+        return values[trace.plan.variant_of[repeat]]
+    return values if trace.whole or trace.plan.in_blocks else values[trace.plan.variant_of]
+
+
+def _rows(trace: Trace, value: torch.Tensor, shape: torch.Size, repeat: int | torch.Tensor, ndim: int) -> torch.Tensor:
+    """A small tensor's value for each row, shaped to broadcast against ndim dimensions: (rows, 1, ..., *shape)."""
+    values = trace.per_row(_values(trace, value)[trace.plan.variant_of], repeat)
+    return values.view(len(values), *[1] * (ndim - 1 - len(shape)), *shape)
+
+
+def _values(trace: Trace, value: torch.Tensor) -> torch.Tensor:
+    """A small tensor's value for each variant: (variants, *shape), float32 where it is a vector of ours or rows looked up."""
+    slot, derived = trace.slot(value), trace.derived(value)
+    if slot is not None and slot.view[0] * slot.view[1] == 1:
+        return _vector(trace, slot).view(-1, *value.shape)
+    part = None if derived is None else derived.part
+    if part is not None and part.ids is not None:
+        return _at_rows(trace, part.slot, part.ids).view(-1, *value.shape)
+    return torch.stack([trace.value(value, variant) for variant in trace.plan.variants])
+
+
+def _vector(trace: Trace, slot: Slot) -> torch.Tensor:
+    """A vector of ours for each variant: float32 (variants, n)."""
+    flat, directions = slot.flat, trace.directions
+    if not noise.is_fast(flat) or directions.family.has_shape(slot):
+        return _at_rows(trace, slot, torch.zeros(1, dtype=torch.int64, device=flat.device))[:, 0]
+    from zerograd.evaluate import kernels
+
+    variants = (trace.plan.variant_order, *trace.plan.variant_directions, trace.amplitude(slot))
+    return kernels.vectors(flat, slot.flat_remainder, directions.family.distribution, directions.address(slot), *variants)
+
+
+def _at_rows(trace: Trace, slot: Slot, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of a slot for each variant: float32 (variants, rows, columns)."""
+    directions, plan = trace.directions, trace.plan
+    z = directions.at_rows(slot, plan.directions, rows)[plan.variant_places]
+    exact = noise.to_float(slot.flat[rows], None if slot.flat_remainder is None else slot.flat_remainder[rows])
+    return exact + z * (plan.variant_directions[1] * trace.amplitude(slot))[:, None, None]

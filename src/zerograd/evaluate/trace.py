@@ -1,0 +1,248 @@
+"""What an evaluation knows of tensors: which are perturbed, which depend on the batch, and which rows see which variant.
+
+Three kinds of tensors matter:
+
+    slot      an optimised parameter
+    derived   a tensor that depends on a slot but not on the batch (`-exp(A_log)`, a relative position bias): it carries a
+              recipe that makes its value for a variant
+    batched   a tensor that depends on the batch; its leading dimension is examples, or examples x k, in order, or is
+              mapped to examples explicitly after an operation that selected rows (experts do)
+
+Derived and batched tensors carry a mark, as an attribute. A `Trace` sets and reads the marks of one evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from zerograd.directions.family import Directions
+from zerograd.evaluate.tensors import tensors
+from zerograd.queries.plan import Plan, Variant
+from zerograd.spaces.weights import Slot
+
+MARK = "_zerograd"
+"""The attribute of a tensor that holds its mark."""
+
+UNWRITTEN = -2
+"""In place of an example: this row of a buffer holds nothing of the batch yet."""
+
+
+class UnresolvedOperation(RuntimeError):
+    """An operation mixes a perturbed parameter with the batch in a way that cannot be split by example."""
+
+
+class MatrixPart(NamedTuple):
+    """Rows of one matrix of a slot.
+
+    first, stop: the flat rows of the slot from `first` to before `stop`, within one matrix of its stack.
+    ids: numbers of rows of a single matrix, which then are the rows of this part.
+    """
+
+    slot: Slot
+    first: int
+    stop: int
+    ids: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.first if self.ids is None else len(self.ids)
+
+    def weight(self) -> torch.Tensor:
+        """The unperturbed matrix: (rows, columns), a view unless ids name its rows."""
+        return self.slot.flat[self.first : self.stop] if self.ids is None else self.slot.flat[self.ids]
+
+
+class Batched:
+    """Mark of a tensor that depends on the batch.
+
+    rows: None when the leading dimension is examples x k in order, else int64 (leading dimension,), each row's example, or
+    UNWRITTEN for a row of a buffer that nothing of the batch has been written into.
+    lost: the rows cannot be told apart by example.
+    """
+
+    __slots__ = ("lost", "owner", "rows")
+
+    def __init__(self, owner: Trace, rows: torch.Tensor | None = None, *, lost: bool = False) -> None:
+        self.owner = owner
+        self.rows = rows
+        self.lost = lost
+
+
+class Derived:
+    """Mark of a tensor that depends on slots but not on the batch.
+
+    value: makes the tensor for a variant. name: of a slot it comes from. part: which rows of a slot it is, when it is rows of one.
+    """
+
+    __slots__ = ("name", "owner", "part", "value")
+
+    def __init__(
+        self,
+        owner: Trace,
+        name: str,
+        value: Callable[[Variant], torch.Tensor],
+        part: MatrixPart | None = None,
+    ) -> None:
+        self.owner = owner
+        self.name = name
+        self.value = value
+        self.part = part
+
+
+class Trace:
+    """The slots, directions and plan of one evaluation, and the marks of its tensors.
+
+    slots: the optimised tensors. directions: where their noise comes from. plan: which example sees which direction.
+    whole: every operation sees the plan's only variant, and no example is told from another (closures).
+    """
+
+    def __init__(self, slots: Sequence[Slot], directions: Directions, plan: Plan, *, whole: bool = False) -> None:
+        if whole and len(plan.variants) != 1:
+            raise ValueError(f"a whole evaluation has one variant, this plan has {len(plan.variants)}")
+        self.directions = directions
+        self.plan = plan.to(slots[0].parameter.device) if slots else plan
+        self.whole = whole
+        self.slots = {id(slot.parameter): slot for slot in slots}
+        self._in_order = Batched(self)
+
+    # What a tensor is
+
+    def slot(self, value: Any) -> Slot | None:
+        """The slot of a parameter, or None."""
+        return self.slots.get(id(value))
+
+    def batched(self, value: Any) -> Batched | None:
+        """The mark of a tensor that depends on the batch, or None."""
+        mark = getattr(value, MARK, None)
+        return mark if type(mark) is Batched and mark.owner is self else None
+
+    def derived(self, value: Any) -> Derived | None:
+        """The recipe of a derived tensor, or None."""
+        mark = getattr(value, MARK, None)
+        return mark if type(mark) is Derived and mark.owner is self else None
+
+    def name(self, value: Any) -> str | None:
+        """The name of the slot that a tensor is or comes from, or None."""
+        slot = self.slot(value)
+        if slot is not None:
+            return slot.name
+        derived = self.derived(value)
+        return derived.name if derived else None
+
+    def meets(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, bool]:
+        """The first argument that is a slot or derived from one, and whether an argument depends on the batch."""
+        ours, batched = None, False
+        for value in tensors(args, kwargs):
+            if id(value) in self.slots:
+                ours = value if ours is None else ours
+                continue
+            mark = getattr(value, MARK, None)
+            if mark is not None and mark.owner is self:
+                if type(mark) is Derived:
+                    ours = value if ours is None else ours
+                else:
+                    batched = True
+        return ours, batched
+
+    def mark(self, tensor: torch.Tensor, to: torch.Tensor | None = None, *, lost: bool = False) -> torch.Tensor:
+        """Mark a tensor as dependent on the batch, and return it.
+
+        to: each row's example; by default the leading dimension is examples x k in order. lost: the rows' examples are unknown.
+        """
+        setattr(tensor, MARK, self._in_order if to is None and not lost else Batched(self, to, lost=lost))
+        return tensor
+
+    # What a perturbed tensor is
+
+    def amplitude(self, slot: Slot) -> float:
+        """What multiplies z, or the product of its factors, in a perturbation of sign one."""
+        return self.directions.amplitude(slot)
+
+    def perturbed(
+        self, slot: Slot, variant: Variant, rows: slice | torch.Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A slot's tensor for a variant, formed in float32 and rounded once.
+
+        rows: a slice of its flat rows, all by default: the result is (rows, columns). Or ids of the rows of a single matrix: the
+        result is (*ids.shape, columns). dtype: the parameter's own by default.
+        """
+        if isinstance(rows, torch.Tensor):
+            return self.directions.picked(slot, variant.direction, variant.sign, rows, dtype)
+        return self.directions.perturbed(slot, variant.direction, [variant.sign], rows, dtype)[0]
+
+    def value(self, value: Any, variant: Variant) -> Any:
+        """An argument as one variant sees it."""
+        slot = self.slot(value)
+        if slot is not None:
+            return self.perturbed(slot, variant).view(slot.parameter.shape)
+        derived = self.derived(value)
+        return derived.value(variant) if derived else value
+
+    # Which rows see which variant
+
+    def repeat(self, tensor: torch.Tensor, name: str) -> int | torch.Tensor:
+        """How a batched tensor's leading dimension maps to examples: k rows an example, or each row's example."""
+        mark = self.batched(tensor)
+        if mark is not None:
+            mark = self.settled(mark)
+        if mark is not None and mark.lost:
+            raise UnresolvedOperation(
+                f"{name} meets a tensor of shape {tuple(tensor.shape)} whose leading dimension can no longer be told apart by "
+                "example; keep the batch first and unmixed, or pass a closure"
+            )
+        if mark is not None and mark.rows is not None:
+            return mark.rows
+        leading = tensor.shape[0] if tensor.ndim else 1
+        if leading % len(self.plan) or not leading:
+            raise UnresolvedOperation(
+                f"{name} meets a tensor of shape {tuple(tensor.shape)}, whose leading dimension is not a multiple of "
+                f"the {len(self.plan)} examples of the expanded batch; put the batch first, or pass a closure"
+            )
+        return leading // len(self.plan)
+
+    def settled(self, mark: Batched) -> Batched:
+        """A mark without unwritten rows: they hold constants, so they may be of any example that order asks for."""
+        if mark.rows is None or not bool((mark.rows == UNWRITTEN).any()):
+            return mark
+        if len(mark.rows) % len(self.plan) == 0:
+            order = self.in_order(len(mark.rows))
+            if torch.equal(torch.where(mark.rows == UNWRITTEN, order, mark.rows), order):
+                return self._in_order
+        return Batched(self, lost=True)
+
+    def in_order(self, rows: int) -> torch.Tensor:
+        """The example of each of so many rows that are examples x k in order: int64 (rows,)."""
+        return torch.arange(len(self.plan), device=self.plan.device).repeat_interleave(rows // len(self.plan))
+
+    def per_row(self, values: torch.Tensor, repeat: int | torch.Tensor) -> torch.Tensor:
+        """Values of shape (examples, ...) as (rows, ...)."""
+        if isinstance(repeat, torch.Tensor):
+            return values[repeat]
+        return values if repeat == 1 else values.repeat_interleave(repeat, 0)
+
+    def at(self, variant: Variant, repeat: int | torch.Tensor) -> slice | torch.Tensor:
+        """The rows of a variant, as an index of the leading dimension."""
+        if isinstance(repeat, torch.Tensor):
+            return torch.isin(repeat, variant.examples).nonzero()[:, 0]
+        if variant.span:
+            return slice(variant.span[0] * repeat, variant.span[1] * repeat)
+        return (variant.examples[:, None] * repeat + torch.arange(repeat, device=variant.examples.device)).flatten()
+
+    def resolved(self, losses: torch.Tensor) -> torch.Tensor:
+        """Losses as each expanded example sees them. Raises UnresolvedOperation when they are not in the order of the examples."""
+        derived, mark = self.derived(losses), self.batched(losses)
+        if mark is not None:
+            mark = self.settled(mark)
+        if mark is not None and (mark.lost or mark.rows is not None):
+            raise UnresolvedOperation(
+                "the losses are not one an example in the order of the batch; restore its order before returning"
+            )
+        if derived is None or losses.shape != (len(self.plan),):
+            return losses.detach()
+        result = torch.empty(losses.shape, dtype=torch.float32, device=losses.device)
+        for variant in self.plan.variants:
+            result[variant.examples] = derived.value(variant)[variant.examples].float()
+        return result
