@@ -171,6 +171,9 @@ EXACT: dict[str, Case] = {
     "masked rows": lambda m, b: _masked_rows(m, b, lambda flat, chosen: flat[chosen]),
     "experts": _experts,
     "sorted": lambda m, b: _sorted(m, b, flat=False),
+    "inverted": lambda m, b: torch.where(~(m.vector > 0), b["x"], m.scale),
+    "each row of a weight": lambda m, b: torch.stack([b["x"][:, 0] * row for row in m.matrix], 1).sum(2),
+    "each row of a derived weight": lambda m, b: sum(b["x"] * row for row in m.matrix * 2),
     "rows one by one": lambda m, b: torch.stack([row @ m.matrix for row in (b["x"][i] for i in range(len(b["x"])))]),
 }
 

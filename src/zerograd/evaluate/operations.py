@@ -126,7 +126,7 @@ _TABLE: tuple[tuple[str, Operation], ...] = (
     ("squeeze narrow select unbind", Operation("move", "dimension", dimension=1)),
     ("chunk split tensor_split", Operation("move", "dimension", dimension=2)),
     ("flip fliplr flipud roll rot90 repeat repeat_interleave tile hstack vstack movedim moveaxis t T mT H", Operation("move")),
-    ("unfold masked_select diagonal __iter__ split_with_sizes dsplit vsplit hsplit", Operation("move")),
+    ("unfold masked_select diagonal split_with_sizes dsplit vsplit hsplit", Operation("move")),
     # Constants
     ("zeros_like ones_like empty_like full_like rand_like randn_like", Operation("constant")),
     ("new_zeros new_ones new_empty new_full new_tensor", Operation("constant")),
@@ -169,6 +169,12 @@ METADATA = frozenset(_metadata(name) for name, operation in OPERATIONS.items() i
 """The functions themselves of the table's metadata: models call them more often than any other, so they are known first."""
 
 
+_AUGMENTED = frozenset(
+    f"__i{name}__"
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+)
+
+
 def is_in_place(name: str) -> bool:
     """Whether an operation changes its first argument, by torch's rules for names."""
-    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    return name in _AUGMENTED or (name.endswith("_") and not name.endswith("__"))
