@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from matplotlib import style
 
-from zerograd.report import html as page_of
+from zerograd.report import figures
 from zerograd.report import run_page as report
+from zerograd.report.predictions import calibration_error, mcnemar
 
 OPTIONS = (" negative", " positive")
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -51,7 +52,8 @@ def made_up_run(
     was, now = (sum(row[f"right_{when}"] for row in predictions) / n for when in ("before", "after"))
     fitted = was + 0.021
     result = {
-        "model": "Qwen2.5-0.5B", "task": "sentiment-movies", "metric": "accuracy", "method": "mezo", "scheme": "shared", "seed": 7,
+        "model": "Qwen2.5-0.5B", "task": "sentiment-movies", "metric": "accuracy", "is_share": True,
+        "method": "mezo", "scheme": "shared", "seed": 7,
         "value_before": was, "value_calibrated": fitted, "value_majority": 0.553, "value_after": now,
         "ci_before": [was - 0.017, was + 0.017], "ci_after": [now - 0.014, now + 0.014],
         "ci_calibrated": [fitted - 0.016, fitted + 0.016], "ci_gain": [now - was - 0.016, now - was + 0.016],
@@ -146,7 +148,7 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert "http" not in source
     assert "@import" not in source
     assert all(part.startswith("url(#") for part in source.split("url")[1:] for part in [f"url{part}"])
-    assert not any(colour in source for colour in page_of.COLOURS.values())  # none escaped the light and dark setting
+    assert not any(colour in source for colour in figures.COLOURS.values())  # none escaped the light and dark setting
 
 
 def test_data_never_becomes_markup(tmp_path: Path) -> None:
@@ -155,12 +157,12 @@ def test_data_never_becomes_markup(tmp_path: Path) -> None:
     for row in predictions:
         row |= {"text": attack, "id": attack}
         row |= {key: attack if row[key] == OPTIONS[1] else row[key] for key in ("option_before", "option_after")}
-    result |= dict.fromkeys(("model", "task", "method", "scheme", "run", "stopped"), attack)
+    result |= dict.fromkeys(("model", "task", "metric", "method", "scheme", "run", "stopped"), attack)
     result |= {"settings": {attack: {attack: attack}}, "versions": {attack: attack}}
     page = render(tmp_path, result, history, predictions)
     assert not {"script", "img"} & {tag for tag, _ in page.elements}
     assert page.text.count("alert(1)") > 30
-    assert "&lt;script&gt;alert(&quot;1&quot;)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(&#34;1&#34;)" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_largest_margin_changes_come_first(tmp_path: Path) -> None:
@@ -178,13 +180,13 @@ def test_the_largest_margin_changes_come_first(tmp_path: Path) -> None:
 def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert report.mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
-    assert report.mcnemar(lost, gained) == report.mcnemar(gained, lost)
+    assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar(lost, gained) == mcnemar(gained, lost)
 
 
 def test_the_calibration_error_is_the_mean_gap_of_the_tenths():
     rows = [{"probability_after": p, "right_after": r} for p, r in ((0.95, True), (0.91, False), (0.62, True), (0.68, True))]
-    assert report.calibration_error(rows, "after") == pytest.approx((2 * abs(0.5 - 0.93) + 2 * abs(1 - 0.65)) / 4)
+    assert calibration_error(rows, "after") == pytest.approx((2 * abs(0.5 - 0.93) + 2 * abs(1 - 0.65)) / 4)
 
 
 def test_calibration_is_drawn_where_probabilities_are_known(tmp_path: Path) -> None:

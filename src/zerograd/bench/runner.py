@@ -20,6 +20,7 @@ from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Config, Study, named
 from zerograd.machine import environment
 from zerograd.machine.files import write_text
+from zerograd.machine.format import percent, seconds
 from zerograd.machine.provenance import provenance
 from zerograd.runs import replayed as journals
 from zerograd.text.data import tasks
@@ -119,7 +120,7 @@ class Runner:
 
         def listen(number: int, low: float, done: float) -> None:
             lowest = f", lowest dev loss {low:.3f}" if math.isfinite(low) else ""
-            self._tell(cell.method, 0.0, f"search on {where.task}, run {number + 1} of {count}, {100 * done:.0f} %{lowest}")
+            self._tell(cell.method, 0.0, f"search on {where.task}, run {number + 1} of {count}, {percent(done, 0)}{lowest}")
 
         path = self.folder / cell.method / "search.log"
         key, grid = self._search_key(where), self.study.grid(cell.method)
@@ -249,5 +250,5 @@ def _said(row: rows.Row) -> str:
     for budget in row["budget"]:
         found = rows.matched(row, budget)
         assert found is not None
-        parts.append(f"{100 * found[0]:.1f} % right after {found[1]:,} evaluations, {found[2]:.0f} s")
+        parts.append(f"{percent(found[0])} right after {found[1]:,} evaluations, {seconds(found[2])}")
     return "; ".join(dict.fromkeys(parts)) + (f"; {row['stopped']}" if row["stopped"] else "")

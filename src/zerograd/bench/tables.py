@@ -10,6 +10,7 @@ from statistics import fmean
 
 from zerograd.bench import rows
 from zerograd.bench.rows import Row
+from zerograd.machine.format import Measure, percent, seconds
 from zerograd.text import intervals as statistics
 
 MATCHES = (("evaluations", "evaluations"), ("seconds", "seconds"), ("seconds", "evaluations"))
@@ -22,6 +23,9 @@ HEADS = (
     "method", "scheme", "% right", "95 % interval", "against {}", "", "evaluations", "seconds", "s / 100 evaluations", "peak MB",
     "state MB", "lr", "seeds",
 )  # fmt: skip
+
+
+SHARE = Measure(is_share=True)
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,14 @@ class Table:
         on = f", on {self.machines[0]}" * self.is_one_of_several
         if self.budget == self.against:
             return f"{what}: at matched {self.budget} ({self.limit:g}){on}"
-        return f"{what}: after {self.limit:g} s, against {self.reference} after {self.reference_seconds:.0f} s{on}"
+        return f"{what}: after {self.limit:g} s, against {self.reference} after {seconds(self.reference_seconds)}{on}"
 
     @property
     def note(self) -> str:
         """What is needed to read it."""
         several = "; their seconds are not alike" * (len(self.machines) > 1)
         return (
-            f"{self.test_rows:,} test rows, of which the untouched model has {100 * self.before:.1f} % right. "
+            f"{self.test_rows:,} test rows, of which the untouched model has {percent(self.before)} right. "
             f"{'Study' if len(self.studies) == 1 else 'Studies'} {', '.join(self.studies)}, protocol {self.place.protocol}. "
             + f"Measured on {' and '.join(self.machines)}{several}. " * any(self.machines)
             + f"The interval of the mean is over seeds; that against {self.reference} over seeds and test rows, paired."
@@ -220,11 +224,10 @@ def cells(line: Line) -> list[str]:
     """A line as texts, one a heading of `HEADS`."""
     gain = "reference" if line.is_reference else ""
     if line.gain is not None and line.gain_interval is not None:
-        low, high = line.gain_interval
-        gain = f"{100 * line.gain:+.1f} ({100 * low:+.1f}, {100 * high:+.1f})"
-    interval = f"{100 * line.interval[0]:.1f}, {100 * line.interval[1]:.1f}" if line.interval else ""
+        gain = f"{SHARE.gain(line.gain)} ({SHARE.gain_interval(line.gain_interval)})"
+    interval = SHARE.interval(line.interval) if line.interval else ""
     return [
-        line.method, line.scheme, f"{100 * line.value:.1f}", interval, gain, line.verdict, f"{line.evaluations:,.0f}",
+        line.method, line.scheme, SHARE.value(line.value), interval, gain, line.verdict, f"{line.evaluations:,.0f}",
         f"{line.seconds:,.0f}", f"{100 * line.seconds / max(1, line.evaluations):.1f}", f"{line.peak_bytes / 1e6:,.0f}",
         f"{line.state_bytes / 1e6:,.1f}", f"{line.lr:.3g}", str(line.seeds),
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zerograd.cli.bar import Bar
+from zerograd.machine.format import percent
 
 
 def add(verbs: Any) -> None:
@@ -67,7 +68,7 @@ def _again(runner: Any, key: str, bar: Bar) -> int:
         say += "; a run that ends after so many seconds takes other steps each time"
     elif before["machine"] != now["machine"] or before["commit"] != now["commit"]:
         say += "; the machine or the commit is another"
-    bar.say(f"{key}: {100 * before['accuracy']:.2f} % right before, {100 * now['accuracy']:.2f} % now, {say}")
+    bar.say(f"{key}: {percent(before['accuracy'], 2)} right before, {percent(now['accuracy'], 2)} now, {say}")
     return 0 if same else 1
 
 

@@ -52,7 +52,7 @@ def table(plan: Any) -> Any:
     from rich import box
     from rich.table import Table
 
-    from zerograd.planner.quantities import written
+    from zerograd.machine.format import quantity
 
     title = f"{plan.settings.model or 'a model'}: {plan.shape.parameters:,} parameters\n{plan.machine}"
     shared = _start(plan)
@@ -64,7 +64,7 @@ def table(plan: Any) -> Any:
     for row in plan.rows:
         taken = "?" if row.seconds is None else f"{row.seconds:.2g}" if row.seconds < 100 else f"{row.seconds:,.0f}"
         fits = "yes" if plan.fits(row) else "no"
-        made.add_row(row.name, written(row.memory, "B"), fits, taken, row.command.replace(shared, "..."))
+        made.add_row(row.name, quantity(row.memory, "B"), fits, taken, row.command.replace(shared, "..."))
     return made
 
 

@@ -28,6 +28,7 @@ def run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
 
     from zerograd.machine import workers
+    from zerograd.machine.format import percent
     from zerograd.runs import replayed as journals
 
     out = Path(parsed.out)
@@ -44,7 +45,7 @@ def run(parsed: argparse.Namespace) -> int:
         told = journals.read(journals.find(parsed.journal))
         if parsed.rank:
             lacking = journals.low_rank(told, parsed.rank, parsed.base, parsed.at, out, bar.show)
-            bar.say(f"{out}: a LoRA adapter of rank {parsed.rank}, which lacks {100 * lacking:.1f} % of the change")
+            bar.say(f"{out}: a LoRA adapter of rank {parsed.rank}, which lacks {percent(lacking)} of the change")
             return 0
         loaded = journals.replayed(told, parsed.base, parsed.at, parsed.device, bar.show)
         journals.save(loaded, out)

@@ -19,17 +19,17 @@ def add(verbs: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from zerograd.report import compare_page as compare
-    from zerograd.report import run_page as report
+    from zerograd.report import compare_page, run_page
+    from zerograd.runs.compare import comparison
     from zerograd.runs.folder import open_run
 
     runs = [open_run(folder) for folder in parsed.folders]
     if len(runs) == 1:
         (only,) = runs
         out = Path(parsed.out or only.folder / "report.html")
-        report.write(out, only.result | only.record, only.history, only.predictions)
+        run_page.write(out, only.result | only.record, only.history, only.predictions)
     else:
         out = Path(parsed.out or "comparison.html")
-        compare.write(out, runs)
+        compare_page.write(out, **comparison(runs))
     Console().print(str(out), highlight=False)
     return 0

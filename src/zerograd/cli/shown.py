@@ -1,11 +1,12 @@
-"""How values are written on the screen."""
+"""What the screen alone shows: a metric's values in its tables, a curve of blocks, and no bars but ours."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 
-from zerograd.text.metrics import METRICS
+from zerograd.machine.format import Measure
+from zerograd.text.metrics import is_share
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -24,20 +25,19 @@ def quiet() -> None:
 
 def title(metric: str) -> str:
     """A metric's name as a heading."""
-    return "% right" if metric == "accuracy" else f"{metric}, %" if metric in METRICS else metric
+    return "% right" if metric == "accuracy" else f"{metric}, %" if is_share(metric) else metric
 
 
-def value(metric: str, number: float, bounds: Sequence[float] | None = None) -> str:
-    """A value with its interval: in percent where the metric is a share."""
-    scale, digits = (100, ".1f") if metric in METRICS else (1, ".4g")
-    interval = f" ({scale * bounds[0]:{digits}}, {scale * bounds[1]:{digits}})" if bounds else ""
-    return f"{scale * number:{digits}}{interval}"
+def value(metric: str, number: float, ends: Sequence[float] | None = None) -> str:
+    """A value, with its interval where there is one."""
+    measure = Measure(is_share(metric))
+    return measure.value(number) + (f" ({measure.interval(ends)})" if ends else "")
 
 
-def gain(metric: str, number: float, bounds: Sequence[float]) -> str:
-    """A difference with its interval."""
-    scale, digits = (100, "+.1f") if metric in METRICS else (1, "+.3g")
-    return f"{scale * number:{digits}} ({scale * bounds[0]:{digits}}, {scale * bounds[1]:{digits}})"
+def gain(metric: str, number: float, ends: Sequence[float]) -> str:
+    """A gain with its interval."""
+    measure = Measure(is_share(metric))
+    return f"{measure.gain(number)} ({measure.gain_interval(ends)})"
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from zerograd.cli import flags, shown
 from zerograd.cli.bar import Bar
+from zerograd.machine.format import clock, mebibytes, minutes, passes, percent, seconds
 from zerograd.tune.settings import TuneSettings
 
 
@@ -56,10 +57,8 @@ def _state(progress: Any) -> str:
     if not progress.step:
         return ""
     dev = "" if math.isnan(progress.dev) else f" {progress.dev_name} {shown.value(progress.dev_name.split()[-1], progress.dev)}"
-    left = (
-        "" if math.isnan(progress.seconds_left) else f" ETA {int(progress.seconds_left // 60)}:{int(progress.seconds_left % 60):02}"
-    )
-    pace = f"{progress.examples_per_second:.0f} ex/s {progress.seconds_per_step:.2f} s/step"
+    left = "" if math.isnan(progress.seconds_left) else f" ETA {clock(progress.seconds_left)}"
+    pace = f"{progress.examples_per_second:.0f} ex/s {seconds(progress.seconds_per_step, 2)}/step"
     return f"loss {progress.loss:.3f}{dev} {pace}{left}"
 
 
@@ -87,16 +86,14 @@ def table(result: dict[str, Any]) -> Any:
 
 def summary(result: dict[str, Any]) -> str:
     """Time, forwards, memory, and where everything is."""
-    from zerograd.report.html import passes
-
-    mb = 1 / 2**20
     over = result["peak_bytes"] - result["inference_peak_bytes"]
+    spent = passes(result["forwards"], result.get("backward_passes", 0))
     skipped = f", {result['skipped_steps']} skipped (loss not finite)" if result["skipped_steps"] else ""
     lines = [
-        f"{result['steps']} steps{skipped}, {passes(result)}: {result['seconds']:.0f} s of "
-        f"training, {result['seconds_per_step']:.2f} s a step, {result['seconds_total']:.0f} s in all",
-        f"peak memory {result['peak_bytes'] * mb:.0f} MB training, {result['inference_peak_bytes'] * mb:.0f} MB evaluating as many "
-        f"rows ({100 * over / result['weight_bytes']:+.1f} % of the weights)",
+        f"{result['steps']} steps{skipped}, {spent}: {seconds(result['seconds'])} of "
+        f"training, {seconds(result['seconds_per_step'], 2)} a step, {seconds(result['seconds_total'])} in all",
+        f"peak memory {mebibytes(result['peak_bytes'])} training, {mebibytes(result['inference_peak_bytes'])} evaluating as many "
+        f"rows ({percent(over / result['weight_bytes'], sign='+')} of the weights)",
         f"report {result['run']}/report.html, model {result['run']}/model",
     ]
     if result.get("flat_steps"):
@@ -109,14 +106,13 @@ def summary(result: dict[str, Any]) -> str:
 
 def estimate(found: dict[str, Any]) -> str:
     """What a run would take, and write."""
-    mb = 1 / 2**20
     return "\n".join(
         [
             f"trains {found['trained_parameters']:,} of {found['parameters']:,} parameters on {found['rows']['train']:,} rows, "
             f"chooses on {found['rows']['dev']:,}, reports on {found['rows']['test']:,}",
-            f"a step takes about {found['seconds_per_step']:.2f} s, so about {found['steps']:,} steps in "
-            f"{found['seconds'] / 60:.1f} minutes; evaluations add about {found['evaluation_seconds'] / 60:.1f}",
-            f"peak memory about {found['peak_bytes'] * mb:.0f} MB, of which weights {found['weight_bytes'] * mb:.0f} MB",
-            f"would write {', '.join(found['files'])} to {found['run']}, about {found['disk_bytes'] * mb:.0f} MB",
+            f"a step takes about {seconds(found['seconds_per_step'], 2)}, so about {found['steps']:,} steps in "
+            f"{minutes(found['seconds'])}; evaluations add about {found['evaluation_seconds'] / 60:.1f}",
+            f"peak memory about {mebibytes(found['peak_bytes'])}, of which weights {mebibytes(found['weight_bytes'])}",
+            f"would write {', '.join(found['files'])} to {found['run']}, about {mebibytes(found['disk_bytes'])}",
         ]
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from zerograd.evaluate import micro_batch as fit
+from zerograd.machine.format import quantity
 from zerograd.machine.provenance import provenance
 from zerograd.planner import quantities
 from zerograd.planner.shapes import Shape
@@ -53,16 +54,16 @@ class Machine:
         return self.device == "cpu"
 
     def __str__(self) -> str:
-        memory = f"{quantities.written(self.free, 'B')} free of {quantities.written(self.memory, 'B')}"
+        memory = f"{quantity(self.free, 'B')} free of {quantity(self.memory, 'B')}"
         rates = [
-            f"{quantities.written(rate, unit)} {of}{' (measured)' if field in self.measured else ''}"
+            f"{quantity(rate, unit)} {of}{' (measured)' if field in self.measured else ''}"
             for rate, unit, of, field in (
                 (self.flops, "FLOP/s", "in matrix products", "flops"),
                 (self.bandwidth, "B/s", "of memory bandwidth", "bandwidth"),
             )
             if rate
         ]
-        return ", ".join([f"{self.name}: {memory if self.free < self.memory else quantities.written(self.memory, 'B')}", *rates])
+        return ", ".join([f"{self.name}: {memory if self.free < self.memory else quantity(self.memory, 'B')}", *rates])
 
 
 def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = lambda line: None) -> Machine:

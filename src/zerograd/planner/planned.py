@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from zerograd.machine.format import quantity
 from zerograd.optim import METHODS
-from zerograd.planner import quantities
 from zerograd.planner.machine import Machine, machine
 from zerograd.planner.rows import Planner, Row, evaluating
 from zerograd.planner.shapes import SCHEMES, Shape, shape
@@ -125,4 +125,4 @@ def planned(settings: PlanSettings, say: Callable[[str], None] = lambda line: No
 
 
 def _bytes(count: int) -> str:
-    return quantities.written(count, "B")
+    return quantity(count, "B")

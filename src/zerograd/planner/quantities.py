@@ -1,10 +1,12 @@
-"""Sizes and rates as people write them: 8B parameters, 24GB, 3.35TB/s, 400TFLOPS."""
+"""Sizes and rates as people write them, read: 8B parameters, 24GB, 3.35TB/s, 400TFLOPS."""
 
 from __future__ import annotations
 
 import re
 
-POWERS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
+from zerograd.machine.format import PREFIXES
+
+POWERS = {"": 1.0, "B": 1e9} | PREFIXES
 """What a letter before a unit stands for; B is a billion, of things that are counted alone."""
 
 _WRITTEN = {"": "8B or 135M", "B": "24GB or 24GiB", "B/s": "900GB/s or 3.35TB/s", "FLOPS": "400TFLOPS"}
@@ -30,9 +32,3 @@ def read(field: str, text: str, unit: str = "") -> float:
 def is_count(text: str) -> bool:
     """Whether a text is a count with a letter, such as 8B."""
     return re.fullmatch(r"(\d+\.?\d*|\.\d+)[KMBT]", text.strip(), re.IGNORECASE) is not None
-
-
-def written(value: float, unit: str) -> str:
-    """A quantity with three digits and the letter that suits it: 1.31 GB."""
-    letter = next((letter for letter in ("P", "T", "G", "M", "K") if value >= 0.9995 * POWERS[letter]), "")
-    return f"{value / POWERS[letter]:.3g} {letter}{unit}"

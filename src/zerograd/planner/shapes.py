@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zerograd.machine.format import quantity
 from zerograd.planner import quantities
 from zerograd.planner.kept import View
 from zerograd.spaces import weights
@@ -87,7 +88,7 @@ def shape(settings: PlanSettings) -> Shape:
         config = _llama(count, {size: getattr(settings, size) for size in SIZES})
         values = sum(p.numel() for p in _made(config, "causal").parameters())
         if count and settings.layers and settings.hidden and not 0.75 < values / count < 1.33:
-            made = f"layers {settings.layers} and hidden {settings.hidden} make {quantities.written(values, '')}"
+            made = f"layers {settings.layers} and hidden {settings.hidden} make {quantity(values, '')}"
             raise ValueError(f"parameters is {given}, and {made}; leave one of them out")
         return _measured(config, "causal", settings.lora_rank, count)
     for field in ("parameters", *SIZES):

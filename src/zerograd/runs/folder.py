@@ -12,6 +12,7 @@ import torch
 
 from zerograd.text.data import tasks
 from zerograd.text.data.tasks import Task, TaskSpec
+from zerograd.text.metrics import is_share
 from zerograd.text.models import loading as models
 from zerograd.text.models import schemes
 from zerograd.text.models.loading import Loaded
@@ -40,8 +41,12 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Settings and versions, as the report shows them."""
-        return {"settings": dataclasses.asdict(self.settings), "versions": self.result.get("versions", {})}
+        """What a report needs beside the result: settings and versions, and whether the metric is a share."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "versions": self.result.get("versions", {}),
+            "is_share": is_share(self.result["metric"]),
+        }
 
     def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
         """The tuned model, asked as it was in training."""

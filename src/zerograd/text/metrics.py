@@ -135,3 +135,8 @@ def _from_file(path: Path, name: str) -> Any:
 _BY_ROW: dict[str, Callable[[str, Reference], float]] = {"accuracy": accuracy, "exact-match": exact_match, "token-f1": token_f1}
 
 METRICS = (*_BY_ROW, "f1")
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric, by its name, is a share of the rows or a mean of shares, and is written in percent."""
+    return name in METRICS

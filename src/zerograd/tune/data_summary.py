@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from zerograd.machine.format import percent
 from zerograd.text.scoring import Scorer
 
 
@@ -20,8 +21,8 @@ def findings(scorer: Scorer) -> list[str]:
         if absent:
             said.append(f"no training row is {absent[0]}, so that it cannot be learnt")
         common = max(range(len(task.options)), key=lambda i: counts[i])
-        share = 100 * sum(e.label == common for e in task.test) / len(task.test)
-        said.append(f"always answering {task.options[common].strip()} is right on {share:.1f} % of the test rows")
+        share = sum(e.label == common for e in task.test) / len(task.test)
+        said.append(f"always answering {task.options[common].strip()} is right on {percent(share)} of the test rows")
     lengths = sorted(scorer.length(example) for example in task.train)
     said.append(f"rows have {lengths[len(lengths) // 2]:,} tokens in the middle, {lengths[-1]:,} at most")
     cut = sum(length >= encoder.room for length in lengths)

@@ -397,7 +397,8 @@ class Tuning:
         write_text(self.folder / "settings.json", json.dumps(settings, indent=1))
         write_text(self.folder / "task.yaml", self.task.spec.to_yaml())
         write_text(self.folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        report.write(self.folder / "report.html", result | {"settings": settings}, self.loop.history, rows)
+        shown = result | {"settings": settings, "is_share": metrics.is_share(result["metric"])}
+        report.write(self.folder / "report.html", shown, self.loop.history, rows)
         write_text(self.folder / "result.json", json.dumps(result, indent=1))
 
     def _save_model(self) -> None:
