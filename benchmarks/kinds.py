@@ -47,8 +47,10 @@ def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[st
     """A task's numbers after so many evaluations, with which the upper layers were trained."""
     import torch
 
-    from zerograd.tune.run import Tuning
+    from zerograd.tune.hidden_states import hidden_states_kept
+    from zerograd.tune.loop import Loop
     from zerograd.tune.settings import TuneSettings
+    from zerograd.tune.setup import set_up
 
     with tempfile.TemporaryDirectory() as folder:
         settings = TuneSettings(
@@ -56,12 +58,12 @@ def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[st
             keep="last", schedule="constant", threads=parsed.threads, out=str(Path(folder) / "run"),
         )  # fmt: skip
         torch.set_num_threads(parsed.threads)
-        tuning = Tuning(settings)
-        tuning.attach()
+        tuning = set_up(settings)
+        tuning.warm_up()
         tuning.folder.mkdir(parents=True)
         if evaluations:
-            with tuning.cached():
-                tuning.train()
+            with hidden_states_kept(tuning):
+                Loop(tuning).run()
         scorer, rows = tuning.scorer, tuning.task.train[-parsed.rows :]
         matrices = {name: p for name, p in tuning.model.named_parameters() if kind(name)}
         margins = torch.tensor([_margin(scorer, row) for row in rows], dtype=torch.float64)
@@ -70,7 +72,6 @@ def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[st
         print(f"{task}, {evaluations} evaluations: options are shifted by {shift:+.2f}", flush=True)
         cells = {"as it is": 0.0, "calibrated": shift}
         sums = _sums(scorer, rows, matrices, margins, right, list(cells.values()))
-        tuning.loop.close()
     by_cell = {name: _by_cell(part, matrices, len(rows)) for name, part in zip(cells, sums, strict=True)}
     sets = {name: _sets(cell) for name, cell in by_cell.items()}
     for name, worth in sets.items():

@@ -45,12 +45,13 @@ def measure(row: dict[str, object], steps: int) -> dict[str, object]:
     from zerograd.machine import memory
     from zerograd.text.data import order
     from zerograd.text.evaluation import option_scores
-    from zerograd.tune.run import Tuning
+    from zerograd.tune.loop import Loop
     from zerograd.tune.settings import TuneSettings
+    from zerograd.tune.setup import set_up
 
     settings = TuneSettings(minutes=0, steps=steps, evals=0, **row)  # type: ignore[arg-type]
-    tuning = Tuning(settings)
-    tuning.attach()
+    tuning = set_up(settings)
+    tuning.warm_up()
     batches = order.batches([tuning.scorer.length(e) for e in tuning.task.train], settings.batch_size, settings.seed)
     examples = [tuning.task.train[i] for _ in range(steps) for i in next(batches)]
     longest = sorted(tuning.task.train, key=tuning.scorer.length)[-tuning.rows :]
@@ -60,7 +61,7 @@ def measure(row: dict[str, object], steps: int) -> dict[str, object]:
     option_scores(tuning.scorer, examples, tuning.rows)
     evaluating = memory.peak_bytes()
     memory.reset_peak()
-    tuning.train()
+    Loop(tuning).run()
     training = memory.peak_bytes()
     return row | {
         "rows": tuning.rows,

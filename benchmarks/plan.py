@@ -121,8 +121,9 @@ def evaluated(model: str, threads: int) -> dict[str, Any]:
 def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, scheme: str, checkpointing: bool) -> dict[str, Any]:
     from zerograd.machine import memory
     from zerograd.text.data import order
-    from zerograd.tune.run import Tuning
+    from zerograd.tune.loop import Loop
     from zerograd.tune.settings import TuneSettings
+    from zerograd.tune.setup import set_up
 
     settings = TuneSettings(
         model=model,
@@ -137,12 +138,12 @@ def tuned(model: str, steps: int, threads: int, batch_size: int, method: str, sc
         batch_size=batch_size,
         out="runs/of-no-plan",
     )
-    tuning = Tuning(settings)
-    tuning.attach()
+    tuning = set_up(settings)
+    tuning.warm_up()
     memory.reset_peak()
     by_length = sorted(tuning.task.train, key=tuning.scorer.length)
     tuning.step(by_length[-batch_size:])
-    seconds = tuning.train()
+    seconds = Loop(tuning).run().seconds
     lengths = [tuning.scorer.length(example) for example in tuning.task.train]
     taken = itertools.islice(order.batches(lengths, batch_size, settings.seed), steps)
     padded = statistics.mean(max(lengths[i] for i in batch) for batch in taken)

@@ -48,15 +48,16 @@ def main() -> None:
 
 def train(row: dict[str, object], seed: int) -> dict[str, object]:
     from zerograd.text.evaluation import accuracy, cross_entropy, option_scores
-    from zerograd.tune.run import Tuning
+    from zerograd.tune.loop import Loop
     from zerograd.tune.settings import TuneSettings
+    from zerograd.tune.setup import set_up
 
-    tuning = Tuning(TuneSettings(minutes=0, seed=seed, evals=0, threads=1, **({"scheme": "upper"} | row)))  # type: ignore[arg-type]
+    tuning = set_up(TuneSettings(minutes=0, seed=seed, evals=0, threads=1, **({"scheme": "upper"} | row)))  # type: ignore[arg-type]
     dev = tuning.task.dev
     before = option_scores(tuning.scorer, dev)
-    tuning.attach()
+    tuning.warm_up()
     started = time.process_time()
-    tuning.train()
+    Loop(tuning).run()
     seconds = time.process_time() - started
     after = option_scores(tuning.scorer, dev)
     return row | {

@@ -7,26 +7,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zerograd import noise, optim
+    from zerograd import noise, optim, tune
+    from zerograd.integrations.transformers import ZerothOrderConfig, ZerothOrderMixin
+    from zerograd.runs.replayed import load
 
 from zerograd.version import __version__
 
-__all__ = ["__version__", "load", "noise", "optim"]
+__all__ = ["ZerothOrderConfig", "ZerothOrderMixin", "__version__", "load", "noise", "optim", "tune"]
 
+_PACKAGES = ("noise", "optim", "tune")
 
-def load(path: str, base: str = "", device: str = "cpu") -> Any:
-    """A tuned model from its shipped file, its journal, or the folder of its run: an object with `model` and `tokenizer`.
-
-    base: the model that the run began from, where it is now; where it was then, when empty.
-    Raises FileNotFoundError, ValueError for another base or a damaged file, or ModuleNotFoundError without the extra `text`.
-    """
-    from zerograd.runs import replayed as journals
-
-    return journals.replayed(journals.read(journals.find(path)), base, device=device)
+_OBJECTS = {
+    "load": "zerograd.runs.replayed",
+    "ZerothOrderConfig": "zerograd.integrations.transformers",
+    "ZerothOrderMixin": "zerograd.integrations.transformers",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load a part when it is first asked for, so that the command line can prepare the environment before torch."""
-    if name in ("noise", "optim"):
+    if name in _PACKAGES:
         return import_module(f"zerograd.{name}")
+    if name in _OBJECTS:
+        return getattr(import_module(_OBJECTS[name]), name)
     raise AttributeError(f"module 'zerograd' has no attribute {name!r}")

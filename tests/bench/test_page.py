@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from tests.bench.leaderboard import row, write_lines
 from zerograd.bench import page, rows
 from zerograd.cli import main
@@ -39,6 +41,7 @@ def test_the_page_needs_nothing_else_and_names_the_losers(tmp_path):
     assert text.count("<svg") == 3
 
 
+@pytest.mark.full
 def test_figures_show_where_most_stand_and_names_that_have_room(tmp_path):
     most, before = "0" * 10 + "1" * 90, {"accuracy_before": 0.8}
     found = [row("mezo", 0, most, **before), row("worst", 0, "0" * 99 + "1", **before)]

@@ -23,11 +23,13 @@ from zerograd.bench.runner import Runner
 from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Search
 from zerograd.cli import main
+from zerograd.machine.files import locked_folder
 from zerograd.optim import METHODS
 from zerograd.text import evaluation
 from zerograd.text.data import tasks
 from zerograd.text.models import loading as models
-from zerograd.tune import resume as recording
+
+pytestmark = pytest.mark.full
 
 FEW = {"evaluations": 8, "rows": {"dev": 8, "test": 10}, "settings": {"batch_size": 4, "threads": 1}, "search": {"rungs": 1}}
 
@@ -89,8 +91,8 @@ def scored(monkeypatch) -> list[set[str]]:
 def splits_of(path: Path, tmp_path: Path) -> dict[str, set[str]]:
     made = Runner(study.read(path), tmp_path / "out")
     cell = next(iter(made.study.cells))
-    from zerograd.tune.run import task_of
     from zerograd.tune.settings import TuneSettings
+    from zerograd.tune.task import task_of
 
     whole = task_of(TuneSettings(task=made._task(cell)))
     return {name: {example.row["text"] for example in getattr(whole, name)} for name in ("train", "dev", "test")}
@@ -225,7 +227,7 @@ def test_from_the_command_line_to_the_tables_in_processes_of_their_own(folder, t
     assert row["settings"]["lr"] == 2 * METHODS["momentum"].RATE
     assert row["state_bytes"] > 0 < row["peak_bytes"]
     before = (out / "leaderboard.jsonl").read_bytes()
-    with recording.alone(out / "tiny" / row["method"]), pytest.raises(journal.JournalLocked):
+    with locked_folder(out / "tiny" / row["method"]), pytest.raises(journal.JournalLocked):
         Runner(study.read(path), out).again(row["key"])
     assert main(["bench", "run", str(path), "--out", str(out), "--again", row["key"]]) == 0
     assert "the same answers and dev losses" in " ".join(capsys.readouterr().out.split())
@@ -273,7 +275,7 @@ def test_another_scheme_answers_the_same_test_rows_of_another_model(folder, task
         ({"reference": "mezzo"}, "reference is 'mezzo'; choose of mezo, "),
         ({"grids": {"momentum": {"beta": [0.9, 2]}}}, "method momentum, scheme upper: beta is 2"),
         ({"methods": ["adam"], "grids": {"adam": {"betas": [["0.9", 0.5]]}}}, "betas are ['0.9', 0.5]; they must be two numbers"),
-        ({"methods": "mezo"}, "methods is 'mezo'; it must be a list of names"),
+        ({"methods": "mezo"}, "methods is 'mezo'; it must be a list of texts"),
         ({"tasks": ["nowhere"]}, "task 'nowhere' is not one of"),
         ({"tasks": ["squad"]}, "task squad has free answers"),
         ({"prompts": ["polite"]}, "prompts has 'polite'; choose of aligned, plain"),
@@ -283,7 +285,7 @@ def test_another_scheme_answers_the_same_test_rows_of_another_model(folder, task
         ({"seeds": [0, -1]}, "seeds has -1"),
         ({"evaluations": 0}, "evaluations and seconds are both 0"),
         ({"evaluations": 0, "seconds": 5}, "search.evaluations is 0"),
-        ({"evaluations": 1.5}, "evaluations is 1.5; it must be a number"),
+        ({"evaluations": 1.5}, "evaluations is 1.5; it must be a whole number"),
         ({"seconds": 5, "settings": {"schedule": "linear"}}, "a schedule that falls to one end"),
         ({"settings": {"seed": 3}}, "settings has 'seed'"),
         ({"settings": {"batch": 3}}, "settings has 'batch'"),

@@ -128,6 +128,7 @@ def test_seeds_are_paired_on_one_set_of_test_rows(tmp_path):
     assert (line.gain, line.seeds) == (0.5, 3)
 
 
+@pytest.mark.full
 def test_the_interval_of_a_few_seeds_holds_the_truth_as_often_as_it_says():
     """Where seeds decide, as where rows do."""
     draw = np.random.default_rng(0)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.cli.runs import ROWS
 from tests.text.data.files import write
-from tests.text.tiny import characters
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny Llama of characters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.text.tiny import characters
+
     path = tmp_path_factory.mktemp("models") / "llama"
     torch.manual_seed(0)
     size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}

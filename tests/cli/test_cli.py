@@ -25,6 +25,8 @@ from zerograd.runs import folder as runs
 from zerograd.text import evaluation
 from zerograd.tune.settings import TuneSettings
 
+pytestmark = pytest.mark.full
+
 
 def test_a_table_is_tuned_on_evaluated_and_predicted(folder, data, tmp_path, capsys):
     out = tmp_path / "run"

@@ -23,6 +23,8 @@ from zerograd.evaluate.trace import UnresolvedOperation
 from zerograd.queries import plan as plans
 from zerograd.queries.plan import branch
 
+pytestmark = pytest.mark.full
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 64}
 GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}

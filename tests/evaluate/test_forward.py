@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.evaluate.small import WIDTH, check, loss, score, small, some_ids
 from tests.oracles import perturb_in_place
@@ -159,10 +158,13 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.full
 @every_family
 @pytest.mark.parametrize("tied", [True, False])
 def test_nothing_as_large_as_the_largest_weight_is_made(family: str, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a head of a few columns, no operation makes an eighth of the embedding; dense noise comes in chunks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     monkeypatch.setattr(products, "BUFFER", 1 << 12)
     monkeypatch.setattr(workers, "each", lambda work, items, most=None: [work(item) for item in items])  # where the mode sees it
     torch.manual_seed(0)

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import zerograd as zg
-from tests.oracles.methods import Net, batch, every_method, exact, same, stored
-from zerograd.evaluate import micro_batch as fit
+from tests.oracles.methods import Net, batch, every_query, exact, same, stored
 from zerograd.evaluate.micro_batch import Fit, Live
+from zerograd.machine import memory
 
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory"),
-    MemoryError(),
-    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
-]
+OUT_OF_MEMORY = {
+    "accelerator": torch.OutOfMemoryError("CUDA out of memory"),
+    "python": MemoryError(),
+    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+}
 
 
 class Limited:
@@ -33,9 +33,17 @@ class Limited:
         return self.net.losses(tokens)
 
 
-@every_method
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["accelerator", "python", "cpu"])
-def test_out_of_memory_halves_the_examples_and_gives_the_same_step(method, error):
+@every_query
+def test_out_of_memory_halves_the_examples_and_gives_the_same_step(method):
+    halved(method, OUT_OF_MEMORY["accelerator"])
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+def test_every_kind_of_memory_runs_out_alike(error):
+    halved(zg.optim.MeZO, error)
+
+
+def halved(method, error):
     net, twin = Net(), Net()
     opt, whole = (method(n, lr=0.1, self_check=False) for n in (net, twin))
     copies = opt.plan(1).copies
@@ -60,7 +68,7 @@ def test_one_example_that_does_not_fit_is_an_error_that_leaves_the_weights():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(torch.OutOfMemoryError):
-            opt.step(Limited(net, 0, OUT_OF_MEMORY[0]), batch())
+            opt.step(Limited(net, 0, OUT_OF_MEMORY["accelerator"]), batch())
     assert same(stored(opt), before)
 
 
@@ -127,4 +135,4 @@ def test_a_micro_batch_that_is_no_number_is_refused(value):
 
 
 def test_free_memory_is_what_the_machine_has():
-    assert 1 << 20 < fit.free_bytes() < 1 << 50
+    assert 1 << 20 < memory.free_bytes() < 1 << 50

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.oracles import perturb_in_place
+from tests.tiers import tiers
 from zerograd.directions.family import Directions
 from zerograd.evaluate.score import score_batch, score_closure
 from zerograd.evaluate.trace import UnresolvedOperation
@@ -238,8 +238,8 @@ RIGHT_OR_REFUSED: dict[str, Case] = {
     "recurrent cell": lambda m, b: m.cell(b["x"][:, 0]),
 }
 
-families = pytest.mark.parametrize("family", ["dense-shared", "dense-gaussian-each", "rank1-each"])
-sizes = pytest.mark.parametrize("examples", [2, 3, 4])
+families = tiers("family", ["dense-shared", "rank1-each"], ["dense-gaussian-each"])
+sizes = tiers("examples", [4], [2, 3])
 
 
 TWINS: defaultdict[str, perturb_in_place.Twins] = defaultdict(perturb_in_place.Twins)
@@ -289,7 +289,7 @@ def test_right_or_refused(name: str, family: str, examples: int) -> None:
 
 
 @pytest.mark.parametrize("name", [*EXACT, *RIGHT_OR_REFUSED])
-@pytest.mark.parametrize("family", ["dense-shared", "rank1-shared"])
+@tiers("family", ["rank1-shared"], ["dense-shared"])
 def test_closures_take_any_operation(name: str, family: str) -> None:
     """With one variant for everything only reading or renormalising a value is refused."""
     case, model, batch = (EXACT | RIGHT_OR_REFUSED)[name], Parts(), batch_of(2)
@@ -354,8 +354,11 @@ def test_refusals_name_the_parameter(name: str, family: str) -> None:
         run()
 
 
+@pytest.mark.full
 @families
 def test_grouped_experts_are_refused_with_the_mend(family: str) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     model = MixtralForCausalLM(MixtralConfig(**sizes, vocab_size=11, num_local_experts=4)).eval()
     model.set_experts_implementation("grouped_mm")

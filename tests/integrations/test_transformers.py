@@ -23,8 +23,11 @@ from zerograd.integrations.transformers import ZerothOrderConfig, ZerothOrderMix
 from zerograd.optim import METHODS
 from zerograd.text.data import order
 from zerograd.text.scoring import Batch, Scorer
-from zerograd.tune.run import Tuning
+from zerograd.tune.loop import Loop
 from zerograd.tune.settings import TuneSettings
+from zerograd.tune.setup import set_up
+
+pytestmark = pytest.mark.full
 
 
 class ZOTrainer(ZerothOrderMixin, Trainer):
@@ -109,9 +112,9 @@ def test_trainer_and_sft_trainer_give_the_weights_of_zerograd_tune_bit_for_bit(t
     settings = TuneSettings(
         model=str(folder), data=(str(data),), out=str(tmp_path / "run"), scheme="full", method=method, batch_size=4, minutes=0,
         steps=7, lr=0.03, seed=11, evals=0, threads=1,
-    )  # fmt: skip
-    tuning = Tuning(settings)
-    tuning.train()
+    ).resolved()  # fmt: skip
+    tuning = set_up(settings)
+    Loop(tuning).run()
     expected = weights(tuning.model)
     examples = [(tuning.scorer.encoder.prompt_ids(e), tuning.scorer.encoder.answer_ids(e)) for e in tuning.task.train]
     config = ZerothOrderConfig(method=method, eps=settings.eps, seed=11)

@@ -221,6 +221,7 @@ def test_a_tensor_that_is_seen_otherwise_is_refused(tmp_path):
         zg.optim.MeZO([(f"1.{name}", p) for name, p in net[1].named_parameters()]).load_state_dict(saved)
 
 
+@pytest.mark.full
 def test_a_file_that_may_not_grow_ends_a_step_with_the_weights_as_they_were(tmp_path):
     """By the system's own limit of a file's size, in a process of its own."""
     code = f"""

@@ -68,7 +68,7 @@ def test_a_full_disk_leaves_the_older_snapshot_and_no_partial_file(tmp_path, mon
     def full(tensor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("zerograd.journal.snapshot._bytes", full)
+    monkeypatch.setattr("zerograd.journal.snapshot.tensor_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         snapshot.take()
     assert (tmp_path / ".best").read_bytes() == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zerograd.evaluate import micro_batch as fit
+from zerograd.machine import memory
 from zerograd.planner import machine
 
 GROUPED = {
@@ -28,9 +28,9 @@ def test_a_containers_limit_is_what_can_be_had(case, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     there = tmp_path / "proc", tmp_path / "groups"
-    assert fit.container(*there) == [(3_000_000, 2_000_000)]
-    assert fit.host_bytes(*there) == 2_000_000
-    monkeypatch.setattr(fit, "container", lambda *given: [(3_000_000, 2_000_000)])
+    assert memory.container(*there) == [(3_000_000, 2_000_000)]
+    assert memory.host_bytes(*there) == 2_000_000
+    monkeypatch.setattr(memory, "container", lambda *given: [(3_000_000, 2_000_000)])
     assert machine._memory("cpu") == (3_000_000, 2_000_000)
 
 
@@ -42,5 +42,5 @@ def test_without_a_limit_the_machines_memory_can_be_had(tmp_path):
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text(str(2**63 - 4096))
     (tmp_path / "memory" / "memory.usage_in_bytes").write_text("4096")
     (tmp_path / "memory.max").write_text("max\n")
-    assert fit.host_bytes(tmp_path, tmp_path) == 8000 * 1024
-    assert fit.host_bytes(tmp_path / "nowhere", tmp_path) is None
+    assert memory.host_bytes(tmp_path, tmp_path) == 8000 * 1024
+    assert memory.host_bytes(tmp_path / "nowhere", tmp_path) is None

@@ -201,12 +201,14 @@ def updated_by(how: str, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.full
 def test_without_numba_updates_give_the_same_weights_and_warns_exactly_once():
     name, digest = digest_of_updates()
     assert name == "zerograd.noise.compiled"
     assert updated_by("absent") == ["zerograd.noise.reference", digest, "1"]
 
 
+@pytest.mark.full
 def test_the_environment_chooses_torch_with_the_same_weights_and_no_warning():
     _, digest = digest_of_updates()
     assert updated_by("present", ZEROGRAD_NOISE="torch") == ["zerograd.noise.reference", digest, "0"]

@@ -9,12 +9,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.noise.tensors import AT, FAMILIES, STORAGES, same, stored, weights
+from tests.noise.tensors import AT, FAMILIES, same, stored, weights
+from tests.tiers import tiers
 from zerograd.noise import gpu, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 every_family = pytest.mark.parametrize("family", FAMILIES)
-every_storage = pytest.mark.parametrize("storage", STORAGES)
+every_storage = tiers("storage", ["split"], ["float32", "bfloat16"])
 
 
 def updated(
@@ -30,8 +31,8 @@ def updated(
 
 
 @every_family
-@pytest.mark.parametrize("first", [0, 77, 256])
-@pytest.mark.parametrize("columns", [1, 130, 300])
+@tiers("first", [77], [0, 256])
+@tiers("columns", [300], [1, 130])
 def test_fill(family, first, columns):
     rows = torch.tensor([5, 0, 70_000, 9, 3, 1, 2, 8, 11])
     mine, expected = (torch.full((2, 9, columns), torch.nan, device=device) for device in (DEVICE, "cpu"))
@@ -42,8 +43,8 @@ def test_fill(family, first, columns):
 
 @every_family
 @every_storage
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("coefficients", [[0.3], [0.01, -0.01], [1e-3, -2.0, 0.0]], ids=len)
+@tiers("dtype", [torch.bfloat16], [torch.float32])
+@tiers("coefficients", [[0.01, -0.01]], [[0.3], [1e-3, -2.0, 0.0]], ids=len)
 def test_perturb(family, storage, dtype, coefficients):
     weight, remainder, _ = stored(weights((9, 270), 1), storage)
     rows = torch.arange(9).flip(0) + 5
@@ -57,8 +58,8 @@ def test_perturb(family, storage, dtype, coefficients):
 
 @every_family
 @every_storage
-@pytest.mark.parametrize("decay", [1.0, 0.99])
-@pytest.mark.parametrize("multipliers", [[0.3], [0.2, 0.0, -0.7], [0.0]], ids=len)
+@tiers("decay", [0.99], [1.0])
+@tiers("multipliers", [[0.3]], [[0.2, 0.0, -0.7], [0.0]], ids=str)
 def test_update(family, storage, decay, multipliers):
     exact = weights((11, 300), 2)
     addresses = [AT._replace(direction=i) for i in range(len(multipliers))]
@@ -69,8 +70,8 @@ def test_update(family, storage, decay, multipliers):
 
 
 @every_storage
-@pytest.mark.parametrize("decay", [1.0, 0.99])
-@pytest.mark.parametrize("factors", [1, 5])
+@tiers("decay", [0.99], [1.0])
+@tiers("factors", [5], [1])
 def test_update_low_rank(storage, decay, factors):
     exact, left, right = weights((11, 300), 3), torch.randn(factors, 11), torch.randn(factors, 300)
     left[factors // 2] *= factors > 1  # a direction with no coefficient

@@ -266,6 +266,7 @@ def test_noise_has_mean_0_and_the_documented_moments(family, at):
             assert abs(z_score(z**power, moment)) < LIMIT
 
 
+@pytest.mark.full
 def test_gaussian_noise_is_normal_by_kolmogorov_and_smirnov():
     from scipy import stats
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import zerograd as zg
 from tests.oracles.methods import Net, batch, every_storage, exact, same, stored
@@ -142,7 +141,10 @@ def test_first_order_steps_are_those_of_torch(ours, theirs):
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.full
 def test_checkpointing_gives_the_same_gradient_with_fewer_activations():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2)

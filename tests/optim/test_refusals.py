@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import zerograd as zg
-from tests.oracles.methods import COMMON, Net, batch, every_method, per_example_only, same, shared_only, stored
+from tests.oracles.methods import COMMON, Net, batch, methods, same, shared_and_own, stored
 from zerograd.evaluate.trace import UnresolvedOperation
 from zerograd.optim.base import NotPure
 
@@ -21,7 +21,7 @@ MeZO, PerExample = zg.optim.MeZO, zg.optim.PerExample
 # Settings.
 
 
-@every_method
+@shared_and_own
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -40,7 +40,7 @@ def test_a_setting_outside_its_range_raises_an_error_with_its_name_and_value(met
         method(Net(), **{field: value})
 
 
-@every_method
+@methods("mezo")
 @pytest.mark.parametrize(("field", "value"), [("eps", 0.0), ("eps", math.nan), ("lr", -1.0), ("weight_decay", math.nan)])
 def test_a_group_setting_outside_its_range_raises_as_the_default_would(method, field, value):
     net = Net()
@@ -71,13 +71,13 @@ def test_an_unknown_self_check_is_refused(value):
 # Parameters.
 
 
-@every_method
+@methods("mezo")
 def test_nothing_trainable_is_refused(method):
     with pytest.raises(ValueError, match="nothing is trainable"):
         method(Net().requires_grad_(False))
 
 
-@every_method
+@methods("mezo")
 @pytest.mark.parametrize("params", [[], nn.Identity()], ids=["none", "module without parameters"])
 def test_no_parameters_at_all_are_refused(method, params):
     with pytest.raises(ValueError, match=r"no parameters|nothing is trainable"):
@@ -95,7 +95,7 @@ def refused(opt: Any, error: type[Exception], match: str, *arguments: Any) -> No
     assert opt.steps == 0
 
 
-@every_method
+@shared_and_own
 @pytest.mark.parametrize(
     ("data", "match"),
     [
@@ -111,7 +111,7 @@ def test_a_batch_without_whole_examples_is_refused(method, data, match):
     refused(method(Net()), ValueError, match, Net().losses, data)
 
 
-@every_method
+@shared_and_own
 @pytest.mark.parametrize(
     "reshape",
     [
@@ -130,7 +130,7 @@ def test_an_objective_that_does_not_return_one_loss_an_example_is_refused(method
     refused(method(net), ValueError, "one loss an example", lambda tokens: reshape(net.losses(tokens)), batch())
 
 
-@every_method
+@shared_and_own
 def test_a_first_run_that_differs_from_the_next_two_is_forgiven(method):
     """Libraries choose their kernels in it."""
     net, calls = Net(), []
@@ -145,25 +145,25 @@ def test_a_first_run_that_differs_from_the_next_two_is_forgiven(method):
     assert calls[:3] == [4, 4, 4]
 
 
-@every_method
+@shared_and_own
 def test_an_objective_that_is_not_pure_is_refused_at_the_first_step(method):
     net, dropout = Net(), nn.Dropout(0.5)
     refused(method(net), NotPure, "not pure", lambda tokens: dropout(net.losses(tokens)), batch(32))
 
 
-@shared_only
+@methods("mezo", "fzoo")
 def test_a_closure_that_draws_new_data_is_refused_at_the_first_step(method):
     net, seeds = Net(), iter(range(100))
     refused(method(net), NotPure, "not pure", lambda: net.losses(batch(seed=next(seeds))).mean())
 
 
-@shared_only
+@methods("mezo", "fzoo")
 def test_a_closure_that_returns_a_vector_is_refused(method):
     net = Net()
     refused(method(net), ValueError, r"closure returned shape \(4,\)", lambda: net.losses(batch()))
 
 
-@per_example_only
+@methods("rank1", "grzo")
 def test_per_example_directions_refuse_a_closure(method):
     net = Net()
     refused(method(net), ValueError, r"step\(objective, batch\)", lambda: net.losses(batch()).mean())
@@ -198,7 +198,7 @@ def test_plain_per_example_coefficients_take_a_batch_of_one():
     assert not same(stored(opt), before)
 
 
-@every_method
+@shared_and_own
 def test_a_batch_whose_examples_do_not_lead_is_refused(method):
     net = Net()
     message = "one loss an example|leading dimension"

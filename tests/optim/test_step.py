@@ -15,13 +15,12 @@ import zerograd as zg
 from tests.oracles.methods import (
     Net,
     batch,
-    every_method,
-    every_storage,
+    every_query_in_split,
     exact,
+    methods,
     mezo_only,
     per_example_only,
     same,
-    shared_only,
     stored,
 )
 from zerograd.directions.family import Directions
@@ -90,7 +89,7 @@ def test_fzoo_subtracts_the_mean_of_its_directions_weighted_by_standardised_loss
         torch.testing.assert_close(after[i], before[i] - 0.1 * slot.scale * mean, rtol=1e-4, atol=1e-6)
 
 
-@shared_only
+@methods("mezo", "mezo-populations", "fzoo", "leave-one-out", "sign-published", "conservative", "kerzoo", "hizoo")
 @pytest.mark.parametrize("relative", [True, False])
 def test_a_closure_and_a_batch_give_the_same_step(method, relative):
     net, other = Net(), Net()
@@ -120,8 +119,7 @@ def test_sums_and_weights_give_the_step_of_their_quotient():
     assert math.isclose(opt.info.difference, twin.info.difference, rel_tol=1e-3)
 
 
-@every_method
-@every_storage
+@every_query_in_split
 def test_the_returned_loss_is_near_that_of_the_clean_model_and_evaluate_gives_it(method, storage):
     net = Net()
     opt = method(net, lr=0.0, eps=1e-3, storage=storage)
@@ -164,6 +162,7 @@ def test_a_standardised_relative_step_changes_a_weight_by_lr_over_root_batch():
     assert float(change) == pytest.approx(1e-3 / 8, rel=0.1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("optimiser", "closure"), [(zg.optim.MeZO, False), (zg.optim.MeZO, True), (zg.optim.PerExample, False)])
 def test_a_compiled_module_is_perturbed_as_it_is_written(optimiser: Any, closure: bool) -> None:
     """A graph captured before a step knows nothing of a perturbation: it must not be what is evaluated."""

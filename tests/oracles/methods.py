@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import zerograd as zg
+from tests.tiers import full, tiers
 from zerograd.directions.family import Directions
 from zerograd.update import apply
 
@@ -47,26 +48,80 @@ COMMON: dict[str, Callable[..., Any]] = {
 }
 STORAGES = ("float32", "split", "bfloat16")
 
-every_method = pytest.mark.parametrize("method", COMMON.values(), ids=COMMON)
-every_storage = pytest.mark.parametrize("storage", STORAGES)
+# Axes: what a test runs over. Those of the six representatives in `split` are the quick tier, the others are `full`.
+
+REPRESENTATIVES = ("mezo", "rank1", "fzoo", "adam", "lozo-m", "hizoo")
+FAMILIES = (
+    *("mezo", "mezo-gaussian", "rank1", "rank2-gaussian", "rank2-plain", "grzo", "lozo", "subzero", "zo-muon"),
+    *("hizoo", "sparse-mezo", "static-mask", "block-wise"),
+)
+"""A method of each kind of directions."""
+
+QUERIES = (
+    *("mezo", "mezo-populations", "fzoo", "rank1", "grzo", "leave-one-out", "sign-published", "conservative", "kerzoo", "hizoo"),
+)
+"""A method of each way to score directions, and to make coefficients of the scores."""
+
+RULES = (
+    *("mezo", "rank1", "momentum", "adam", "adamezo", "meazo", "sign", "lozo-m", "zo-muon", "hizoo", "sparse-mezo", "static-mask"),
+)
+"""A method of each kind of State."""
 
 
-def _some(names: list[str]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("method", [COMMON[name] for name in names], ids=names)
+def methods(*names: str) -> pytest.MarkDecorator:
+    """A test's `method`."""
+    return pytest.mark.parametrize(
+        "method", [pytest.param(COMMON[name], id=name, marks=[] if name in REPRESENTATIVES else [full]) for name in names]
+    )
 
 
-mezo_only = _some(["mezo", "mezo-gaussian"])
-shared_only = _some([name for name in COMMON if not name.startswith(("rank", "grzo"))])
-per_example_only = _some([name for name in COMMON if name.startswith(("rank", "grzo"))])
-plain_only = _some(["mezo", "mezo-gaussian", "rank1-plain", "rank2-plain"])
+def pairs(in_split: Iterable[str], elsewhere: Iterable[str] = ()) -> pytest.MarkDecorator:
+    """A test's `method` and `storage`: some methods in `split`, and some in float32 and bfloat16."""
+    found = [(name, "split") for name in in_split]
+    found += [(name, storage) for storage in ("float32", "bfloat16") for name in elsewhere]
+    return pytest.mark.parametrize(
+        ("method", "storage"),
+        [
+            pytest.param(COMMON[name], storage, id=f"{name}-{storage}", marks=[] if quick(name, storage) else [full])
+            for name, storage in found
+        ],
+    )
+
+
+def quick(name: str, storage: str) -> bool:
+    return name in REPRESENTATIVES and storage == "split"
+
+
+every_method = methods(*COMMON)
+every_storage = tiers("storage", ["split"], ["float32", "bfloat16"])
+every_method_in_split = pairs(COMMON, REPRESENTATIVES)
+"""What any method may do wrong, and any storage."""
+
+every_rule_in_every_storage = pairs(COMMON, RULES)
+"""What a State may do wrong in one storage."""
+
+every_family = methods(*FAMILIES)
+every_family_in_split = pairs(FAMILIES, ("mezo", "rank1"))
+every_family_in_every_storage = pairs(FAMILIES, FAMILIES)
+every_query = methods(*QUERIES)
+every_query_in_split = pairs(QUERIES, ("mezo", "rank1"))
+every_query_in_every_storage = pairs(QUERIES, QUERIES)
+every_rule_in_split = pairs(RULES)
+shared_and_own = methods("mezo", "rank1")
+"""What is asked of code that all methods share: with directions of the batch, and of each example."""
+
+mezo_only = methods("mezo", "mezo-gaussian")
+shared_only = methods(*(name for name in COMMON if not name.startswith(("rank", "grzo"))))
+per_example_only = methods(*(name for name in COMMON if name.startswith(("rank", "grzo"))))
+plain_only = methods("mezo", "mezo-gaussian", "rank1-plain", "rank2-plain")
 """Those whose mean step is the gradient's."""
 
-pass_sharing_only = _some(
-    [
+pass_sharing_only = methods(
+    *(
         name
         for name in COMMON
         if name.startswith(("mezo", "rank", "fzoo", "leave", "sign-p", "subzero", "conserv", "kerzoo", "meazo"))
-    ]
+    )
 )
 """Those whose steps need nothing of a weight but itself: many are done in a pass over it."""
 

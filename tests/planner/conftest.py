@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.planner.described import saved
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    from tests.planner.described import saved
+
     return saved(tmp_path_factory.mktemp("plan") / "llama")

@@ -10,7 +10,7 @@ from transformers import (
 
 from tests.text.tiny import characters
 from zerograd.planner import planned
-from zerograd.tune.settings import PlanSettings
+from zerograd.planner.settings import PlanSettings
 
 DESCRIBED = {"device": "cpu", "memory": "16GB", "flops": "1TFLOPS", "bandwidth": "20GB/s"}
 FLAGS = [part for name, value in DESCRIBED.items() for part in (f"--{name}", value)]

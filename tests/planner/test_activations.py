@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from transformers import (
-    AutoModelForCausalLM,
+    AlbertConfig,
     AutoModelForSeq2SeqLM,
     BertConfig,
     Gemma2Config,
@@ -23,9 +23,11 @@ from tests.planner.described import DESCRIBED, llama, trained
 from zerograd.evaluate.micro_batch import Live
 from zerograd.evaluate.shared_prefix import prefix_of
 from zerograd.planner import activations, kept, machine, seconds, shapes
+from zerograd.planner.settings import PlanSettings
 from zerograd.text.models import head, schemes
 from zerograd.text.models import loading as models
-from zerograd.tune.settings import PlanSettings
+
+pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(8, 16), (2, 64), (64, 64)])
@@ -103,22 +105,32 @@ def test_capped_logits_are_made_of_all_positions():
     assert activations.evaluated(found, 4, 32, torch.bfloat16, 32) == pytest.approx(live.peak, rel=0.25)
 
 
-@pytest.mark.parametrize("case", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("case", ["llama", "gpt2", "opt", "bert", "t5", "albert"])
 def test_layers_below_run_once_where_a_run_can_cut_there(case):
+    """9 branches through half of the layers and one pass through the rest; of T5 the encoder, frozen, in one pass; ALBERT has one
+    layer, which it repeats.
+    """
     small = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config, cuts = {
-        "llama": (LlamaConfig(hidden_size=32, intermediate_size=48, **small), True),
-        "gpt2": (GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1), False),
-        "opt": (OPTConfig(hidden_size=32, ffn_dim=48, word_embed_proj_dim=32, **small), False),
+    six = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 6, "num_decoder_layers": 2, "num_heads": 4}
+    wide = {"hidden_size": 32, "intermediate_size": 48, **small}
+    config, head, share = {
+        "llama": (LlamaConfig(**wide), "causal", 5 / 9),
+        "gpt2": (GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1), "causal", 5 / 9),
+        "opt": (OPTConfig(hidden_size=32, ffn_dim=48, word_embed_proj_dim=32, **small), "causal", 5 / 9),
+        "bert": (BertConfig(**wide), "masked", 5 / 9),
+        "t5": (T5Config(vocab_size=50, **six), "seq2seq", 1 / 9),
+        "albert": (AlbertConfig(embedding_size=16, **wide), "masked", 1),
     }[case]
-    found = shapes._measured(config, "causal", 4)
-    model = schemes.select(AutoModelForCausalLM.from_config(config).eval(), "upper")
-    assert activations.cuts(found) == cuts == (prefix_of(model, torch.ones(2, 4, dtype=torch.long)) is not None)
+    found = shapes._measured(config, head, 4)
+    model = schemes.select(getattr(transformers, models.HEADS[head]).from_config(config).eval(), "upper", head=head)
+    ids = torch.ones(2, 4, dtype=torch.long)
+    more = {"decoder_input_ids": ids} if head == "seq2seq" else {}
+    assert activations.cuts(found) == (share < 1) == (prefix_of(model, lambda: model(input_ids=ids, **more).logits) is not None)
     place = machine.Machine("cpu", "", 10**10, 10**10, 1e9, 1e10, 0, 1, ())
-    clock = seconds.Clock(found, place, PlanSettings(**DESCRIBED), 0.0, cuts)
+    clock = seconds.Clock(found, place, PlanSettings(**DESCRIBED), 0.0, share < 1)
     optimizer = kept.instance("fzoo")
     whole, upper = (clock.tuned(optimizer, scheme, kept.Kept(0, 0, 0), 8) for scheme in ("full", "upper"))
-    assert upper / whole == pytest.approx(5 / 9 if cuts else 1, rel=0.05)
+    assert upper / whole == pytest.approx(share, rel=0.05)
 
 
 def test_sequence_to_sequence_rows_go_through_the_encoder():

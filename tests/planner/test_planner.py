@@ -18,13 +18,15 @@ from transformers import (
 from tests.planner.described import DESCRIBED, FLAGS, llama, rows_of, saved, trained
 from tests.text.data.files import write
 from zerograd.cli import main
-from zerograd.evaluate import micro_batch as fit
+from zerograd.machine import memory
 from zerograd.optim import FZOO, METHODS
 from zerograd.planner import kept, machine, planned, shapes
+from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import shape
 from zerograd.text.models import loading as models
 from zerograd.text.models import schemes
-from zerograd.tune.settings import PlanSettings
+
+pytestmark = pytest.mark.full
 
 
 def test_a_folder_is_counted_as_it_loads_and_no_weight_is_read(folder, tmp_path):
@@ -54,14 +56,14 @@ def test_experts_have_a_plan_or_a_line_that_says_why_not(storage, code, tmp_path
 
 
 def test_what_is_not_told_of_free_memory_is_all_there_is(monkeypatch):
-    monkeypatch.setattr(fit, "host_bytes", lambda: None)
+    monkeypatch.setattr(memory, "host_bytes", lambda: None)
     there, free = machine._memory("cpu")
     assert free == there > 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert fit.free_bytes() == fit.UNTOLD
-    monkeypatch.setattr(fit, "host_bytes", lambda: 0)
+    assert memory.free_bytes() == memory.FREE_WHERE_UNKNOWN
+    monkeypatch.setattr(memory, "host_bytes", lambda: 0)
     assert machine._memory("cpu") == (there, 0)
-    assert fit.free_bytes() == 0
+    assert memory.free_bytes() == 0
 
 
 @pytest.mark.parametrize("storage", ["auto", "float32", "bfloat16"])
@@ -192,8 +194,8 @@ def test_commands_run_where_they_were_planned(folder, capsys):
 def test_measuring_is_said(folder, monkeypatch):
     monkeypatch.setattr(machine, "probed", lambda *given: {"resident": 1, "flops": 1e12, "bandwidth": 1e10})
     said: list[str] = []
-    for memory in ({"memory": "16GB"}, DESCRIBED):
-        settings = PlanSettings(model=str(folder), **{"device": "cpu"} | memory)
+    for given in ({"memory": "16GB"}, DESCRIBED):
+        settings = PlanSettings(model=str(folder), **{"device": "cpu"} | given)
         machine.machine(settings, shape(settings), said.append)
     assert said == ["measuring this machine"]
 

@@ -8,7 +8,9 @@ import torch
 from tests.planner.described import llama, rows_of
 from zerograd.planner import activations, kept, planned, probe, shapes
 from zerograd.planner.moved import Moved
-from zerograd.tune.settings import PlanSettings
+from zerograd.planner.settings import PlanSettings
+
+pytestmark = pytest.mark.full
 
 
 def test_a_measured_product_is_no_larger_than_a_slow_core_makes_in_two_seconds():

@@ -14,8 +14,10 @@ from transformers import (
 
 from tests.planner.described import rows_of, trained
 from zerograd.planner import shapes
+from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import shape
-from zerograd.tune.settings import PlanSettings
+
+pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import torch
 from tests.oracles.methods import (
     Net,
     batch,
-    every_method,
+    every_query,
     exact,
+    shared_and_own,
 )
 
 
@@ -21,7 +22,7 @@ def opt_copies(method: Any) -> int:
     return method(Net()).copies
 
 
-@every_method
+@every_query
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
     def trained(micro_batch):
@@ -47,7 +48,7 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights_in_parts, whole_weights, strict=True))
 
 
-@every_method
+@shared_and_own
 @pytest.mark.parametrize("micro_batch", [None, 1, 2])
 def test_settings_in_a_batch_reach_the_objective_as_they_are(method, micro_batch):
     """Whatever their length: class weights, a size, names of options; alone, in micro-batches and in the checks."""

@@ -10,12 +10,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.oracles.methods import Net, batch, every_method
+from tests.oracles.methods import FAMILIES, QUERIES, Net, batch, pairs
 from zerograd import noise
 from zerograd.evaluate.score import score_batch, score_closure
 from zerograd.noise import reference
 from zerograd.queries.plan import branch
 from zerograd.update import apply
+
+pytestmark = pytest.mark.full
 
 BETWEEN = {"_to_copy", "copy_", "index", "index_put_"}
 """Operations that every device allows between itself and the CPU."""
@@ -50,8 +52,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     return updated
 
 
-@every_method
-@pytest.mark.parametrize("storage", ["float32", "split"])
+@pairs(dict.fromkeys(FAMILIES + QUERIES))
 def test_scores_come_back_and_everything_else_stays_on_the_device(method, storage, kernels, monkeypatch):
     monkeypatch.setattr("zerograd.noise.exact.orthonormal", lambda rows: rows)  # which looks at values
     net = Net(tied=True).to("meta")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zerograd as zg
-from tests.oracles.methods import Net, batch, every_method, every_storage, pass_sharing_only, same, stored
+from tests.oracles.methods import Net, batch, every_rule_in_every_storage, pass_sharing_only, same, stored
 from zerograd import journal, noise
 from zerograd.journal import (
     Note,
@@ -54,8 +55,7 @@ def replayed(method: Any, storage: str, opt: Any, steps: list[Step]) -> list[tor
     return stored(fresh)
 
 
-@every_method
-@every_storage
+@every_rule_in_every_storage
 def test_a_replay_has_the_bits_of_the_run(method, storage, monkeypatch, recwarn):
     opt, records, weights = a_run(method, storage)
     assert [type(record) for record in records] == [Step, Step, Skip, Step, Step, Step, Step]
@@ -99,6 +99,7 @@ def test_many_steps_share_a_pass_over_a_tensor(method, monkeypatch, recwarn):
     assert len(passes) == len(opt.slots) * len(records)
 
 
+@pytest.mark.full
 @settings(max_examples=60)
 @given(st.lists(st.sampled_from(["step", "skip", "back", "note"]), max_size=14), st.data())
 def test_the_path_leads_to_the_weights_of_the_run(acts, data):

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 
-import pytest
+import numpy as np
 import torch
 
 from tests.oracles.methods import (
     Net,
     batch,
     every_method,
-    every_storage,
+    every_method_in_split,
     same,
     stored,
 )
 
 
-@every_method
-@every_storage
-def test_a_run_is_reproducible_from_its_seed_whatever_the_global_generator_does(method, storage):
+@every_method_in_split
+def test_a_run_is_reproducible_from_its_seed_whatever_the_global_generators_do(method, storage):
     runs = []
     for noise_seed, global_seed in ((3, 1), (3, 2), (4, 1)):
         net = Net()
         opt = method(net, lr=0.01, storage=storage, seed=noise_seed)
-        torch.manual_seed(global_seed)
-        before = torch.get_rng_state()
+        torch.manual_seed(global_seed), np.random.seed(global_seed), random.seed(global_seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
         for step in range(3):
             opt.step(net.losses, batch(seed=step))
-        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
         runs.append(stored(opt))
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
 
 
-@every_method
-@every_storage
+@every_method_in_split
 def test_a_saved_and_loaded_run_continues_bit_for_bit(method, storage):
     net, other = Net(), Net()
     opt = method(net, lr=0.01, weight_decay=0.1, storage=storage, seed=5)
@@ -72,8 +72,7 @@ def test_a_copied_run_continues_bit_for_bit(method):
     assert same(stored(opt), stored(twin))
 
 
-@every_method
-@pytest.mark.parametrize("storage", ["float32", "split"])
+@every_method_in_split
 def test_torchs_default_dtype_changes_no_bit(method, storage):
     def trained(default: torch.dtype) -> list[torch.Tensor]:
         net = Net()

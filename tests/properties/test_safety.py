@@ -14,7 +14,18 @@ import pytest
 import torch
 
 import zerograd as zg
-from tests.oracles.methods import COMMON, Net, batch, every_method, every_storage, same, shared_only, stored
+from tests.oracles.methods import (
+    COMMON,
+    Net,
+    batch,
+    every_query,
+    every_query_in_split,
+    every_rule_in_split,
+    pairs,
+    same,
+    shared_and_own,
+    stored,
+)
 from zerograd.evaluate.self_check import SelfCheckFailed
 from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite, NotPure
 
@@ -43,8 +54,7 @@ def calls_of_first_step(method: Any, storage: str) -> int:
     return counted.calls
 
 
-@every_method
-@every_storage
+@every_query_in_split
 def test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_they_were(method, storage):
     undisturbed = Net()
     twin = method(undisturbed, lr=0.01, storage=storage)
@@ -65,8 +75,7 @@ def test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_the
         assert same(stored(opt), stored(twin))
 
 
-@shared_only
-@every_storage
+@pairs(("mezo", "fzoo", "conservative", "hizoo"), ("mezo",))
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_in_a_closure_leaves_weights_as_they_were(method, storage, error):
     net = Net()
@@ -82,8 +91,7 @@ def test_an_error_in_a_closure_leaves_weights_as_they_were(method, storage, erro
         assert opt.steps == 1
 
 
-@every_method
-@every_storage
+@every_query_in_split
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_skips_the_step_and_is_counted(method, storage, value):
     net = Net()
@@ -99,7 +107,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_and_is_counted(method, storage
     assert (opt.steps, opt.skipped, opt.info.skipped) == (3, 1, False)
 
 
-@every_method
+@shared_and_own
 def test_ten_losses_in_a_row_that_are_not_finite_raise_and_a_good_one_starts_the_count_again(method):
     net = Net()
     opt = method(net, lr=0.01)
@@ -117,7 +125,7 @@ def test_ten_losses_in_a_row_that_are_not_finite_raise_and_a_good_one_starts_the
     assert opt.skipped == 19
 
 
-@every_method
+@shared_and_own
 def test_a_first_loss_of_nan_does_not_switch_the_checks_of_the_objective_off(method):
     net = Net()
     opt = method(net)
@@ -127,7 +135,7 @@ def test_a_first_loss_of_nan_does_not_switch_the_checks_of_the_objective_off(met
         opt.step(lambda tokens: net.losses(tokens) + torch.rand(len(tokens), generator=generator), batch())
 
 
-@every_method
+@every_query
 def test_an_objective_that_escapes_the_perturbed_forward_is_refused_and_nothing_moves(method):
     net = Net()
     opt = method(net, lr=0.01)
@@ -165,9 +173,8 @@ def pressed_in_updates(opt: Any) -> Iterator[list[int]]:
         yield presses
 
 
+@every_rule_in_split
 @pytest.mark.usefixtures("interruptible")
-@every_method
-@every_storage
 def test_ctrl_c_during_the_update_waits_for_its_end(method, storage):
     undisturbed, net = Net(), Net()
     twin = method(undisturbed, lr=0.01, weight_decay=0.1, storage=storage)
@@ -203,8 +210,8 @@ def test_ctrl_c_during_the_update_is_left_to_a_handler_that_the_program_has_set(
     assert all(same(state, stored(opt)) for state in heard)  # it is told when the update has ended
 
 
+@shared_and_own
 @pytest.mark.usefixtures("interruptible")
-@every_method
 def test_ctrl_c_during_the_evaluation_is_not_held_back(method):
     net = Net()
     opt = method(net, lr=0.01)

@@ -15,6 +15,8 @@ from torch import nn
 from tests.oracles.layer import SIGMAS, made, off
 from zerograd.directions.family import Directions
 
+pytestmark = pytest.mark.full
+
 
 def draws(opt: Any, count: int) -> Iterator[torch.Tensor]:
     """The directions of so many steps in the only tensor, a vector: float32 (directions, d)."""

@@ -9,8 +9,8 @@ from torch import nn
 from tests.oracles.methods import (
     Net,
     batch,
-    every_method,
-    every_storage,
+    every_family,
+    every_family_in_split,
     same,
     stored,
 )
@@ -29,8 +29,7 @@ class Reused(Net):
         return F.linear(self.norm(x + F.gelu(self.hidden(x))), self.embed.weight)
 
 
-@every_method
-@every_storage
+@every_family_in_split
 def test_tied_weights_are_one_slot_perturbed_in_both_uses_and_updated_once(method, storage):
     net = Net(tied=True)
     opt = method(net, lr=0.1, eps=1e-2, storage=storage, self_check="full")
@@ -47,8 +46,7 @@ def test_tied_weights_are_one_slot_perturbed_in_both_uses_and_updated_once(metho
     assert same(stored(opt), stored(twin))
 
 
-@every_method
-@every_storage
+@every_family_in_split
 def test_frozen_parameters_stay_and_leave_the_noise_of_the_others_as_it_was(method, storage):
     free, partly = Net(), Net()
     if storage != "float32":
@@ -68,7 +66,7 @@ def test_frozen_parameters_stay_and_leave_the_noise_of_the_others_as_it_was(meth
     assert torch.equal(partly.hidden.bias.float(), before[1].to(partly.hidden.bias.dtype).float())
 
 
-@every_method
+@every_family
 def test_every_vector_of_a_stack_moves(method):
     """As the weight of a depthwise convolution has them, when its parameters are given without it."""
     torch.manual_seed(0)

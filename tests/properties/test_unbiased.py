@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import zerograd as zg
-from tests.oracles.methods import Net, batch, every_method, every_storage, exact, plain_only
+from tests.oracles.methods import Net, batch, every_method_in_split, exact, plain_only
+from tests.tiers import full, tiers
 from zerograd.directions.family import Directions, Family
 from zerograd.evaluate.score import score_batch
 from zerograd.queries import plan as plans
@@ -87,6 +88,7 @@ def z_score(samples: list[float], expected: float) -> tuple[float, float]:
     return (float(values.mean()) - expected) / error, error
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 @pytest.mark.parametrize("relative", [True, False])
 def test_a_central_difference_is_the_directional_derivative_of_its_example(llama, family, relative):
@@ -112,6 +114,7 @@ METHODS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("method", "settings", "steps"), METHODS.values(), ids=METHODS)
 def test_the_mean_step_is_the_gradient_of_autograd(llama, method, settings, steps):
     opt = method(llama.model, lr=1.0, eps=1e-3, relative=False, seed=2, **settings)
@@ -151,6 +154,7 @@ SPREAD = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("shape", "rank", "distribution", "n", "factor"), SPREAD.values(), ids=SPREAD)
 def test_the_second_moment_of_an_estimate_is_the_known_multiple(shape, rank, distribution, n, factor):
     torch.manual_seed(0)
@@ -175,8 +179,8 @@ def test_the_second_moment_of_an_estimate_is_the_known_multiple(shape, rank, dis
 # Precision of many small updates.
 
 
-@pytest.mark.parametrize("family", [Family(), Family("gaussian"), Family(rank=1)], ids=str)
-@pytest.mark.parametrize("storage", ["float32", "split"])
+@tiers("family", [Family()], [Family("gaussian"), Family(rank=1)], ids=str)
+@tiers("storage", ["split"], ["float32"])
 def test_a_thousand_small_updates_follow_float64(family, storage):
     torch.manual_seed(0)
     slot = weights.collect([("w", nn.Parameter(torch.randn(16, 24)))], storage)[0]
@@ -203,8 +207,7 @@ def test_bfloat16_updates_below_half_an_ulp_add_up_on_average():
 # Learning.
 
 
-@every_method
-@every_storage
+@every_method_in_split
 def test_forty_steps_go_downhill(method, storage):
     net, tokens = Net(), batch(8)
     opt = method(net, storage=storage)
@@ -216,7 +219,7 @@ def test_forty_steps_go_downhill(method, storage):
 
 
 @plain_only
-@pytest.mark.parametrize(("storage", "left"), [("float32", 1e-3), ("split", 3e-2)])
+@pytest.mark.parametrize(("storage", "left"), [pytest.param("float32", 1e-3, marks=full), ("split", 3e-2)])
 def test_a_quadratic_of_25_dimensions_is_solved_within_600_queries(method, storage, left):
     generator = torch.Generator().manual_seed(0)
     matrix, vector = (nn.Parameter(torch.randn(s, generator=generator)) for s in ((4, 5), (5,)))

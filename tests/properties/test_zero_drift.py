@@ -5,15 +5,14 @@ from __future__ import annotations
 from tests.oracles.methods import (
     Net,
     batch,
-    every_method,
-    every_storage,
+    every_query_in_split,
+    every_rule_in_every_storage,
     same,
     stored,
 )
 
 
-@every_method
-@every_storage
+@every_query_in_split
 def test_attach_leaves_every_weight_as_it_was_and_the_first_step_as_it_would_be(method, storage):
     (net, opt), (other, fresh) = ((n, method(n, lr=0.1, eps=1e-2, storage=storage)) for n in (Net(), Net()))
     before = stored(opt)
@@ -24,8 +23,7 @@ def test_attach_leaves_every_weight_as_it_was_and_the_first_step_as_it_would_be(
     assert same(stored(opt), stored(fresh))
 
 
-@every_method
-@every_storage
+@every_rule_in_every_storage
 def test_a_learning_rate_of_0_leaves_every_bit_for_50_steps(method, storage):
     net = Net()
     opt = method(net, lr=0.0, weight_decay=0.1, storage=storage)

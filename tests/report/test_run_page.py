@@ -176,6 +176,7 @@ def test_the_largest_margin_changes_come_first(tmp_path: Path) -> None:
         assert shown == sorted(shown)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 5), (3, 12), (186, 50), (400, 2)])
 def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     stats = pytest.importorskip("scipy.stats")
@@ -189,6 +190,7 @@ def test_the_calibration_error_is_the_mean_gap_of_the_tenths():
     assert calibration_error(rows, "after") == pytest.approx((2 * abs(0.5 - 0.93) + 2 * abs(1 - 0.65)) / 4)
 
 
+@pytest.mark.full
 def test_calibration_is_drawn_where_probabilities_are_known(tmp_path: Path) -> None:
     result, history, predictions = made_up_run(rows=200)
     assert "Calibration" not in render(tmp_path, result, history, predictions).text
@@ -200,6 +202,7 @@ def test_calibration_is_drawn_where_probabilities_are_known(tmp_path: Path) -> N
     assert sum(tag == "svg" for tag, _ in page.elements) == 4
 
 
+@pytest.mark.full
 def test_signal_and_noise_are_explained_where_they_were_measured(tmp_path: Path) -> None:
     result, history, predictions = made_up_run(rows=20)
     assert "Signal and noise" not in render(tmp_path, result, history, predictions).text
@@ -249,6 +252,7 @@ def test_the_verdict_follows_the_interval(tmp_path: Path, gain: list[float], ver
     assert verdict in render(tmp_path, result | {"ci_gain": gain}, history, predictions).text
 
 
+@pytest.mark.full
 def test_the_file_is_whole_or_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made_up_run(rows=20, steps=2)
     render(tmp_path, *run)
@@ -264,6 +268,7 @@ def test_the_file_is_whole_or_untouched(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "report.html").read_bytes() == old
 
 
+@pytest.mark.full
 def test_the_same_run_gives_the_same_bytes_under_any_plot_style(tmp_path: Path) -> None:
     run = made_up_run(rows=50, steps=20)
     render(tmp_path, *run)

@@ -13,11 +13,11 @@ from tests.cli.runs import said
 from tests.oracles.methods import Net, batch, same, stored
 from tests.tune.test_resume import KINDS, folder, records, small_task, straight, weights  # noqa: F401  # fixtures among them
 from zerograd import journal, optim
-from zerograd.runs import replayed as journals
-from zerograd.tune import resume as recording
+from zerograd.journal.header import method_of
+from zerograd.runs.journals import find_journal, read_journal
 from zerograd.update.apply import Skip, Step
 
-pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,7 +42,7 @@ def test_what_a_header_says_of_any_method_makes_its_steps_again(name):
     for seed in range(3):
         opt.step(net.losses, batch(seed=seed))
     said = json.loads(json.dumps({"method": name, "parts": opt.chosen, "seed": opt.seed}))
-    family, held, seed = recording.parts_of(said)
+    family, held, seed = method_of(said)
     family.begin(twin.slots)
     held.begin(twin.slots, 1)
     journal.replay(twin.slots, twin.group_of, family, held, seed, steps)
@@ -94,7 +94,7 @@ def test_what_happened_is_shown(straight, capsys):  # noqa: F811
 
 def test_damage_is_found_and_said(straight, tmp_path, capsys):  # noqa: F811
     path = tmp_path / "j.zgj"
-    shutil.copy(journals.find(str(straight["per-example"])), path)
+    shutil.copy(find_journal(str(straight["per-example"])), path)
     assert "whole, 12 steps" in said(capsys, "journal", "verify", path)
     data = path.read_bytes()
     path.write_bytes(data[:-2])
@@ -126,7 +126,7 @@ def test_a_part_of_a_journal_is_one(straight, tmp_path, capsys):  # noqa: F811
     whole = records(run)
     for at in (0, 6, 12):
         assert f"{at} steps" in said(capsys, "journal", "cut", run, "--at", at, "--out", tmp_path / f"{at}")
-        found = journals.read(tmp_path / f"{at}").records
+        found = read_journal(tmp_path / f"{at}").records
         assert sum(isinstance(record, (Step, Skip)) for record in found) == at
         assert len(found) <= len(whole)
     assert "step 13 is asked for, and the journal has 12 steps" in said(

@@ -14,13 +14,15 @@ import zerograd as zg
 from tests.cli.runs import said
 from tests.tune.test_resume import KINDS, folder, settings, small_task, straight, weights  # noqa: F401  # fixtures among them
 from zerograd.journal import Restore, Writer
-from zerograd.runs import replayed as journals
+from zerograd.runs.journals import read_journal
+from zerograd.runs.lora import write_lora
+from zerograd.runs.ship import open_run_or_file
 from zerograd.text.data import splits, tasks
 from zerograd.text.data.templates import Template
-from zerograd.tune.run import Tuning
+from zerograd.tune import tune
 from zerograd.update.apply import Skip, Step
 
-pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,14 +46,14 @@ def test_a_shipped_run_is_the_tuned_model_beside_its_base(folder, straight, tmp_
 def test_what_is_shipped_has_the_steps_that_count_and_no_path(folder, straight, tmp_path, capsys):  # noqa: F811
     run = straight["mezo, back-offs"]
     said(capsys, "ship", run, "--out", tmp_path / "tuned.zg")
-    told = journals.read(tmp_path / "tuned.zg")
+    told = read_journal(tmp_path / "tuned.zg")
     assert not any(isinstance(record, Restore) for record in told.records)
     assert any(isinstance(record, Skip) for record in told.records), "steps that were gone back on"
     data = (tmp_path / "tuned.zg").read_bytes()
     for word in (str(folder), str(run), "reviews", "/tmp"):
         assert word.encode() not in data
     assert len(data) < (run / "journal.zgj").stat().st_size
-    assert told.header["base"]["identity"] == journals.read(run / "journal.zgj").header["base"]["identity"]
+    assert told.header["base"]["identity"] == read_journal(run / "journal.zgj").header["base"]["identity"]
 
 
 def test_a_shipped_run_is_evaluated_and_asked(folder, straight, tmp_path, capsys):  # noqa: F811
@@ -77,7 +79,7 @@ def test_what_cannot_be_shipped_or_loaded_is_one_line(folder, straight, tmp_path
     assert "which is there; name another file" in said(capsys, "ship", straight["per-example"], "--out", file, code=2)
     assert "run 'nowhere' is not there" in said(capsys, "ship", "nowhere", "--out", tmp_path / "x.zg", code=2)
     prefix = tmp_path / "prefix"
-    Tuning(settings(folder, prefix, scheme="prefix", steps=2, evals=0)).run()
+    tune(settings(folder, prefix, scheme="prefix", steps=2, evals=0))
     assert f"give {prefix}/model away instead" in said(capsys, "ship", prefix, "--out", tmp_path / "x.zg", code=2)
     data = file.read_bytes()
     for at in range(0, len(data), 97):
@@ -112,7 +114,7 @@ def test_a_full_run_as_lora_says_what_it_lacks(folder, straight, tmp_path, capsy
 
 def forged(file, **fields):
     """A shipped file with other fields in its header, and right checksums."""
-    told = journals.read(file)
+    told = read_journal(file)
     out = file.with_name("forged.zg")
     out.unlink(missing_ok=True)
     writer = Writer.create(out, {**told.header, **fields})
@@ -126,10 +128,10 @@ def test_a_file_from_elsewhere_runs_nothing_and_asks_for_no_memory(folder, strai
     """Functions that it names are not called, patterns are not searched for, sizes are bounded, and settings write nothing."""
     file = tmp_path / "tuned.zg"
     said(capsys, "ship", straight["per-example"], "--out", file)
-    told = journals.read(file)
+    told = read_journal(file)
     before = set(tmp_path.iterdir())
     task = str(told.header["task"]) + "metric: subprocess:call\n"
-    run = journals.opened(str(forged(file, task=task)), str(folder))
+    run = open_run_or_file(str(forged(file, task=task)), str(folder))
     assert (run.spec.metric, run.result["metric"]) == ("accuracy", "accuracy")
     common = dict(told.header["settings"])
     hang = common | {"scheme": "pattern", "pattern": "(a|a?)+$" * 9}
@@ -155,14 +157,14 @@ def test_a_file_that_was_cut_anywhere_is_refused(folder, straight, tmp_path, cap
     for length in range(len(data) - 900, len(data)):
         file.write_bytes(data[:length])
         with pytest.raises(ValueError, match=r"was cut short: it has \d+ of its \d+ steps; fetch it again|no journal|header"):
-            journals.read(file)
+            read_journal(file)
 
 
 def test_a_file_says_neither_what_is_read_nor_where_its_base_is(folder, straight, tmp_path, capsys):  # noqa: F811
     file, secret = tmp_path / "tuned.zg", tmp_path / "secret.jsonl"
     secret.write_text('{"text": "mine", "label": 0}\n')
     said(capsys, "ship", straight["per-example"], "--out", file)
-    told = journals.read(file)
+    told = read_journal(file)
     for fields in (
         {"settings": told.header["settings"] | {"data": [str(secret)], "dev": str(secret)}},
         {"task": str(told.header["task"]) + f"data: {secret}\n"},
@@ -181,7 +183,7 @@ def test_a_file_says_neither_what_is_read_nor_where_its_base_is(folder, straight
     with pytest.raises(ValueError, match="250,000 directions of rank 4,096, more than can be held"):
         zg.load(str(path), base=str(folder))
     with pytest.raises(ValueError, match="more than can be held"):
-        journals.low_rank(journals.read(path), 2, str(folder), None, tmp_path / "lora")
+        write_lora(read_journal(path), 2, str(folder), None, tmp_path / "lora")
     for tensors in (5, [{"name": [1]}], None):
         with pytest.raises(ValueError, match=r"table of tensors|nothing is trainable"):
             zg.load(str(forged(file, tensors=tensors)), base=str(folder))

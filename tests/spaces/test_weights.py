@@ -11,7 +11,7 @@ from torch import nn
 import zerograd as zg
 from tests.oracles.methods import (
     Net,
-    every_method,
+    methods,
 )
 
 
@@ -27,7 +27,7 @@ def test_a_unit_of_direction_is_the_rms_of_a_tensor_when_relative():
     assert [slot.scale for slot in zg.optim.MeZO(named, relative=False).slots] == [1.0] * 4
 
 
-@every_method
+@methods("mezo")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 @pytest.mark.parametrize("storage", [None, "float32", "split", "bfloat16"])
 def test_a_dtype_that_no_storage_holds_is_refused_naming_the_tensor(method, dtype, storage):

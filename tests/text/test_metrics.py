@@ -16,6 +16,8 @@ from zerograd.text.objectives import GeneratedObjective, MetricObjective
 from zerograd.text.scoring import Scorer
 from zerograd.tune.settings import TuneSettings
 
+pytestmark = pytest.mark.full
+
 
 def test_known_values():
     assert metrics.metric("accuracy")(["a", " b"], ["a", "c"]) == 0.5
@@ -101,7 +103,7 @@ def test_an_objective_without_a_gradient_is_the_metric_of_each_branch(name, mix)
 def test_a_metric_of_a_whole_batch_is_of_the_whole_batch(tmp_path, monkeypatch):
     """Where rows are so long that a pass would take some of them, too."""
     from zerograd.text import scoring
-    from zerograd.tune.run import Tuning
+    from zerograd.tune.setup import set_up
 
     monkeypatch.setattr(scoring, "FORWARD_TOKENS", 100)
     model = tmp_path / "model"
@@ -109,7 +111,7 @@ def test_a_metric_of_a_whole_batch_is_of_the_whole_batch(tmp_path, monkeypatch):
     characters().save_pretrained(model)
     common = {"model": str(model), "task": "sentiment-tweets", "method": "mezo", "out": str(tmp_path / "run")}
     for name, parts in (("f1", 1), ("accuracy", 8)):
-        tuning = Tuning(TuneSettings(**common, objective=name, batch_size=8))
+        tuning = set_up(TuneSettings(**common, objective=name, batch_size=8))
         batch = tuning.batch(tuning.task.train[:8])
         assert tuning.micro_batch(batch) == 8 // parts
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import string
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.text.tiny import characters, tiny_model
 from zerograd.directions.family import Directions, Family
 from zerograd.evaluate.hidden_cache import HiddenCache
 from zerograd.evaluate.score import score_batch
 from zerograd.evaluate.self_check import self_check
-from zerograd.evaluate.shared_prefix import prefix_of
 from zerograd.optim import PerExample
 from zerograd.queries.plan import clean, example_pairs
 from zerograd.text import evaluation, scoring
@@ -23,6 +21,8 @@ from zerograd.text.data import splits
 from zerograd.text.data.tasks import Example, Task, TaskSpec
 from zerograd.text.models import schemes
 from zerograd.text.scoring import Scorer
+
+pytestmark = pytest.mark.full
 
 
 def task(options: tuple[str, ...]) -> Task:
@@ -213,7 +213,8 @@ def test_running_the_frozen_layers_once_changes_no_bit_of_a_step(options):
         schemes.select(model, "upper")
         scorer = Scorer(model, characters(), task(options))
         batch = scorer.batch(scorer.task.train)
-        scorer.prefix = prefix_of(model, batch.ids) if cut else None
+        if cut:
+            scorer.cut(scorer.task.train)
         assert (scorer.prefix is not None) == cut
         optimizer = PerExample(model, lr=0.1, self_check="full")
         calls = []
@@ -238,8 +239,8 @@ def test_hidden_states_of_frozen_layers_are_computed_once_and_read_back(options,
     schemes.select(model, "upper")
     scorer = Scorer(model, characters(), task(options))
     examples = scorer.task.train
-    scorer.prefix = prefix_of(model, scorer.batch(examples).ids)
-    cache = HiddenCache(tmp_path, 32, torch.float32)
+    scorer.cut(examples)
+    cache = HiddenCache(tmp_path)
     held = cache._rows
     file = type("File", (), {"seek": held.seek, "readinto": held.readinto})()
     file.write = lambda row: held.write(row[: max(0, room - held.tell())])
@@ -249,7 +250,8 @@ def test_hidden_states_of_frozen_layers_are_computed_once_and_read_back(options,
     for chosen in ([0, 1, 2, 3], [3, 1], [2], [0, 2, 3]):
         batch = scorer.batch([examples[i] for i in chosen])
         with torch.no_grad():
-            plain = scorer.losses(dataclasses.replace(batch, hidden=scorer.prefix.below(batch.ids)))
+            scorer.cache = None
+            plain = scorer.losses(scorer.begin(batch))
             rows.clear()
             scorer.cache = cache
             first = scorer.losses(scorer.begin(batch))
@@ -273,36 +275,16 @@ def test_no_forward_pass_has_more_tokens_than_its_limit(monkeypatch):
     examples = scorer.task.train * 3
     plain = evaluation.option_scores(scorer, examples)
     batch = scorer.batch(examples)
-    scorer.prefix = prefix_of(model, batch.ids)
-    whole = scorer.begin(batch).hidden
+    scorer.cut(examples)
+    (whole,) = scorer.begin(batch).entered.states
     monkeypatch.setattr(scoring, "FORWARD_TOKENS", 100)
     seen = []
     model.model.layers[1].register_forward_hook(lambda module, args, out: seen.append(out.shape[0] * out.shape[1]))
     assert torch.allclose(torch.tensor(evaluation.option_scores(scorer, examples)), torch.tensor(plain), atol=1e-5)
-    assert torch.allclose(scorer.begin(batch).hidden, whole, atol=1e-5)
+    assert torch.allclose(scorer.begin(batch).entered.states[0], whole, atol=1e-5)
     optimizer = PerExample(model, self_check=False)
     micro_batch = scorer.at_a_time(batch.ids.shape[1], 2)
     assert micro_batch == 100 // (2 * batch.ids.shape[1])
     optimizer.attach(scorer.losses, scorer.begin(batch), micro_batch=micro_batch)
     assert len(seen) > 10
     assert max(seen) <= 100
-
-
-def test_there_is_no_prefix_when_the_embedding_or_the_first_layer_is_trained():
-    model = tiny_model()
-    ids = torch.arange(8).view(2, 4)
-    schemes.select(model, "upper")
-    assert prefix_of(model, ids).depth == 1
-    model.model.embed_tokens.requires_grad_(True)
-    assert prefix_of(model, ids) is None
-    schemes.select(model, "full")
-    assert prefix_of(model, ids) is None
-
-
-def test_an_architecture_that_adds_positions_to_its_input_is_run_whole():
-    """OPT would add its positions a second time where the cut model begins."""
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    model = OPTForCausalLM(OPTConfig(vocab_size=64, max_position_embeddings=64, **size)).eval()
-    schemes.select(model, "upper")
-    assert prefix_of(model, torch.arange(8).view(2, 4)) is None

@@ -16,25 +16,29 @@ from tests.text.data.files import write
 from zerograd.cli import main
 from zerograd.optim import MeZO
 from zerograd.text import evaluation
-from zerograd.tune import lr_finder as rates
-from zerograd.tune.noise_scale import Signal
-from zerograd.tune.run import Tuning
+from zerograd.tune import lr_finder
+from zerograd.tune.loop import Loop
+from zerograd.tune.noise_scale import NoiseScale
 from zerograd.tune.settings import TuneSettings
+from zerograd.tune.setup import Setup, set_up
+from zerograd.tune.sinks import Sinks
+
+pytestmark = pytest.mark.full
 
 
-def tuning(folder, data, out, **more) -> Tuning:  # noqa: F811
+def tuning(folder, data, out, **more) -> Setup:  # noqa: F811
     given = {"minutes": 0, "steps": 4, "batch_size": 8, "threads": 1, "evals": 2, "text": "body", "label": "stars"}
-    return Tuning(TuneSettings(model=str(folder), data=(str(data),), out=str(out), **(given | more)))
+    return set_up(TuneSettings(model=str(folder), data=(str(data),), out=str(out), **(given | more)))
 
 
-def bits(made: Tuning) -> list[torch.Tensor]:
+def bits(made: Setup) -> list[torch.Tensor]:
     return [p.detach().clone() for p in made.model.parameters()]
 
 
 def test_a_run_that_diverges_goes_back_to_its_best_weights_with_a_lower_rate(folder, data, tmp_path, monkeypatch):  # noqa: F811
     made = tuning(folder, data, tmp_path / "run", evals=4, schedule="constant", lr=0.1)
     said = []
-    made.say = said.append
+    loop = Loop(made, sinks=Sinks(say=said.append))
     losses = iter([1.0, 0.9, 5.0, 0.8, 0.7])
     seen = []
     answers = evaluation.answers
@@ -45,11 +49,11 @@ def test_a_run_that_diverges_goes_back_to_its_best_weights_with_a_lower_rate(fol
         return type(found)(found.texts, [next(losses)], found.scores)
 
     monkeypatch.setattr(evaluation, "answers", dev)
-    made.train()
+    loop.run()
     assert said == ["step 2: the dev loss is 5; back to the weights of step 1 with the learning rate times 0.3"]
-    assert [row["lr"] for row in made.loop.history if "lr" in row] == pytest.approx([0.1, 0.1, 0.03, 0.03])
+    assert [row["lr"] for row in loop.state.history if "lr" in row] == pytest.approx([0.1, 0.1, 0.03, 0.03])
     assert not all(torch.equal(a, b) for a, b in zip(seen[1], seen[2], strict=True))
-    assert made.loop.back_offs == 1
+    assert loop.state.back_offs == 1
     assert all(torch.equal(a, b) for a, b in zip(seen[4], bits(made), strict=True)), "the last evaluation was the best"
 
 
@@ -59,7 +63,7 @@ def test_the_untouched_weights_come_back_when_nothing_was_better(folder, data, t
     losses = iter([1.0, 1.1, 1.2])
     answers = evaluation.answers
     monkeypatch.setattr(evaluation, "answers", lambda *given: (f := answers(*given)) and type(f)(f.texts, [next(losses)], f.scores))
-    made.train()
+    Loop(made).run()
     assert made.optimizer.steps == 4
     assert all(torch.equal(a, b) for a, b in zip(before, bits(made), strict=True))
 
@@ -68,8 +72,8 @@ def test_a_range_test_leaves_no_trace_and_takes_the_rate_with_the_lowest_loss(fo
     made = tuning(folder, data, tmp_path / "run", lr="auto")
     before = bits(made)
     losses = iter([2.0, 1.9, 1.5, 1.7, 1.6, 9.0])
-    monkeypatch.setattr(rates, "_loss", lambda tuning: next(losses))
-    assert rates.find(made) == pytest.approx(TuneSettings().lr * rates.FACTORS[1])
+    monkeypatch.setattr(lr_finder, "_dev_loss", lambda setup: next(losses))
+    assert lr_finder.lr_range_test(made) == pytest.approx(TuneSettings().resolved().lr * lr_finder.FACTORS[1])
     assert all(torch.equal(a, b) for a, b in zip(before, bits(made), strict=True))
     assert made.optimizer.steps == 0
     assert not list((tmp_path / "run").iterdir())
@@ -77,7 +81,7 @@ def test_a_range_test_leaves_no_trace_and_takes_the_rate_with_the_lowest_loss(fo
 
 def test_a_rate_that_is_found_is_the_one_that_is_used(folder, data, tmp_path, capsys):  # noqa: F811
     result = tuned(folder, data, tmp_path / "run", *COLUMNS, "--lr", "auto")
-    assert result["lr"] in [TuneSettings().lr * factor for factor in rates.FACTORS]
+    assert result["lr"] in [TuneSettings().resolved().lr * factor for factor in lr_finder.FACTORS]
     assert "by a range test" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["lr"] == "auto"
 
@@ -127,17 +131,17 @@ def test_the_noise_scale_is_that_of_gradients_which_are_known():
     rows = mean + noise - noise.mean(0)
     model = nn.Linear(width, 1, bias=False)
     optimizer = MeZO(model, relative=False, eps=1e-2)
-    signal = Signal(32, examples)
+    noise = NoiseScale(32, examples)
     parts = [(rows[first:stop], stop - first, 16) for first, stop in ((0, 96), (96, examples))]
-    assert math.isnan(signal.noise_scale)
+    assert math.isnan(noise.examples)
     for _ in range(100):
-        signal.probe(optimizer, lambda given: model(given)[:, 0], parts)
+        noise.probe(optimizer, lambda given: model(given)[:, 0], parts)
     known = float(rows.var(0).sum() / mean.square().sum())
     assert known == pytest.approx(9, rel=0.3)
-    assert signal.noise_scale == pytest.approx(known, rel=0.25)
-    assert signal.to_noise == pytest.approx(32 / signal.noise_scale)
-    low, high = signal.interval
-    assert low < signal.noise_scale < high
+    assert noise.examples == pytest.approx(known, rel=0.25)
+    assert noise.signal_to_noise == pytest.approx(32 / noise.examples)
+    low, high = noise.interval
+    assert low < noise.examples < high
     assert low < known < high * 1.1
 
 
@@ -145,10 +149,10 @@ def test_a_probe_changes_no_weight_and_no_step():
     net = Net()
     optimizer = MeZO(net, lr=0.1)
     before = [p.detach().clone() for p in net.parameters()]
-    signal = Signal(4, len(batch()))
-    signal.probe(optimizer, net.losses, [(batch(), signal.examples, signal.examples)])
+    noise = NoiseScale(4, len(batch()))
+    noise.probe(optimizer, net.losses, [(batch(), noise.probe_examples, noise.probe_examples)])
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    assert (optimizer.steps, optimizer.forwards, len(signal.squares)) == (0, 0, 2)
+    assert (optimizer.steps, optimizer.forwards, len(noise.squared_means)) == (0, 0, 2)
 
 
 def test_runs_of_one_task_are_compared_on_a_page_and_others_are_refused(folder, data, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -159,8 +163,8 @@ def test_runs_of_one_task_are_compared_on_a_page_and_others_are_refused(folder, 
     page = (tmp_path / "comparison.html").read_text()
     assert "http" not in page
     for part in (
-        f"seed 0, method per-example, lr {TuneSettings().lr}",
-        f"seed 0, method mezo, lr {TuneSettings(method='mezo').lr:g}",
+        f"seed 0, method per-example, lr {TuneSettings().resolved().lr}",
+        f"seed 0, method mezo, lr {TuneSettings(method='mezo').resolved().lr:g}",
         "Paired differences",
         "Test result against memory",
     ):

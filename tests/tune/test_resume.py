@@ -28,16 +28,18 @@ from zerograd.journal.snapshot import Snapshot
 from zerograd.text import evaluation
 from zerograd.text.data import splits
 from zerograd.text.data.tasks import Task, TaskSpec
+from zerograd.text.objectives import LossObjective
 from zerograd.text.scoring import Scorer
-from zerograd.tune import loop
-from zerograd.tune import lr_finder as rates
-from zerograd.tune import resume as recording
-from zerograd.tune import run as tune
-from zerograd.tune.run import Tuning
+from zerograd.tune import loop, lr_finder, results, tune
+from zerograd.tune import setup as setups
+from zerograd.tune.folder import BASELINE, JOURNAL
+from zerograd.tune.resume import resumed_settings
+from zerograd.tune.run import run
 from zerograd.tune.settings import TuneSettings
+from zerograd.tune.setup import Setup, set_up
 from zerograd.update import apply
 
-pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")]
 
 
 class Killed(BaseException):
@@ -61,7 +63,7 @@ def small_task():
     full = splits.load("sentiment-movies")
     spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "task_of", lambda settings: Task(spec, full.train[:40], full.dev[:20], full.test[:20]))
+        patch.setattr(setups, "task_of", lambda settings: Task(spec, full.train[:40], full.dev[:20], full.test[:20]))
         patch.setattr(loop, "DIVERGED", 0.9)  # a small model's loss cannot grow much
         yield
 
@@ -80,7 +82,7 @@ def rows(out) -> list[dict[str, Any]]:
 
 
 def records(out) -> list[Any]:
-    path = out / recording.NAME
+    path = out / JOURNAL
     with path.open("rb") as file:
         return list(journal.Reader(file, path.stat().st_size))
 
@@ -118,7 +120,7 @@ def straight(folder, tmp_path_factory):
     made = {}
     for kind, more in KINDS.items():
         out = tmp_path_factory.mktemp("straight") / "run"
-        Tuning(settings(folder, out, **more)).run()
+        tune(settings(folder, out, **more))
         made[kind] = out
     return made
 
@@ -135,13 +137,13 @@ PLACES: dict[str, tuple[Any, str, bool]] = {
     "after going back": (Snapshot, "restore", True),
     "in the hidden states": (HiddenCache, "_keep", False),
     "after hidden states": (HiddenCache, "_keep", True),
-    "before saving": (Tuning, "_save_model", False),
-    "after saving": (Tuning, "_save_model", True),
-    "while all is written": (Tuning, "_write", False),
+    "before saving": (results, "save_model", False),
+    "after saving": (results, "save_model", True),
+    "while all is written": (results, "write_results", False),
 }
 
 
-def cut_off(made: Tuning, patch: pytest.MonkeyPatch, place: str, number: int) -> bool:
+def cut_off(made: Setup, patch: pytest.MonkeyPatch, place: str, number: int) -> bool:
     """Run until the number-th time that it comes to a place. Returns whether it came to it."""
     where, name, after = PLACES[place]
     real, calls = getattr(where, name), []
@@ -156,7 +158,7 @@ def cut_off(made: Tuning, patch: pytest.MonkeyPatch, place: str, number: int) ->
 
     patch.setattr(where, name, killing)
     try:
-        made.run()
+        run(made)
     except Killed:
         return True
     finally:
@@ -175,15 +177,15 @@ def test_a_run_that_was_cut_off_ends_with_the_bits_of_one_that_was_not(folder, s
     for number in (1, 6):
         out = tmp_path / str(number)
         given = settings(folder, out, **KINDS[kind])
-        if not cut_off(Tuning(given), monkeypatch, place, number):
+        if not cut_off(set_up(given), monkeypatch, place, number):
             break
         reached += 1
-        if not (out / recording.NAME).exists():
+        if not (out / JOURNAL).exists():
             continue  # nothing was learnt
         said = rows(out)
         taken = sum(isinstance(record, (Step, Skip)) for record in records(out))
         fails += any(row["step"] > taken for row in said)
-        Tuning(given, resume=True).run()
+        tune(given, resume=True)
         assert learnt(out) == learnt(straight[kind])
         assert kind == "lora" or weights(out) == weights(straight[kind])
         assert [row["step"] for row in rows(out)] == [row["step"] for row in rows(straight[kind])]
@@ -213,8 +215,8 @@ def test_a_run_may_be_cut_off_again_and_again(folder, straight, tmp_path, monkey
     given = settings(folder, out)
     cuts = [("after a record", 3), ("in an evaluation", 4), ("in an update", 3), ("before saving", 1)]
     for i, (place, number) in enumerate(cuts):
-        assert cut_off(Tuning(given, resume=i > 0), monkeypatch, place, number)
-    Tuning(given, resume=True).run()
+        assert cut_off(set_up(given, resume=i > 0), monkeypatch, place, number)
+    tune(given, resume=True)
     assert weights(out) == weights(straight["per-example"])
 
 
@@ -224,7 +226,7 @@ def test_what_only_shortens_the_way_may_be_lost(folder, straight, tmp_path, monk
     """Snapshots, kept states and logs that are gone or damaged are made again. Hidden states: of an epoch that is not over."""
     out = tmp_path / "run"
     given = settings(folder, out)
-    assert cut_off(Tuning(given), monkeypatch, "after a record", 8)
+    assert cut_off(set_up(given), monkeypatch, "after a record", 8)
     path = out / lost
     data = path.read_bytes()
     if how == "gone":
@@ -233,7 +235,7 @@ def test_what_only_shortens_the_way_may_be_lost(folder, straight, tmp_path, monk
         path.write_bytes(
             data[: len(data) // 2] + (b"" if how == "cut" else bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :])
         )
-    Tuning(given, resume=True).run()
+    tune(given, resume=True)
     if lost != "hidden.cache":
         assert weights(out) == weights(straight["per-example"])
 
@@ -241,13 +243,13 @@ def test_what_only_shortens_the_way_may_be_lost(folder, straight, tmp_path, monk
 def test_the_newest_snapshot_shortens_the_way(folder, straight, tmp_path, monkeypatch):
     out = tmp_path / "run"
     given = settings(folder, out)
-    monkeypatch.setattr(loop, "TAKEN", 0.0)
-    assert cut_off(Tuning(given), monkeypatch, "after a record", 11)
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
+    assert cut_off(set_up(given), monkeypatch, "after a record", 11)
     assert sum(isinstance(record, Step) for record in records(out)) > 5
     done = []
     real = journal.replay
     monkeypatch.setattr(journal, "replay", lambda *given: (done.append(len(given[5])), real(*given)))
-    Tuning(given, resume=True).run()
+    tune(given, resume=True)
     assert sum(done) <= 1
     assert weights(out) == weights(straight["per-example"])
     assert not (out / "latest.safetensors").exists()
@@ -256,7 +258,7 @@ def test_the_newest_snapshot_shortens_the_way(folder, straight, tmp_path, monkey
 def test_a_run_that_was_interrupted_or_is_given_more_goes_on(folder, straight, tmp_path, monkeypatch):
     """After Ctrl-C the run has a result, of its best weights; going on takes the last ones up again."""
     out = tmp_path / "run"
-    made = Tuning(settings(folder, out))
+    made = set_up(settings(folder, out))
     step, calls = made.step, []
 
     def interrupted(examples: Any) -> float:
@@ -266,12 +268,12 @@ def test_a_run_that_was_interrupted_or_is_given_more_goes_on(folder, straight, t
         return step(examples)
 
     made.step = interrupted  # type: ignore[method-assign]
-    assert "interrupted after step 5" in made.run()["stopped"]
-    result = Tuning(settings(folder, out), resume=True).run()
+    assert "interrupted after step 5" in run(made)["stopped"]
+    result = tune(settings(folder, out), resume=True)
     assert (result["steps"], result["stopped"]) == (12, None)
     assert learnt(out) == learnt(straight["per-example"])
     assert weights(out) == weights(straight["per-example"])
-    more = Tuning(settings(folder, out, steps=15), resume=True).run()
+    more = tune(settings(folder, out, steps=15), resume=True)
     assert more["steps"] == 15
 
 
@@ -283,19 +285,19 @@ def test_ctrl_c_after_a_back_off_goes_on_from_the_weights_that_it_went_back_to(f
     assert found[back].step < taken < 12
     given = settings(folder, tmp_path / "run", **KINDS[kind])
     for resume in (False, True):  # the second time before any other step
-        made = Tuning(given, resume=resume)
+        made = set_up(given, resume=resume)
         losses = made.scorer.losses
 
-        def interrupted(batch: Any, made: Tuning = made, losses: Any = losses) -> Any:
+        def interrupted(batch: Any, made: Setup = made, losses: Any = losses) -> Any:
             if made.optimizer.steps == taken:
                 raise KeyboardInterrupt
             return losses(batch)
 
-        made.attach()
-        made.attach = lambda: None  # type: ignore[method-assign]
-        made.objective = interrupted
-        assert f"interrupted after step {taken}" in made.run()["stopped"]
-    Tuning(given, resume=True).run()
+        made.warm_up()
+        made.warm_up = lambda listen: None  # type: ignore[method-assign]
+        made.objective = LossObjective(interrupted)
+        assert f"interrupted after step {taken}" in run(made)["stopped"]
+    tune(given, resume=True)
     assert learnt(tmp_path / "run") == learnt(straight[kind])
     assert weights(tmp_path / "run") == weights(straight[kind])
 
@@ -303,10 +305,10 @@ def test_ctrl_c_after_a_back_off_goes_on_from_the_weights_that_it_went_back_to(f
 def test_a_run_that_ends_with_a_back_off_goes_on_from_the_weights_that_it_went_back_to(folder, tmp_path):
     out = tmp_path / "run"
     more = KINDS["mezo, back-offs"] | {"evals": 1}
-    assert Tuning(settings(folder, out, steps=4, **more)).run()["back_offs"] == 1
+    assert tune(settings(folder, out, steps=4, **more))["back_offs"] == 1
     backed_off, ended = (record for record in records(out) if isinstance(record, Restore))
     assert backed_off.step == ended.step == 0
-    made = Tuning(settings(folder, out, steps=6, **more), resume=True)
+    made = set_up(settings(folder, out, steps=6, **more), resume=True)
     untouched = [slot.exact().clone() for slot in made.optimizer.slots]
     step, seen = made.step, []
 
@@ -315,7 +317,7 @@ def test_a_run_that_ends_with_a_back_off_goes_on_from_the_weights_that_it_went_b
         return step(examples)
 
     made.step = stepping  # type: ignore[method-assign]
-    assert made.run()["steps"] == 6
+    assert run(made)["steps"] == 6
     assert all(torch.equal(a, b) for a, b in zip(seen[0], untouched, strict=True))
 
 
@@ -328,17 +330,17 @@ def test_what_cannot_go_on_is_said_in_one_line(folder, tmp_path, monkeypatch, ca
     given = settings(folder, out)
     assert command(out) == 2
     assert f"journal {out}/journal.zgj is not there; give a journal, or the folder of a run" in capsys.readouterr().err
-    assert cut_off(Tuning(given), monkeypatch, "after a record", 5)
+    assert cut_off(set_up(given), monkeypatch, "after a record", 5)
     assert main(["tune", "--model", str(folder), "--out", str(out), "--steps", "2"]) == 2
     assert f"whose run was cut off; go on with --resume {out}, or name another folder" in capsys.readouterr().err
     assert command(out, "--lr", "0.1") == 2
     assert "lr is the run's own; leave it out (only minutes, steps," in capsys.readouterr().err
-    whole = (out / recording.NAME).read_bytes()
-    (out / recording.NAME).write_bytes(whole[:-50] + b"?" + whole[-49:])
+    whole = (out / JOURNAL).read_bytes()
+    (out / JOURNAL).write_bytes(whole[:-50] + b"?" + whole[-49:])
     assert command(out) == 2
     assert " written, at byte " in capsys.readouterr().err
-    (out / recording.NAME).write_bytes(whole[:-3])
-    holding, _, _ = Writer.reopen(out / recording.NAME, lambda record: None)
+    (out / JOURNAL).write_bytes(whole[:-3])
+    holding, _, _ = Writer.reopen(out / JOURNAL, lambda record: None)
     assert command(out) == 2
     assert "is being written by another process" in capsys.readouterr().err
     holding.close()
@@ -351,17 +353,17 @@ def test_another_base_and_other_rows_are_refused(folder, tmp_path, monkeypatch):
     model, out = tmp_path / "model", tmp_path / "run"
     shutil.copytree(folder, model)
     given = settings(model, out)
-    assert cut_off(Tuning(given), monkeypatch, "after a record", 5)
+    assert cut_off(set_up(given), monkeypatch, "after a record", 5)
     full = splits.load("sentiment-movies")
     spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
     with monkeypatch.context() as patch:
-        patch.setattr(tune, "task_of", lambda settings: Task(spec, full.train[1:41], full.dev[:20], full.test[:20]))
+        patch.setattr(setups, "task_of", lambda settings: Task(spec, full.train[1:41], full.dev[:20], full.test[:20]))
         with pytest.raises(ValueError, match="the rows of task letters are not those that run"):
-            Tuning(given, resume=True).run()
+            tune(given, resume=True)
     torch.manual_seed(1)
     LlamaForCausalLM(LlamaForCausalLM.from_pretrained(model).config).to(torch.bfloat16).save_pretrained(model)
     with pytest.raises(journal.WrongBase, match=r"with identity \w{32}, and this one has identity \w{32}; give the base it is of"):
-        Tuning(given, resume=True).run()
+        tune(given, resume=True)
     assert len(records(out))
 
 
@@ -375,11 +377,11 @@ def test_any_cuts_lead_to_the_bits_of_the_straight_run(folder, straight, tmp_pat
     given = settings(folder, out, **KINDS[kind])
     with pytest.MonkeyPatch.context() as patch:
         for place, number in cuts:
-            going = (out / recording.NAME).exists()
-            if not cut_off(Tuning(given, resume=going), patch, place, number):
+            going = (out / JOURNAL).exists()
+            if not cut_off(set_up(given, resume=going), patch, place, number):
                 break
         else:
-            Tuning(given, resume=(out / recording.NAME).exists()).run()
+            tune(given, resume=(out / JOURNAL).exists())
     assert weights(out) == weights(straight[kind])
     assert learnt(out) == learnt(straight[kind])
 
@@ -391,10 +393,10 @@ import tests.tune.test_resume
 from zerograd.cli import main
 from zerograd.text.data import splits
 from zerograd.text.data.tasks import Task, TaskSpec
-from zerograd.tune import run as tune
+from zerograd.tune import setup
 full = splits.load("sentiment-movies")
 spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
-tune.task_of = lambda settings: Task(spec, full.train[:40], full.dev[:20], full.test[:20])
+setup.task_of = lambda settings: Task(spec, full.train[:40], full.dev[:20], full.test[:20])
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 sys.exit(main(["tune", *sys.argv[3:]]))
@@ -406,7 +408,7 @@ def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_r
     out = tmp_path / "run"
     flags = ["--model", str(folder), "--out", str(out), "--minutes", "0", "--steps", "12", "--batch-size", "8", "--threads", "1"]
     flags += ["--evals", "3", "--lr", "0.02", "--scheme", "upper"]
-    size = (straight["upper"] / recording.NAME).stat().st_size
+    size = (straight["upper"] / JOURNAL).stat().st_size
     done = subprocess.run([sys.executable, "-c", FULL, str(ROOT), str(size - 700), *flags], capture_output=True, text=True)
     assert done.returncode == 2
     error = done.stderr.strip().splitlines()[-1]
@@ -415,7 +417,7 @@ def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_r
     assert f"nothing that was recorded is lost: mend that, and go on with --resume {out}" in error
     taken = sum(isinstance(record, Step) for record in records(out))
     assert 0 < taken < 12
-    Tuning(settings(folder, out, **KINDS["upper"]), resume=True).run()
+    tune(settings(folder, out, **KINDS["upper"]), resume=True)
     require_as_far(out, straight["upper"], taken)
 
 
@@ -425,7 +427,7 @@ def test_a_disk_that_is_full_before_the_first_step_is_named_with_the_file(folder
     done = subprocess.run([sys.executable, "-c", FULL, str(ROOT), "100", *flags], capture_output=True, text=True)
     assert done.returncode == 2
     said = done.stderr.strip().splitlines()[-1]
-    assert said == f"zerograd tune: {out / tune.UNTOUCHED} could not be written: [Errno 27] File too large"
+    assert said == f"zerograd tune: {out / BASELINE} could not be written: [Errno 27] File too large"
     assert not list(out.glob("**/*.partial"))
 
 
@@ -457,12 +459,12 @@ def test_a_full_disk_loses_nothing_that_was_recorded(folder, straight, disk, mon
 
     monkeypatch.setattr(Writer, "add", full)
     with contextlib.suppress(OSError):  # a record may still fit into the journal's last page, and the model then does not
-        Tuning(settings(folder, out)).run()
+        tune(settings(folder, out))
     assert not (out / "result.json").exists()
     taken = sum(isinstance(record, Step) for record in records(out))
     assert at <= taken <= 12
     filler.unlink()
-    Tuning(settings(folder, out), resume=True).run()
+    tune(settings(folder, out), resume=True)
     require_as_far(out, straight["per-example"], taken)
 
 
@@ -479,21 +481,21 @@ def test_a_head_that_the_model_lacks_is_the_same_again(folder, tmp_path, monkeyp
     """A classifier's head is drawn when the run begins, and drawn so again."""
     out = tmp_path / "run"
     given = settings(folder, out, head="classifier", steps=4, evals=1)
-    assert cut_off(Tuning(given), monkeypatch, "after a record", 3)
+    assert cut_off(set_up(given), monkeypatch, "after a record", 3)
     torch.manual_seed(12345)
-    assert Tuning(given, resume=True).run()["steps"] == 4
+    assert tune(given, resume=True)["steps"] == 4
 
 
 def test_more_steps_are_looked_at_and_kept(folder, tmp_path, monkeypatch):
     """A run that is given more goes on from its last weights, and its evaluations with it; cut off there it goes on so."""
     out = tmp_path / "run"
-    Tuning(settings(folder, out)).run()
+    tune(settings(folder, out))
     longer = settings(folder, out, steps=30)
-    assert cut_off(Tuning(longer, resume=True), monkeypatch, "after a record", 14)
+    assert cut_off(set_up(longer, resume=True), monkeypatch, "after a record", 14)
     assert not (out / "result.json").exists()
-    again = recording.settings_of(out, {})
+    again = resumed_settings(out, {})
     assert again.steps == 30
-    assert Tuning(again, resume=True).run()["steps"] == 30
+    assert tune(again, resume=True)["steps"] == 30
     assert [row["step"] for row in rows(out) if "dev_loss" in row][-2:] == [20, 30]
 
 
@@ -509,7 +511,7 @@ def test_ctrl_c_in_an_evaluation_is_made_up_for(folder, straight, tmp_path, monk
         return real(*some)
 
     monkeypatch.setattr(evaluation, "answers", interrupted)
-    assert "interrupted" in Tuning(given).run()["stopped"]
+    assert "interrupted" in tune(given)["stopped"]
     monkeypatch.setattr(evaluation, "answers", real)
     assert main(["tune", "--resume", str(out)]) == 0
     assert learnt(out) == learnt(straight["per-example"])
@@ -521,42 +523,41 @@ def test_two_runs_do_not_share_a_folder(folder, tmp_path, monkeypatch):
     """The second leaves the first's files alone, whenever it comes."""
     out = tmp_path / "run"
     given = settings(folder, out)
-    first, second = Tuning(given), Tuning(given)
+    first, second = set_up(given), set_up(given)
     step, seen = first.step, []
 
     def stepping(examples: Any) -> float:
         if len(seen) == 2:
             before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
             with pytest.raises(journal.JournalLocked, match="is being written by another process"):
-                second.run()
+                run(second)
             assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
         seen.append(1)
         return step(examples)
 
     first.step = stepping  # type: ignore[method-assign]
-    assert first.run()["steps"] == 12
+    assert run(first)["steps"] == 12
 
 
 def test_a_task_that_was_changed_is_refused(folder, tmp_path, monkeypatch):
     out = tmp_path / "run"
     given = settings(folder, out)
-    assert cut_off(Tuning(given), monkeypatch, "after a record", 5)
-    made = Tuning(given, resume=True)
+    assert cut_off(set_up(given), monkeypatch, "after a record", 5)
+    made = set_up(given, resume=True)
     made.task.spec = dataclasses.replace(made.task.spec, prompt="{{ text }} so=")
     with pytest.raises(ValueError, match=r"task letters is not as run .* began with it"):
-        made.run()
+        run(made)
 
 
 def test_a_rate_that_diverges_in_a_range_test_leaves_no_count(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(rates, "FACTORS", (1.0, 2.0))
-    made = Tuning(settings(folder, tmp_path / "run", lr="auto"))
-    made.optimizer.self_check = False
-    losses, find, finding = made.objective, rates.find, []
+    monkeypatch.setattr(lr_finder, "FACTORS", (1.0, 2.0))
+    made = set_up(settings(folder, tmp_path / "run", lr="auto"), self_check=False)
+    losses, find, finding = made.objective, lr_finder.lr_range_test, []
 
-    def found(tuning: Tuning) -> float:
+    def found(*given: Any) -> float:
         finding.append(1)
         try:
-            return find(tuning)
+            return find(*given)
         finally:
             finding.clear()
 
@@ -564,10 +565,10 @@ def test_a_rate_that_diverges_in_a_range_test_leaves_no_count(folder, tmp_path, 
         finding.extend(finding[:1])
         return losses(batch) * (torch.nan if len(finding) > 6 else 1)
 
-    monkeypatch.setattr(rates, "find", found)
+    monkeypatch.setattr(lr_finder, "lr_range_test", found)
 
-    made.attach()
-    monkeypatch.setattr(made, "attach", lambda: None)
-    made.objective = diverging
-    result = made.run()
+    made.warm_up()
+    monkeypatch.setattr(made, "warm_up", lambda listen: None)
+    made.objective = LossObjective(diverging)
+    result = run(made)
     assert (result["steps"], result["skipped_steps"]) == (12, 0)

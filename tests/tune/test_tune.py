@@ -20,12 +20,18 @@ from zerograd.machine import environment, memory
 from zerograd.text import intervals as statistics
 from zerograd.text.data import order, splits
 from zerograd.text.data.tasks import Task, TaskSpec
+from zerograd.text.objectives import LossObjective
 from zerograd.text.scoring import Scorer
-from zerograd.tune import resume as recording
-from zerograd.tune import run as tune
-from zerograd.tune.loop import schedule
-from zerograd.tune.run import Tuning
-from zerograd.tune.settings import TuneSettings
+from zerograd.tune import results
+from zerograd.tune import setup as setups
+from zerograd.tune.loop import Loop
+from zerograd.tune.resume import resumed_settings
+from zerograd.tune.run import run
+from zerograd.tune.schedule import schedule
+from zerograd.tune.settings import TuneSettings, from_record
+from zerograd.tune.setup import Setup, set_up
+
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def small_task(monkeypatch):
     full = splits.load("sentiment-movies")
     spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
     cut = Task(spec, full.train[:40], full.dev[:40], full.test[:40])
-    monkeypatch.setattr(tune, "task_of", lambda settings: cut)
+    monkeypatch.setattr(setups, "task_of", lambda settings: cut)
     return cut
 
 
@@ -89,10 +95,10 @@ def test_the_last_line_is_the_result_and_the_folder_is_complete(folder, tmp_path
 
 def test_plain_transformers_loads_the_tuned_model_and_scores_as_reported(folder, tmp_path, small_task):
     out = tmp_path / "run"
-    tuning = Tuning(
+    tuning = set_up(
         TuneSettings(model=str(folder), out=str(out), minutes=0, steps=3, batch_size=8, evals=0, threads=1, scheme="full", lr=0.5)
     )
-    result = tuning.run()
+    result = run(tuning)
     model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     columns = [tokenizer(option)["input_ids"][0] for option in small_task.options]
@@ -112,12 +118,12 @@ def _parameters(folder, dtype=torch.bfloat16):
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(folder, tmp_path):
     def trained(seed):
-        tuning = Tuning(
+        tuning = set_up(
             TuneSettings(
                 model=str(folder), out=str(tmp_path / "x"), minutes=0, steps=3, batch_size=8, seed=seed, threads=1, keep="last"
             )
         )
-        tuning.train()
+        Loop(tuning).run()
         return torch.cat([p.detach().flatten().float() for p in tuning.model.parameters()])
 
     assert torch.equal(trained(0), trained(0))
@@ -131,8 +137,8 @@ def test_ctrl_c_ends_training_and_keeps_what_was_learnt(folder, tmp_path, capsys
         if progress.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    tuning = Tuning(TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1), press)
-    result = tuning.run()
+    tuning = set_up(TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1), press)
+    result = run(tuning)
     assert 2 <= result["steps"] <= 3
     assert "interrupted after step" in result["stopped"]
     assert (out / "report.html").exists()
@@ -201,14 +207,14 @@ def test_out_that_cannot_be_written_is_refused_before_anything_is_loaded(folder,
 
 def test_ctrl_c_after_training_keeps_the_tuned_model(folder, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
-    answers = Tuning.answers
+    answers = Setup.answers
 
-    def interrupted(tuning, examples, phase):
+    def interrupted(setup, examples, phase, *more):
         if phase == "tuned, test":
             raise KeyboardInterrupt
-        return answers(tuning, examples, phase)
+        return answers(setup, examples, phase, *more)
 
-    monkeypatch.setattr(Tuning, "answers", interrupted)
+    monkeypatch.setattr(Setup, "answers", interrupted)
     assert main(command(folder, out, "--steps", "2", "--keep", "last")) == 130
     assert f"the tuned model is {out}/model" in capsys.readouterr().err
     left = {"model", "tensorboard", "journal.zgj", "metrics.jsonl", "untouched.json"}
@@ -225,12 +231,12 @@ def test_a_run_whose_losses_stay_not_finite_ends_keeps_the_weights_before_and_sa
         return losses(scorer, batch) * (torch.nan if len(calls) > 12 else 1)
 
     out = tmp_path / "run"
-    tuning = Tuning(TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1))
+    tuning = set_up(TuneSettings(model=str(folder), out=str(out), minutes=0, steps=50, batch_size=8, evals=0, threads=1))
     monkeypatch.setattr(tuning.optimizer, "self_check", False)
-    tuning.attach()
-    tuning.objective = lambda batch: diverging(tuning.scorer, batch)
-    monkeypatch.setattr(tuning, "attach", lambda: None)
-    result = tuning.run()
+    tuning.warm_up()
+    tuning.objective = LossObjective(lambda batch: diverging(tuning.scorer, batch))
+    monkeypatch.setattr(tuning, "warm_up", lambda listen: None)
+    result = run(tuning)
     assert result["skipped_steps"] == 10
     assert "10 steps in a row" in result["stopped"]
     rows = [json.loads(line, parse_constant=pytest.fail) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -270,7 +276,7 @@ def test_a_budget_in_evaluations_counts_branches_of_steps_and_no_checks(folder, 
     budget = 3 * each - 1
     assert rates == pytest.approx([0.01 * (1 - step * each / budget) for step in range(3)])
     with pytest.raises(ValueError, match="has ended"):
-        recording.settings_of(out, {})
+        resumed_settings(out, {})
     assert main(["tune", "--resume", str(out), "--evaluations", str(4 * each)]) == 0
     assert json.loads((out / "result.json").read_text())["evaluations"] == 4 * each
 
@@ -282,22 +288,24 @@ def test_a_method_with_state_says_how_large_it_is(folder, tmp_path):
 
 def test_rates_and_radii_are_those_of_method_and_scheme():
     def of(**more):
-        made = TuneSettings(**more)
+        made = TuneSettings(**more).resolved()
         return made.lr, made.eps
 
     assert of() == of(scheme="qk") == pytest.approx((0.12, 0.06))
     assert of(scheme="upper") == (0.04, 0.02)
     assert of(scheme="qk", method="mezo") == pytest.approx((0.03, 0.06))
-    assert of(scheme="qk", method="adamw") == (2e-5, 0.02)
-    assert of(scheme="qk", method="forward-gradient") == pytest.approx((0.03, 0.02))
-    assert of(scheme="lora", method="adamw") == (1e-3, 0.02)
+    assert of(scheme="qk", method="adamw") == (2e-5, None)
+    assert of(scheme="qk", method="forward-gradient") == (pytest.approx(0.03), None)
+    assert of(scheme="lora", method="adamw") == (1e-3, None)
     assert of(scheme="qk", lr=0.1, eps=0.01) == (0.1, 0.01)
     assert of(scheme="qk", lr="auto")[0] == "auto"
     with pytest.raises(ValueError, match="eps is 'auto'; it must be a number"):
         TuneSettings(eps="auto")
     for scheme in ("upper", "qk"):  # as settings are read again, and with another scheme
-        again = dataclasses.replace(TuneSettings(method="forward-gradient", scheme=scheme), scheme="full")
-        assert again.eps == 0.02
+        again = dataclasses.replace(TuneSettings(method="forward-gradient", scheme=scheme).resolved(), scheme="full")
+        assert again.eps is None
+    older = dataclasses.asdict(TuneSettings(method="adamw").resolved()) | {"eps": 0.02}
+    assert from_record(older, "run").eps is None
     with pytest.raises(ValueError, match=r"eps is 0\.03, and method adamw perturbs nothing; leave it out"):
         TuneSettings(method="adamw", eps=0.03)
 
@@ -322,7 +330,7 @@ print(before - resident())
     called = []
     monkeypatch.setattr(memory, "give_back_at_once", lambda: called.append(1))
     for options in ([], ["checkpointing=true"]):
-        Tuning(
+        set_up(
             TuneSettings(
                 model=str(folder),
                 task="sentiment-movies",
@@ -381,7 +389,7 @@ def test_the_threshold_gets_the_most_rows_right():
 
 def made(folder, out, **more):
     given = {"minutes": 0, "steps": 4, "batch_size": 8, "threads": 1, "evals": 1}
-    return Tuning(TuneSettings(model=str(folder), out=str(out), **(given | more)))
+    return set_up(TuneSettings(model=str(folder), out=str(out), **(given | more)))
 
 
 @pytest.mark.parametrize(("method", "goes_on"), [("mezo", True), ("adamw", False), ("addax", False)])
@@ -395,13 +403,13 @@ def test_going_on_is_promised_where_there_is_a_journal(folder, tmp_path, monkeyp
         return step(examples)
 
     tuning.step = stopping
-    said = tuning.run()["stopped"]
+    said = run(tuning)["stopped"]
     assert said.startswith("interrupted after step 2; the result is of the best weights until then")
     assert ("--resume" in said) == goes_on
     full = made(folder, tmp_path / "full", method=method)
-    monkeypatch.setattr(full, "_save_model", lambda: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(results, "save_model", lambda setup: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="after step 4: no space left; no") as raised:
-        full.run()
+        run(full)
     assert ("--resume" in str(raised.value)) == ("that was recorded is lost" in str(raised.value)) == goes_on
 
 
@@ -410,7 +418,7 @@ def test_going_on_is_promised_where_there_is_a_journal(folder, tmp_path, monkeyp
     [("mezo", "forward passes, no backward pass"), ("hybrid", "the work of 22 forward passes, 4 backward passes in it")],
 )
 def test_forward_and_backward_passes_are_those_that_a_step_takes(folder, tmp_path, method, says):
-    result = made(folder, tmp_path / "run", method=method, scheme="full").run()
+    result = run(made(folder, tmp_path / "run", method=method, scheme="full"))
     assert says in summary(result)
 
 
@@ -419,17 +427,17 @@ def test_a_step_that_a_method_refuses_is_not_one_whose_branches_scored_the_same(
     refused = made(folder, tmp_path / "conservative", method="conservative")
     reconsidered = refused.optimizer.reconsidered
     refused.optimizer.reconsidered = lambda *given: 0 * reconsidered(*given)
-    assert refused.run()["flat_steps"] == 0
+    assert run(refused)["flat_steps"] == 0
     monkeypatch.setattr(Scorer, "losses", lambda scorer, batch: torch.ones(len(batch.labels)))
     flat = made(folder, tmp_path / "mezo", method="mezo")
     flat.optimizer.self_check = False
-    assert flat.run()["flat_steps"] == 4
+    assert run(flat)["flat_steps"] == 4
 
 
 def test_the_room_that_a_run_needs_counts_the_state_in_its_snapshots(folder, tmp_path):
     plain, adam = (made(folder, tmp_path / name, method=name, scheme="full") for name in ("mezo", "adam"))
     assert adam.optimizer.held.bytes > 0
-    assert adam._disk_bytes == plain._disk_bytes + 2 * adam.optimizer.held.bytes
+    assert adam.disk_bytes == plain.disk_bytes + 2 * adam.optimizer.held.bytes
 
 
 @pytest.mark.parametrize(
@@ -445,5 +453,5 @@ def test_the_room_that_a_run_needs_counts_the_state_in_its_snapshots(folder, tmp
 def test_a_batch_of_one_is_enough_where_no_spread_is_needed(folder, tmp_path, method, options):
     tuning = made(folder, tmp_path / "run", method=method, batch_size=1, scheme="full", keep="last", method_options=options)
     before = [slot.exact().clone() for slot in tuning.optimizer.slots]
-    assert tuning.run()["steps"] == 4
+    assert run(tuning)["steps"] == 4
     assert not all(torch.equal(was, slot.exact()) for was, slot in zip(before, tuning.optimizer.slots, strict=True))

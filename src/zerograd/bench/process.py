@@ -18,9 +18,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from zerograd.machine import environment
-from zerograd.machine import provenance as machine
-from zerograd.tune.settings import TuneSettings, from_mapping
+from zerograd.machine import environment, memory, provenance
+from zerograd.machine.files import write_text
+from zerograd.machine.quiet import quiet
+from zerograd.text.judge import Judge
+from zerograd.text.metrics import metric
+from zerograd.tune.hidden_states import hidden_states_kept
+from zerograd.tune.loop import Loop
+from zerograd.tune.progress import Progress
+from zerograd.tune.schedule import Limits, evaluations_of
+from zerograd.tune.settings import TuneSettings, from_record
+from zerograd.tune.setup import Setup, set_up
+from zerograd.tune.sinks import Sinks
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -96,87 +105,99 @@ def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str,
     Nothing depends on what the test rows say, and nothing stays written but what the untouched model says of them. Without
     `untouched` no test row is scored at all.
     """
-    from zerograd.machine import memory
-    from zerograd.text.judge import Judge
-    from zerograd.text.metrics import metric
-    from zerograd.tune.run import Tuning
-
-    told = 0.0
-
-    def listen(progress: Any) -> None:
-        nonlocal told
-        if progress.phase == "training" and abs(progress.done - told) >= 0.01:
-            told = progress.done
-            say({"done": told})
-
-    tuning = Tuning(settings, listen)
-    loop, dev = tuning.loop, Dev(say)
-    loop.probing = False
-    tuning.trackers.append(dev)
-    judge = Judge(tuning.scorer, tuning.task.test, metric("accuracy")) if untouched else None
-
-    def right() -> str:
-        assert judge is not None
-        found = judge.rows(tuning.answers(tuning.task.test, "test"))
-        assert found is not None
-        return "".join("01"[value == 1] for value in found)
-
-    result: dict[str, Any] = {"lr": tuning.lr}
-    if untouched is not None:
-        ids = json.dumps([example.id for example in tuning.task.test])
-        test = hashlib.blake2b((tuning.task.spec.to_yaml() + ids).encode(), digest_size=8).hexdigest()
-        kept = untouched / f"{test}-{tuning.identity}-{settings.max_tokens}-{settings.chat}-{settings.storage}.json"
-        result |= {"test_rows": len(tuning.task.test), "test": test, "right_before": _kept(kept, right)}
-    tuning.optimizer.self_check = judge is not None  # of what is reported
-    tuning.attach()
+    listen, dev = _Share(say), Dev(say)
+    setup = set_up(settings, listen, self_check=untouched is not None)
+    test = TestRows(setup) if untouched else None
+    before = test.before(untouched) if test and untouched else {}
+    setup.warm_up(listen)
     memory.reset_peak()
-    peak, parts = 0, {}
-    tuning.folder.mkdir(parents=True, exist_ok=True)
-    limits = {"evaluations": settings.evaluations, "seconds": 60 * settings.minutes}
-    limits = {name: limit for name, limit in limits.items() if limit}
-    with tuning.cached():
-        while limits:
-            tuning.train()
-            if loop.interrupted:
-                raise KeyboardInterrupt
-            peak = max(peak, memory.peak_bytes())
-            spent = {"evaluations": loop.evaluations, "seconds": loop.elapsed, "cpu_seconds": loop.cpu_seconds}
-            reached = [name for name, limit in limits.items() if spent[name] >= limit or loop.stopped is not None]
-            part = spent | ({"right": right()} if judge is not None else {})
-            memory.reset_peak()
-            for name in reached:
-                parts[name] = part
-                del limits[name]
-            if limits:
-                loop.until(minutes=limits.get("seconds", 0.0) / 60, evaluations=int(limits.get("evaluations", 0)))
-    return result | {
+    setup.folder.mkdir(parents=True, exist_ok=True)
+    with hidden_states_kept(setup):
+        loop = Loop(setup, sinks=Sinks(listen, trackers=[dev]), probing=False)
+        parts, peak = _to_each_limit(loop, test)
+    return {
+        "lr": setup.lr,
+        **before,
         "at": parts,
         "curve": dev.curve,
-        "steps": tuning.optimizer.steps,
+        "steps": setup.optimizer.steps,
         "peak_bytes": peak,
-        "state_bytes": tuning.optimizer.state_bytes,
-        "weight_bytes": tuning.weight_bytes,
-        "stopped": loop.stopped,
-        "load": machine.load(),
+        "state_bytes": setup.optimizer.state_bytes,
+        "weight_bytes": setup.weight_bytes,
+        "stopped": loop.state.stopped,
+        "load": provenance.load(),
     }
 
 
-def _kept(path: Path, ask: Callable[[], str]) -> str:
-    """What a file holds, or what it gets to hold now."""
-    from zerograd.machine.files import write_text
+def _to_each_limit(loop: Loop, test: TestRows | None) -> tuple[dict[str, Any], int]:
+    """Train to one limit after the other. Returns (what was spent and answered at each, the peak of memory in training)."""
+    settings, state = loop.setup.settings, loop.state
+    limits = {"evaluations": settings.evaluations, "seconds": 60 * settings.minutes}
+    limits = {name: limit for name, limit in limits.items() if limit}
+    parts: dict[str, Any] = {}
+    peak, other_limits = 0, None
+    while limits:
+        loop.run(other_limits)
+        if state.interrupted:
+            raise KeyboardInterrupt
+        peak = max(peak, memory.peak_bytes())
+        spent = {
+            "evaluations": evaluations_of(loop.setup.optimizer),
+            "seconds": state.seconds,
+            "cpu_seconds": state.cpu_seconds,
+        }
+        part = spent | ({"right": test.right()} if test else {})
+        memory.reset_peak()
+        for name in [name for name, limit in limits.items() if spent[name] >= limit or state.stopped is not None]:
+            parts[name] = part
+            del limits[name]
+        other_limits = Limits(limits.get("seconds", 0.0) / 60, evaluations=int(limits.get("evaluations", 0)))
+    return parts, peak
 
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"right": ask()}))
-    return str(json.loads(path.read_text(encoding="utf-8"))["right"])
+
+class _Share:
+    """Takes progress, and says the share of training that is done, in steps of a percent."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self._said = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.phase == "training" and abs(progress.done - self._said) >= 0.01:
+            self._said = progress.done
+            self.say({"done": self._said})
+
+
+class TestRows:
+    """The test rows of a run, and which of them the model answers right."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.judge = Judge(setup.scorer, setup.task.test, metric("accuracy"))
+
+    def right(self) -> str:
+        """A digit a row, 1 where the model as it is now answers right."""
+        found = self.judge.rows(self.setup.answers(self.setup.task.test, "test"))
+        assert found is not None
+        return "".join("01"[value == 1] for value in found)
+
+    def before(self, folder: Path) -> dict[str, Any]:
+        """What a row says of the test rows and of the untouched model, which is asked once for all runs that share the folder."""
+        setup, settings = self.setup, self.setup.settings
+        ids = json.dumps([example.id for example in setup.task.test])
+        name = hashlib.blake2b((setup.task.spec.to_yaml() + ids).encode(), digest_size=8).hexdigest()
+        path = folder / f"{name}-{setup.identity}-{settings.max_tokens}-{settings.chat}-{settings.storage}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps({"right": self.right()}))
+        right = str(json.loads(path.read_text(encoding="utf-8"))["right"])
+        return {"test_rows": len(setup.task.test), "test": name, "right_before": right}
 
 
 def main() -> None:
     """A run as it was requested."""
     environment.prepare()
-    from zerograd.cli import shown
-
-    shown.quiet()
+    quiet()
     lines, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no line of ours
 
     def say(what: dict[str, Any]) -> None:
@@ -185,7 +206,7 @@ def main() -> None:
     request = json.loads(sys.stdin.read())
     folder = request["untouched"]
     try:
-        settings = from_mapping(TuneSettings, request["settings"], "the request")
+        settings = from_record(request["settings"], "the request")
         say({"result": train(settings, Path(folder) if folder else None, say)})
     except KeyboardInterrupt:
         sys.exit(130)

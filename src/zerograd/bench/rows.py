@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zerograd.journal.writer import lock, write
+from zerograd.machine.files import lock, write_all
 
 Row = Mapping[str, Any]
 
@@ -66,7 +66,7 @@ def append(path: Path, row: Row) -> None:
         last = text[text.rfind(b"\n") + 1 :]
         if last and not _is_json(last):
             file.truncate(len(text) - len(last))
-        write(file.fileno(), b"\n" * _is_json(last) + json.dumps(row).encode() + b"\n")
+        write_all(file.fileno(), b"\n" * _is_json(last) + json.dumps(row).encode() + b"\n")
         os.fsync(file.fileno())
 
 

@@ -19,14 +19,14 @@ from zerograd.bench import process, prompts, rows, search
 from zerograd.bench.search import Chosen
 from zerograd.bench.study import Cell, Config, Study, named
 from zerograd.machine import environment
-from zerograd.machine.files import write_text
+from zerograd.machine.files import locked_folder, write_text
 from zerograd.machine.format import percent, seconds
 from zerograd.machine.provenance import provenance
-from zerograd.runs import replayed as journals
+from zerograd.runs.replayed import save_model
 from zerograd.text.data import tasks
-from zerograd.text.models import loading as models
-from zerograd.tune import resume as recording
-from zerograd.tune.settings import TuneSettings, rate
+from zerograd.text.models import loading
+from zerograd.tune.defaults import default_lr
+from zerograd.tune.settings import TuneSettings
 
 LEADERBOARD = "leaderboard.jsonl"
 
@@ -77,7 +77,7 @@ class Runner:
             todo = [(cell, seed) for cell in cells for seed in self.study.seeds if not self._has(there, cell, seed)]
             if not todo:
                 continue
-            with recording.alone(self.folder / method):
+            with locked_folder(self.folder / method):
                 try:
                     for number, (cell, seed) in enumerate(todo):
                         chosen = self.chosen(cell)
@@ -108,7 +108,7 @@ class Runner:
         if found["grid"] != self._grid(cell):
             raise ValueError(f"the row {key!r} is of another grid, of other rates or of another task; run the study first")
         chosen = Chosen(found["config"], found["search"]["dev_loss"], [])
-        with recording.alone(self.folder / cell.method):
+        with locked_folder(self.folder / cell.method):
             return found, self.row(cell, seed, chosen, lambda done: self._tell(cell.method, done, key))
 
     def chosen(self, cell: Cell) -> Chosen:
@@ -190,7 +190,7 @@ class Runner:
         """A name of what its settings are chosen from, and of the task that they are for."""
         searched = prompts.varied(tasks.spec(self.study.searched(cell).task), self.study.searched(cell).prompt, self.study.rows)
         put = prompts.varied(tasks.spec(cell.task), cell.prompt, self.study.rows)
-        return named([self.study.grid(cell.method), rate(cell.method, cell.scheme), searched.to_yaml(), put.to_yaml()])
+        return named([self.study.grid(cell.method), default_lr(cell.method, cell.scheme), searched.to_yaml(), put.to_yaml()])
 
     def _search_key(self, cell: Cell) -> str:
         return f"{self.study.protocol}/{cell.key}/{self._grid(cell)}"
@@ -210,7 +210,7 @@ class Runner:
 
     def _model(self, name: str) -> str:
         """Where a model is loaded from: of a GGUF file, whose reading takes longer than a short run, a folder is made once."""
-        path = models.demo_file() if name == models.DEMO else Path(name)
+        path = loading.demo_file() if name == loading.DEMO else Path(name)
         if path.suffix != ".gguf" or not path.exists():
             return name
         settings = self.study.run(next(iter(self.study.cells)), {}, 0, self.study.tasks[0], 1)
@@ -222,7 +222,7 @@ class Runner:
             self.listen(Progress("reading the model", 0.0, ""))
             environment.prepare()
             mine = out.with_name(f"{out.name}.{os.getpid()}")
-            journals.save(models.load(name, dtype, settings.head), mine)
+            save_model(loading.load(name, dtype, settings.head), mine)
             try:
                 mine.rename(out)
             except OSError:  # another process was first

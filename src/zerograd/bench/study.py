@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +16,16 @@ from torch import nn
 from zerograd.bench import prompts
 from zerograd.machine.files import read_yaml
 from zerograd.optim import METHODS
+from zerograd.settings.fields import check_fields, from_mapping, require_at_least
 from zerograd.text.data import tasks
 from zerograd.text.models.schemes import SCHEMES
-from zerograd.tune.settings import TuneSettings, rate
+from zerograd.tune.defaults import default_lr
+from zerograd.tune.settings import TuneSettings
 
-LR = (1, 0.25, 0.5, 2, 4)
+LR_FACTORS = (1, 0.25, 0.5, 2, 4)
 """Factors of the usual rate that are tried where a study names none."""
 
-OWN = (
+SET_BY_STUDY = (
     *(
         "model",
         "method",
@@ -45,11 +46,11 @@ OWN = (
 )
 """Settings of a run that a study sets itself, or that would let runs see what others do not."""
 
-DIRECT = ("eps", "weight_decay")
+GRID_SETTINGS = ("eps", "weight_decay")
 """Settings of every run that a grid may name beside lr and a method's own."""
 
 Config = Mapping[str, Any]
-"""A point of a grid: `lr`, a factor of `train.settings.rate`, and settings by name."""
+"""A point of a grid: `lr`, a factor of `tune.defaults.default_lr`, and settings by name."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Study:
     """The fields of a study. Raises ValueError naming what is wrong.
 
     methods: names, or "all". grids: by method, and `default` for the others: values by name of a setting, tried in all
-    combinations, `lr` in factors of `train.settings.rate`. prompts: see `prompts.PROMPTS`. seeds: of the runs that are reported.
+    combinations, `lr` in factors of `tune.defaults.default_lr`. prompts: see `prompts.PROMPTS`. seeds: of the reported runs.
     evaluations, seconds: the budget of a run, in evaluations of the batch and in seconds of training; 0 for none. A run goes on
     until both are spent, and is tested where each is. search: see `Search`. curve: looks at the dev split in a run. rows: the most
     of each split. settings: more of `zerograd tune`'s, for all runs. reference: the method that others are compared with.
@@ -96,6 +97,7 @@ class Study:
     reference: str = "mezo"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name is {self.name!r}; it names a folder: letters, digits, - and _")
         for name in ("methods", "tasks", "models", "schemes", "prompts", "seeds"):
@@ -108,8 +110,7 @@ class Study:
                 if given not in choices:
                     raise ValueError(f"{name} has {given!r}; choose of {', '.join(choices)}")
         for name, least in (("evaluations", 0), ("seconds", 0), ("curve", 1)):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= least):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number of at least {least}")
+            require_at_least(name, getattr(self, name), least)
         if not self.evaluations and not self.seconds:
             raise ValueError("evaluations and seconds are both 0: the runs would have no end; give one of them, or both")
         if self.reference not in METHODS:
@@ -128,21 +129,26 @@ class Study:
 
     def _require_settings(self) -> None:
         for name in self.settings:
-            if name in OWN or name not in TuneSettings.__dataclass_fields__:
+            if name in SET_BY_STUDY or name not in TuneSettings.__dataclass_fields__:
                 raise ValueError(f"settings has {name!r}, which is none of zerograd tune's, or one that the study sets itself")
         for name in self.grids:
             if name not in ("default", *METHODS):
                 raise ValueError(f"grids has {name!r}; it is no method, nor default")
-        for name in self.rows:
+        for name, grid in self.grids.items():
+            if not isinstance(grid, Mapping):
+                raise ValueError(f"grids.{name} is {grid!r}; it must be lists of values by setting")
+        for name, count in self.rows.items():
             if name not in ("train", "dev", "test"):
                 raise ValueError(f"rows has {name!r}; the splits are train, dev and test")
+            if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+                raise ValueError(f"rows.{name} is {count!r}; it must be a whole number of at least 2")
         for task, prompt in itertools.product(self.tasks, self.prompts):
             prompts.varied(tasks.spec(task), prompt, self.rows)
         for model, method, scheme in itertools.product(self.models, self.methods, self.schemes):
             for config in self.grid(method):
                 try:
                     cell = Cell(model, method, scheme, self.tasks[0], self.prompts[0])
-                    own = self.run(cell, config, self.seeds[0], self.tasks[0], 1).own()
+                    own = self.run(cell, config, self.seeds[0], self.tasks[0], 1).own_options()
                     METHODS[method](nn.Linear(2, 2), **{name: value for name, value in own.items() if name != "checkpointing"})
                 except (ValueError, TypeError) as error:
                     raise ValueError(f"method {method}, scheme {scheme}: {error}") from None
@@ -160,7 +166,7 @@ class Study:
 
     def grid(self, method: str) -> list[Config]:
         """What is tried of a method, in that order."""
-        values = self.grids.get(method, self.grids.get("default", {"lr": LR}))
+        values = self.grids.get(method, self.grids.get("default", {"lr": LR_FACTORS}))
         for name, some in values.items():
             if not isinstance(some, (list, tuple)) or not some:
                 raise ValueError(f"grids: {name} of {method} is {some!r}; it must be a list of values")
@@ -171,14 +177,14 @@ class Study:
         factor = config.get("lr", 1)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             raise ValueError(f"lr is {factor!r} in a grid; it must be a number, a factor of the usual rate")
-        direct = {name: config[name] for name in DIRECT if name in config}
-        options = tuple(f"{name}={_text(value)}" for name, value in config.items() if name not in ("lr", *DIRECT))
+        direct = {name: config[name] for name in GRID_SETTINGS if name in config}
+        options = tuple(f"{name}={_text(value)}" for name, value in config.items() if name not in ("lr", *GRID_SETTINGS))
         fields = {"schedule": "constant"} | dict(self.settings) | direct
         return TuneSettings(
             model=cell.model, method=cell.method, scheme=cell.scheme, task=task, seed=seed,
-            lr=float(factor * rate(cell.method, cell.scheme)), method_options=options,
+            lr=float(factor * default_lr(cell.method, cell.scheme)), method_options=options,
             minutes=self.seconds / 60, evaluations=self.evaluations, evals=evals, keep="last", **fields,
-        )  # fmt: skip
+        ).resolved()  # fmt: skip
 
     @property
     def protocol(self) -> str:
@@ -206,10 +212,9 @@ class Search:
     rungs: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self, "search.")
         for name, least in (("seed", 0), ("evaluations", 0), ("factor", 2), ("rungs", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"search.{name} is {value!r}; it must be a whole number of at least {least}")
+            require_at_least(f"search.{name}", getattr(self, name), least)
 
 
 def read(path: Path) -> Study:
@@ -222,40 +227,12 @@ def read(path: Path) -> Study:
 
 
 def _study(fields: dict[str, Any]) -> Study:
-    _require_known(Study, fields, "it")
-    for name in ("methods", "tasks"):
-        if name not in fields:
-            raise ValueError(f"it has no {name}; give a list of them")
-    if fields["methods"] == "all":
+    if fields.get("methods") == "all":
         fields["methods"] = list(METHODS)
-    for name, kind in (("methods", str), ("tasks", str), ("models", str), ("schemes", str), ("prompts", str), ("seeds", int)):
-        given = fields.get(name, [])
-        if not isinstance(given, list) or not all(isinstance(item, kind) and not isinstance(item, bool) for item in given):
-            raise ValueError(f"{name} is {given!r}; it must be a list of {'whole numbers' if kind is int else 'names'}")
-        if name in fields:
-            fields[name] = tuple(given)
-    for name, kinds in (("name", str), ("reference", str), ("evaluations", int), ("seconds", (int, float)), ("curve", int)):
-        if name in fields and (not isinstance(fields[name], kinds) or isinstance(fields[name], bool)):
-            raise ValueError(f"{name} is {fields[name]!r}; it must be a {'text' if kinds is str else 'number'}")
-    for name in ("grids", "rows", "settings", "search"):
-        if not isinstance(fields.get(name, {}), dict):
-            raise ValueError(f"{name} is {fields[name]!r}; it must be names and values")
-    for name, grid in fields.get("grids", {}).items():
-        if not isinstance(grid, dict):
-            raise ValueError(f"grids.{name} is {grid!r}; it must be lists of values by setting")
-    for name, count in fields.get("rows", {}).items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-            raise ValueError(f"rows.{name} is {count!r}; it must be a whole number of at least 2")
     search = fields.get("search", {})
-    _require_known(Search, search, "search")
-    return Study(**fields | {"search": Search(**search)})
-
-
-def _require_known(kind: type[Any], fields: Mapping[str, Any], where: str) -> None:
-    known = [spec.name for spec in dataclasses.fields(kind)]
-    for name in fields:
-        if name not in known:
-            raise ValueError(f"{where} has a field {name!r}; the fields are {', '.join(known)}")
+    if isinstance(search, dict):
+        fields["search"] = from_mapping(Search, search, "search")
+    return from_mapping(Study, fields, "it")
 
 
 def named(value: Any) -> str:

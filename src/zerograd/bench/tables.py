@@ -11,7 +11,7 @@ from statistics import fmean
 from zerograd.bench import rows
 from zerograd.bench.rows import Row
 from zerograd.machine.format import Measure, percent, seconds
-from zerograd.text import intervals as statistics
+from zerograd.text import intervals
 
 MATCHES = (("evaluations", "evaluations"), ("seconds", "seconds"), ("seconds", "evaluations"))
 """At which budget methods are seen, and the reference that they are held against."""
@@ -209,9 +209,9 @@ def _line(method: str, scheme: str, mine: Sequence[Row], ends: dict[int, End], h
     gain = gain_interval = None
     if pairs and not is_reference:
         gain = fmean(end.value - held[seed].value for seed, end in pairs)
-        gain_interval = statistics.crossed(differences, pairs[0][1].widths)
+        gain_interval = intervals.crossed(differences, pairs[0][1].widths)
     values = [end.value for end in ends.values()]
-    interval = [min(1.0, max(0.0, side)) for side in statistics.student(values)] if len(values) > 1 else None
+    interval = [min(1.0, max(0.0, side)) for side in intervals.student(values)] if len(values) > 1 else None
     return Line(
         method, scheme, fmean(values), interval, gain, gain_interval,
         fmean(end.evaluations for end in ends.values()), fmean(end.seconds for end in ends.values()),

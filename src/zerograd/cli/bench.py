@@ -33,9 +33,9 @@ def _run(parsed: argparse.Namespace) -> int:
 
     from zerograd.bench import study as studies
     from zerograd.bench.runner import Runner
-    from zerograd.cli import shown
+    from zerograd.machine.quiet import quiet
 
-    shown.quiet()
+    quiet()
     study = studies.read(Path(parsed.study))
     for method in parsed.methods:
         if method not in study.methods:

@@ -8,6 +8,7 @@ from typing import Any
 
 from zerograd.cli import flags, shown
 from zerograd.cli.bar import Bar
+from zerograd.machine.quiet import quiet
 from zerograd.tune.settings import TaskSettings
 
 
@@ -38,12 +39,12 @@ def run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
 
     from zerograd.runs.evaluate import evaluate
-    from zerograd.runs.replayed import opened
+    from zerograd.runs.ship import open_run_or_file
 
-    shown.quiet()
+    quiet()
     console = Console(stderr=parsed.json)
     with Bar(console) as bar:
-        finished = opened(name, parsed.base) if name else None
+        finished = open_run_or_file(name, parsed.base) if name else None
         result = evaluate(settings, finished, parsed.split, parsed.calibrate, bar.show)
     metric = result["metric"]
     value = f"{shown.title(metric)} {shown.value(metric, result['value'], result['ci'])}, loss {result['loss']:.3f}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from zerograd.machine.files import read_yaml
-from zerograd.tune.settings import AUTO, Settings, from_mapping
+from zerograd.settings.fields import Settings, from_mapping, kinds_of
 
 
 def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
@@ -18,16 +19,16 @@ def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
     parser.add_argument("--config", metavar="FILE", default="", help="a YAML file of the same fields; flags win")
     parser.add_argument("--show-config", action="store_true", help="print the settings as such a file, and end")
     for field in dataclasses.fields(settings):
-        kind = field.metadata["kind"]
+        kind, *others = kinds_of(settings)[field.name]
         flag = "--" + field.name.replace("_", "-")
         common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": _help(field)}
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-        elif kind is tuple:
+        elif get_origin(kind) is tuple:
             parser.add_argument(flag, nargs="+", metavar="NAME", **common)
         else:
-            parse = _number_or_auto if kind is float and field.default is None else kind
-            parser.add_argument(flag, type=parse, metavar=kind.__name__.upper().replace("STR", "NAME"), **common)
+            words = [word for other in others if get_origin(other) is Literal for word in get_args(other)]
+            parser.add_argument(flag, type=_or_word(kind, words), metavar=kind.__name__.upper().replace("STR", "NAME"), **common)
 
 
 def read(kind: type[Settings], parsed: argparse.Namespace) -> Settings:
@@ -51,11 +52,14 @@ def shown(settings: Any) -> str:
     return "\n".join(lines)
 
 
-def _number_or_auto(text: str) -> float | str:
-    return text if text == AUTO else float(text)
+def _or_word(kind: type[Any], words: Sequence[str]) -> Callable[[str], Any]:
+    """What reads a flag's text: a word as it is, anything else as a value of the kind."""
 
+    def read(text: str) -> Any:
+        return text if text in words else kind(text)
 
-_number_or_auto.__name__ = "float"  # what a message calls it
+    read.__name__ = kind.__name__  # how argparse's messages call it
+    return read
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

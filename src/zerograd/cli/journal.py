@@ -29,14 +29,14 @@ def add(verbs: Any) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> int:
-    from zerograd.runs import replayed as journals
+    from zerograd.runs.journals import find_journal, read_journal
     from zerograd.update.apply import Skip
 
-    told = journals.read(journals.find(parsed.journal))
+    journal = read_journal(find_journal(parsed.journal))
     if parsed.step is not None:
-        if not 0 <= parsed.step < len(told.steps):
-            raise ValueError(f"step is {parsed.step}; the journal has steps 0 .. {len(told.steps) - 1}")
-        step = told.steps[parsed.step]
+        if not 0 <= parsed.step < len(journal.steps):
+            raise ValueError(f"step is {parsed.step}; the journal has steps 0 .. {len(journal.steps) - 1}")
+        step = journal.steps[parsed.step]
         if isinstance(step, Skip):
             print(f"step {step.number}: loss {step.loss:.6g}, not finite, so nothing was updated")
             return 0
@@ -46,16 +46,16 @@ def _show(parsed: argparse.Namespace) -> int:
             name = f"group {group}: " if len(step.lrs) > 1 else ""
             print(f"{name}learning rate {lr:.6g}{decay}, {len(some)} directions times {' '.join(f'{m:.6g}' for m in some)}")
         return 0
-    header, base = told.header, told.header["base"]
-    print(f"{told.path}: {told.path.stat().st_size:,} bytes, {len(told.steps):,} steps of {header['method']}")
+    header, base = journal.header, journal.header["base"]
+    print(f"{journal.path}: {journal.path.stat().st_size:,} bytes, {len(journal.steps):,} steps of {header['method']}")
     print(f"base {base['model']}, identity {base['identity']}")
     values = sum(math.prod(row["shape"]) for row in header["tensors"])
     print(
         f"trains {len(header['tensors'])} tensors, {values:,} values, scheme {header['settings']['scheme']}, seed {header['seed']}"
     )
-    if told.torn:
-        print(f"the last record was cut short: {told.torn} bytes of it are there")
-    losses = [step.loss for step in told.steps if math.isfinite(step.loss)]
+    if journal.torn:
+        print(f"the last record was cut short: {journal.torn} bytes of it are there")
+    losses = [step.loss for step in journal.steps if math.isfinite(step.loss)]
     if losses:
         print(f"loss {shown.sparkline(losses)} {losses[0]:.4g} to {losses[-1]:.4g}, lowest {min(losses):.4g}")
     return 0
@@ -63,44 +63,45 @@ def _show(parsed: argparse.Namespace) -> int:
 
 def _verify(parsed: argparse.Namespace) -> int:
     from zerograd.journal import JournalDamaged
-    from zerograd.runs import replayed as journals
+    from zerograd.runs.journals import find_journal, read_journal
 
-    path = journals.find(parsed.journal)
+    path = find_journal(parsed.journal)
     try:
-        told = journals.read(path)
+        journal = read_journal(path)
     except JournalDamaged as error:
         print(f"{path}: {error}")
         return 1
-    if told.torn:
+    if journal.torn:
         print(
-            f"{path}: the last record was cut short, {told.torn} bytes of it are there; {len(told.steps):,} whole steps before it"
+            f"{path}: the last record was cut short, {journal.torn} bytes of it are there; "
+            f"{len(journal.steps):,} whole steps before it"
         )
         return 1
-    print(f"{path}: whole, {len(told.steps):,} steps, {len(told.records):,} records")
+    print(f"{path}: whole, {len(journal.steps):,} steps, {len(journal.records):,} records")
     return 0
 
 
 def _diff(parsed: argparse.Namespace) -> int:
-    from zerograd.runs import replayed as journals
+    from zerograd.runs.journals import find_journal, first_difference, read_journal
 
-    first, second = (journals.read(journals.find(name)) for name in (parsed.journal, parsed.other))
-    fields, number = journals.parting(first, second)
+    first, second = (read_journal(find_journal(name)) for name in (parsed.journal, parsed.other))
+    fields, number = first_difference(first, second)
     for name in fields:
-        one, other = (json.dumps(told.header.get(name)) for told in (first, second))
+        one, other = (json.dumps(journal.header.get(name)) for journal in (first, second))
         print(f"{name}: {_short(one)} and {_short(other)}")
     if number is None:
         print(f"all {len(first.steps):,} steps are the same")
     else:
-        for told in (first, second):
-            there = f"loss {told.steps[number].loss:.9g}" if number < len(told.steps) else "has no such step"
-            print(f"step {number}, {told.path}: {there}")
+        for journal in (first, second):
+            there = f"loss {journal.steps[number].loss:.9g}" if number < len(journal.steps) else "has no such step"
+            print(f"step {number}, {journal.path}: {there}")
     return 0 if number is None and not fields else 1
 
 
 def _cut(parsed: argparse.Namespace) -> int:
-    from zerograd.runs import replayed as journals
+    from zerograd.runs.journals import cut_journal, find_journal, read_journal
 
-    size = journals.cut(journals.read(journals.find(parsed.journal)), parsed.at, Path(parsed.out))
+    size = cut_journal(read_journal(find_journal(parsed.journal)), parsed.at, Path(parsed.out))
     print(f"{parsed.out}: {parsed.at:,} steps, {size:,} bytes")
     return 0
 

@@ -8,8 +8,8 @@ import json
 import sys
 from typing import Any
 
-from zerograd.cli import flags, shown
-from zerograd.tune.settings import PlanSettings
+from zerograd.cli import flags
+from zerograd.planner.settings import PlanSettings
 
 
 def add(verbs: Any) -> None:
@@ -31,9 +31,10 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.show_config:
         print(flags.shown(settings))
         return 0
+    from zerograd.machine.quiet import quiet
     from zerograd.planner import planned
 
-    shown.quiet()
+    quiet()
     plan = planned(settings, lambda line: print(line, file=sys.stderr))
     if parsed.json:
         print(json.dumps(plan.as_json()))

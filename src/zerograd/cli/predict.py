@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zerograd.cli import shown
 from zerograd.cli.bar import Bar
+from zerograd.machine.quiet import quiet
 from zerograd.tune.settings import TaskSettings
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
@@ -38,13 +38,13 @@ def run(parsed: argparse.Namespace) -> int:
     from rich.console import Console
 
     from zerograd.machine.files import write_text
-    from zerograd.runs.evaluate import predict
-    from zerograd.runs.replayed import opened
+    from zerograd.runs.predict import predict
+    from zerograd.runs.ship import open_run_or_file
 
-    shown.quiet()
+    quiet()
     console = Console()
     with Bar(console) as bar:
-        rows = predict(opened(parsed.run_folder or parsed.model, parsed.base), parsed.data, settings, bar.show)
+        rows = predict(open_run_or_file(parsed.run_folder or parsed.model, parsed.base), parsed.data, settings, bar.show)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, "".join(json.dumps(row) + "\n" for row in rows) if out.suffix == ".jsonl" else _table(rows, out.suffix))
     console.print(f"{len(rows):,} predictions in {out}", highlight=False)

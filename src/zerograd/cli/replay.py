@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zerograd.cli import shown
 from zerograd.cli.bar import Bar
+from zerograd.machine.quiet import quiet
 
 
 def add(verbs: Any) -> None:
@@ -29,7 +29,9 @@ def run(parsed: argparse.Namespace) -> int:
 
     from zerograd.machine import workers
     from zerograd.machine.format import percent
-    from zerograd.runs import replayed as journals
+    from zerograd.runs.journals import find_journal, read_journal
+    from zerograd.runs.lora import write_lora
+    from zerograd.runs.replayed import replayed, save_model
 
     out = Path(parsed.out)
     if out.exists():
@@ -38,17 +40,17 @@ def run(parsed: argparse.Namespace) -> int:
         raise ValueError(f"at is {parsed.at}; it must be a number of steps, at least 0")
     if parsed.rank < 0:
         raise ValueError(f"rank is {parsed.rank}; it must be at least 1, or left out")
-    shown.quiet()
+    quiet()
     workers.use(parsed.threads)
     console = Console()
     with Bar(console) as bar:
-        told = journals.read(journals.find(parsed.journal))
+        source = read_journal(find_journal(parsed.journal))
         if parsed.rank:
-            lacking = journals.low_rank(told, parsed.rank, parsed.base, parsed.at, out, bar.show)
+            lacking = write_lora(source, parsed.rank, parsed.base, parsed.at, out, bar.show)
             bar.say(f"{out}: a LoRA adapter of rank {parsed.rank}, which lacks {percent(lacking)} of the change")
             return 0
-        loaded = journals.replayed(told, parsed.base, parsed.at, parsed.device, bar.show)
-        journals.save(loaded, out)
-    taken = len(told.steps) if parsed.at is None else parsed.at
-    console.print(f"{out}: {told.header['settings']['scheme']} of {told.path} after {taken:,} steps", highlight=False)
+        loaded = replayed(source, parsed.base, parsed.at, parsed.device, bar.show)
+        save_model(loaded, out)
+    taken = len(source.steps) if parsed.at is None else parsed.at
+    console.print(f"{out}: {source.header['settings']['scheme']} of {source.path} after {taken:,} steps", highlight=False)
     return 0

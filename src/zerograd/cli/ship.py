@@ -15,8 +15,8 @@ def add(verbs: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    from zerograd.runs import replayed as journals
+    from zerograd.runs.ship import ship
 
-    size = journals.ship(parsed.run_folder, Path(parsed.out))
+    size = ship(parsed.run_folder, Path(parsed.out))
     print(f"{parsed.out}: {size:,} bytes; zerograd predict {parsed.out}, or zerograd.load({parsed.out!r}), on the same base")
     return 0

@@ -11,18 +11,6 @@ from zerograd.text.metrics import is_share
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def quiet() -> None:
-    """Keep transformers' own bars and warnings off the screen, which is for ours."""
-    import warnings
-
-    from transformers.utils import logging
-
-    warnings.filterwarnings("ignore", module=r"peft\.")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
 def title(metric: str) -> str:
     """A metric's name as a heading."""
     return "% right" if metric == "accuracy" else f"{metric}, %" if is_share(metric) else metric

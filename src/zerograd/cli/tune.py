@@ -11,6 +11,7 @@ from typing import Any
 from zerograd.cli import flags, shown
 from zerograd.cli.bar import Bar
 from zerograd.machine.format import clock, mebibytes, minutes, passes, percent, seconds
+from zerograd.machine.quiet import quiet
 from zerograd.tune.settings import TuneSettings
 
 
@@ -24,27 +25,26 @@ def add(verbs: Any) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    from zerograd.tune import resume as recording
+    from zerograd.tune.resume import resumed_settings
 
     if parsed.resume and parsed.config:
         raise ValueError("config is the run's own with --resume; leave it out")
     more = flags.given(TuneSettings, parsed)
-    settings = recording.settings_of(Path(parsed.resume), more) if parsed.resume else flags.read(TuneSettings, parsed)
+    settings = resumed_settings(Path(parsed.resume), more) if parsed.resume else flags.read(TuneSettings, parsed)
     if parsed.show_config:
-        print(flags.shown(settings))
+        print(flags.shown(settings.resolved()))
         return 0
     from rich.console import Console
 
-    from zerograd.tune.run import Tuning
+    from zerograd.tune import rehearse, tune
 
-    shown.quiet()
+    quiet()
     console = Console(stderr=parsed.json)
     with Bar(console, _state) as bar:
-        tuning = Tuning(settings, bar.show, bar.say, resume=bool(parsed.resume))
-        if not parsed.dry_run:
-            result = tuning.run()
+        act = rehearse if parsed.dry_run else tune
+        result = act(settings, bar.show, bar.say, resume=bool(parsed.resume))
     if parsed.dry_run:
-        console.print(estimate(tuning.rehearse()), highlight=False)
+        console.print(estimate(result), highlight=False)
         return 0
     console.print(table(result))
     console.print(summary(result), highlight=False)

@@ -73,7 +73,7 @@ class PerturbedForward(TorchFunctionMode):
         if called == "__get__":
             called = getattr(func, "__self__", func).__name__  # a property, such as T
         operation = OPERATIONS.get(called, UNKNOWN)
-        if not trace.whole and operation.training is not None and _trains(operation.training, args, kwargs):
+        if operation.training is not None and not trace.whole and _trains(operation.training, args, kwargs):
             raise UnresolvedOperation(f"{called} in training mode mixes examples; call model.eval()")
         if ours is None:
             if trace.whole:

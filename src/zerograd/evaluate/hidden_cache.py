@@ -6,32 +6,86 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zerograd.evaluate.shared_prefix import Entered
+from zerograd.machine.tensor_bytes import tensor_bytes
+
 _ROW = struct.Struct("<16sQI")
 _ENTRY = struct.Struct("<III")
 
 
-class HiddenCache:
-    """Hidden states by the tokens they come from, in two files of a run's folder: what a run that goes on reads again has the bits
-    that it had, whatever rows it shares a batch with then.
+@dataclass(frozen=True)
+class Source:
+    """Rows of tokens that hidden states come from.
 
-    For causal decoders with rows padded on the right: no token sees the padding, so it is left out and read back as zeros.
-    When the disk is full nothing more is kept, and the rest is computed as often as it is asked for, in batches whose other rows
-    some processors round it by: a run that goes on from there then ends within rounding of one that was not cut off.
-    The rows of a batch are kept together, unless the disk is full: an entry of the index has their CRC-32 and its own.
-    folder: an existing one. width: of a hidden state. dtype: of the model. about: what else they come from. again: keep what is
-    there, if it is about the same; else begin anew.
+    tokens: int64 (rows, tokens) each, padded on the right: all that the states of a row depend on, such as its tokens and its
+    attention. lengths: tokens of each row before its padding, whose states are not kept; of the whole row where the states of
+    tokens depend on the padding.
+    """
+
+    tokens: tuple[torch.Tensor, ...]
+    lengths: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which source the states of a prefix come from, and what a row of them is like.
+
+    sample: the states of some rows. sources: of each state, the place of its source; the rows of the first source are those that
+    are kept together, each with the rows of the others that belong to it.
+    """
+
+    sample: Entered
+    sources: tuple[int, ...]
+
+    def fits(self, given: Sequence[Source]) -> bool:
+        """Whether the sample, made of these sources, has a state for each of their tokens."""
+        states = self.sample.states
+        if len(states) != len(self.sources) or any(len(s.lengths) % len(given[0].lengths) for s in given):
+            return False
+        return all(s.shape[:2] == given[i].tokens[0].shape for s, i in zip(states, self.sources, strict=True))
+
+    def zeros(self, given: Sequence[Source]) -> tuple[torch.Tensor, ...]:
+        """States of sources, without values."""
+        pairs = zip(self.sample.states, self.sources, strict=True)
+        return tuple(torch.zeros((*given[i].tokens[0].shape, *s.shape[2:]), dtype=s.dtype) for s, i in pairs)
+
+    def unpadded(self, states: Sequence[torch.Tensor], given: Sequence[Source], rows: Sequence[int]) -> list[list[torch.Tensor]]:
+        """The states of rows of the first source, without those of padding. states: of these rows alone."""
+        found: list[list[torch.Tensor]] = [[] for _ in rows]
+        for state, place in zip(states, self.sources, strict=True):
+            lengths = given[place].lengths
+            each = len(lengths) // len(given[0].lengths)
+            for at, row in enumerate(rows):
+                found[at] += [state[at * each + i][: lengths[row * each + i]] for i in range(each)]
+        return found
+
+    def without_padding(self, entered: Entered, given: Sequence[Source]) -> Entered:
+        """The same with zeros for the states of padding."""
+        states, rows = self.zeros(given), range(len(given[0].lengths))
+        _copy(self.unpadded(entered.states, given, rows), self.unpadded(states, given, rows))
+        return Entered(states, entered.shared)
+
+
+class HiddenCache:
+    """Hidden states by what they come from, in two files of a run's folder: a run that goes on reads the bits that it had before,
+    whatever rows share a batch with a row then.
+
+    When the disk is full no more states are kept, and the others are computed in each epoch, in batches whose other rows
+    some processors round them by: a run that goes on from there then ends within rounding of one that was not cut off.
+    The states of a batch are kept together, unless the disk is full: an entry of the index has their CRC-32 and its own.
+    folder: an existing one. about: what all states come from. again: keep the files' contents, if they are about the same; else
+    begin anew.
     Raises OSError when no file can be made there.
     """
 
-    def __init__(self, folder: Path, width: int, dtype: torch.dtype, about: str = "", again: bool = False) -> None:
-        self.width = width
-        self.dtype = dtype
+    def __init__(self, folder: Path, about: str = "", again: bool = False) -> None:
         self.about = about
         self.bytes = 0
         self._paths = folder / "hidden.cache", folder / "hidden.index"
@@ -42,22 +96,24 @@ class HiddenCache:
         self._full = False
         self._load()
 
-    def hidden(self, ids: torch.Tensor, lengths: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The hidden states of rows of tokens: (rows, tokens, width).
+    def entered(self, layout: Layout, given: Sequence[Source], run: Callable[[list[int]], Entered]) -> Entered:
+        """A batch where it enters the rest of a model; the states of padding are zeros.
 
-        ids: int64 (rows, tokens). lengths: int64 (rows,), the tokens of each row before its padding. compute: the hidden
-        states of some of the rows.
+        given: the sources of its states. run: the prefix on some rows of the first source, by their places.
         """
-        hidden = torch.zeros((*ids.shape, self.width), dtype=self.dtype)
-        rows = [row[:length] for row, length in zip(hidden, lengths.tolist(), strict=True)]
-        keys = [_key(row[: len(kept)]) for row, kept in zip(ids, rows, strict=True)]
+        states, rows = layout.zeros(given), range(len(given[0].lengths))
+        views = layout.unpadded(states, given, rows)
+        keys = _keys(given)
         missing = [i for i, key in enumerate(keys) if key not in self._starts]
-        for i in set(range(len(keys))).difference(missing):
-            self._read(self._starts[keys[i]], rows[i])
-        if missing:
-            hidden[missing] = compute(ids[missing])
-            self._keep({keys[i]: rows[i] for i in missing})
-        return hidden
+        for i in set(rows).difference(missing):
+            self._read(self._starts[keys[i]], views[i])
+        shared = layout.sample.shared
+        if missing or shared.has_tensors:  # what is the same for every row depends on the lengths to which rows are padded
+            computed = run(missing or [0])
+            shared = computed.shared
+            _copy(layout.unpadded(computed.states, given, missing), [views[i] for i in missing])
+            self._keep({keys[i]: views[i] for i in missing})
+        return Entered(states, shared)
 
     def remove(self) -> None:
         """Forget everything."""
@@ -70,25 +126,28 @@ class HiddenCache:
         self._rows.close()
         self._index.close()
 
-    def _read(self, start: int, row: torch.Tensor) -> None:
+    def _read(self, start: int, states: Sequence[torch.Tensor]) -> None:
         self._rows.seek(start)
-        if self._rows.readinto(_bytes(row)) != row.nbytes:
-            raise OSError("the cache of hidden states was cut short; is its disk still there?")
+        for state in states:
+            if self._rows.readinto(tensor_bytes(state)) != state.nbytes:
+                raise OSError("the cache of hidden states was cut short; is its disk still there?")
 
-    def _keep(self, rows: dict[bytes, torch.Tensor]) -> None:
-        if self._full:
+    def _keep(self, rows: dict[bytes, Sequence[torch.Tensor]]) -> None:
+        if self._full or not rows:
             return
         kept: list[tuple[bytes, int, int]] = []
         at, crc = self.bytes, 0
         try:
             self._rows.seek(at)
-            for key, row in rows.items():
-                self._full = self._rows.write(_bytes(row)) != row.nbytes
+            for key, states in rows.items():
+                self._full = any(self._rows.write(tensor_bytes(state)) != state.nbytes for state in states)
                 if self._full:
                     break
-                kept.append((key, at, row.nbytes))
-                crc = zlib.crc32(_bytes(row), crc)
-                at += row.nbytes
+                size = sum(state.nbytes for state in states)
+                kept.append((key, at, size))
+                for state in states:
+                    crc = zlib.crc32(tensor_bytes(state), crc)
+                at += size
             listed = b"".join(_ROW.pack(*one) for one in kept)
             entry = _ENTRY.pack(len(kept), crc, zlib.crc32(listed)) + listed
             if not kept or self._index.write(entry) != len(entry):
@@ -102,7 +161,7 @@ class HiddenCache:
 
     def _load(self) -> None:
         """Take what is whole; cut what is not."""
-        said = hashlib.blake2b(f"{self.width} {self.dtype} {self.about}".encode(), digest_size=16).digest()
+        said = hashlib.blake2b(self.about.encode(), digest_size=16).digest()
         size = os.fstat(self._rows.fileno()).st_size
         if self._index.read(len(said)) != said:
             size = 0
@@ -135,10 +194,22 @@ def _entry(index: Any) -> tuple[int, list[tuple[bytes, int, int]]] | None:
     return (crc, list(_ROW.iter_unpack(listed))) if zlib.crc32(listed) == own else None
 
 
-def _key(ids: torch.Tensor) -> bytes:
-    return hashlib.blake2b(ids.numpy().tobytes(), digest_size=16).digest()
+def _keys(given: Sequence[Source]) -> list[bytes]:
+    """Of each row of the first source, a hash of all tokens that its states come from, with their numbers."""
+    keys = []
+    for row in range(len(given[0].lengths)):
+        found = hashlib.blake2b(digest_size=16)
+        for source in given:
+            each = len(source.lengths) // len(given[0].lengths)
+            for i in range(row * each, (row + 1) * each):
+                found.update(struct.pack("<Q", source.lengths[i]))
+                for tokens in source.tokens:
+                    found.update(tokens[i, : source.lengths[i]].numpy().tobytes())
+        keys.append(found.digest())
+    return keys
 
 
-def _bytes(row: torch.Tensor) -> memoryview:
-    """A contiguous tensor's memory."""
-    return memoryview(row.view(torch.uint8).view(-1).numpy())  # type: ignore[arg-type]
+def _copy(states: Sequence[Sequence[torch.Tensor]], to: Sequence[Sequence[torch.Tensor]]) -> None:
+    for some, others in zip(states, to, strict=True):
+        for state, other in zip(some, others, strict=True):
+            other.copy_(state)

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zerograd.evaluate.tensors import tensors
+from zerograd.machine.memory import free_bytes
 
 SHARE = 0.8
 """Of the memory that is free, what a pass may take when nothing else was said."""
 
 GROWTH = 1.25
 """How much larger an example may be than the one that was measured before another one is measured."""
-
-PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-"""Where Linux shows processes, and control groups: what a container may have."""
-
-UNTOLD = 4 << 30
-"""What can be had where nothing tells."""
-
-LIMITS = (
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ("memory.max", "memory.current", "inactive_file"),
-)
-"""Of control groups of version 1 and of version 2: the files of the limit and of what is used, and which of it is file contents."""
 
 
 class Live(TorchDispatchMode):
@@ -113,51 +100,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in ("can't allocate memory", "out of memory"))
-
-
-def free_bytes() -> int:
-    """The memory that can be had now without swapping: of the machine, or of its accelerator. 4 GB where nothing tells."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    told = host_bytes()
-    return UNTOLD if told is None else told
-
-
-def host_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
-    """The memory of the machine, or of its container, that can be had now without swapping; None where nothing tells."""
-    found = [left for _, left in container(proc, groups)]
-    with contextlib.suppress(OSError, StopIteration):
-        lines = (proc / "meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    return min(found, default=None)
-
-
-def container(proc: Path = PROC, groups: Path = GROUPS) -> list[tuple[int, int]]:
-    """(limit, what is left of it) in bytes, of each control group above this process that has a limit of memory.
-
-    Files that were read and can be forgotten count as left, as they do in the machine's own MemAvailable. proc, groups: where Linux
-    shows processes, and control groups of version 1 or 2.
-    """
-    with contextlib.suppress(OSError):
-        lines = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
-        kinds = [(kind, path) for _, kind, path in lines if not kind or "memory" in kind.split(",")]
-        found = [_left(folder, not kind) for kind, path in kinds for folder in _above(groups / ("memory" if kind else ""), path)]
-        return [pair for pair in found if pair is not None]
-    return []
-
-
-def _above(root: Path, path: str) -> list[Path]:
-    """A control group's folder and those above it; a container may see itself as the root."""
-    folder = root / path.lstrip("/")
-    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
-
-
-def _left(group: Path, second: bool) -> tuple[int, int] | None:
-    """A control group's limit and what is left of it; None where it has none. second: whether it is of version 2."""
-    limit, used, old = LIMITS[second]
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-        most, now = (int((group / name).read_text()) for name in (limit, used))
-        lines = (group / "memory.stat").read_text().splitlines() if (group / "memory.stat").exists() else []
-        forgettable = sum(int(line.split()[1]) for line in lines if line.split()[0] == old)
-        return most, max(0, most - max(0, now - forgettable))
-    return None

@@ -1,7 +1,7 @@
 """Products of the batch with a perturbed matrix.
 
-Low-rank directions add (x b) a^T to the plain product. Dense ones walk the weight in chunks, each perturbed once for all signs of a
-direction and multiplied by the worker that made it. Products are computed in the dtype of the activations.
+Low-rank directions add (x b) a^T to the plain product. Dense ones walk the weight in chunks: a worker perturbs a chunk once for
+all signs of a direction, and multiplies with it. Products are computed in the dtype of the activations.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from zerograd.queries.plan import Variant
 from zerograd.spaces.weights import Slot
 
 BUFFER = 12 << 20
-"""Bytes of perturbed chunks that all workers hold together. Larger chunks make faster products, smaller ones stay in cache."""
+"""Bytes of the chunk buffers of all workers together. Larger chunks make faster products, smaller ones stay in cache."""
 
 DEVICE_BUFFER = 256 << 20
 """The same on an accelerator, where one thread asks for all chunks."""
 
 IDLE = 1.15
-"""What a product may take over its share of a worker's time, for the sake of larger chunks."""
+"""The time a product may take, as a multiple of its time with all workers busy, for the sake of larger chunks."""
 
 CAST = 1 << 20
-"""Values of a weight that are brought to another dtype at a time."""
+"""Values of a weight that are cast to another dtype at a time."""
 
 
 def of_slot(slot: Slot) -> MatrixPart:
@@ -70,7 +70,7 @@ def low_rank(
 ) -> tuple[torch.Tensor, bool]:
     """A product with factored perturbations: the plain product, plus (x b) a^T example by example.
 
-    shifts: float32 (groups, n), what is to be added to the product. Returns also whether it has been.
+    shifts: float32 (groups, n), to be added to the product. Returns the product, and whether shifts have been added.
     """
     y = plain(x, part.weight(), transposed)
     directions, plan, slot = trace.directions, trace.plan, part.slot
@@ -112,7 +112,7 @@ def _shaped(
     transposed: bool,
     y: torch.Tensor,
 ) -> torch.Tensor:
-    """y with what factored perturbations of a shape F add: sum_j a_j * (F (b_j * x)) example by example, rows of F in chunks."""
+    """y plus the product with factored perturbations of shape F, by example: sum_j a_j * (F (b_j * x)), rows of F in chunks."""
     directions, plan, slot = trace.directions, trace.plan, part.slot
     index = plan.places[seen]
     e, rank = part.first // slot.view[1], directions.family.rank
@@ -121,7 +121,7 @@ def _shaped(
     within = slice(e * rank, (e + 1) * rank)
     a, b = a[index, within].to(x.dtype), b[index, within].to(x.dtype)  # (groups, rank, rows), (groups, rank, columns)
     flat = x.reshape(len(index), -1, x.shape[-1])
-    made, scale = y.view(len(index), -1, y.shape[-1]), coefficients.to(x.dtype)[:, None, None]
+    grouped, scale = y.view(len(index), -1, y.shape[-1]), coefficients.to(x.dtype)[:, None, None]
     where = torch.arange(part.first, part.stop, device=x.device) if part.ids is None else part.ids
     step = max(1, SHAPED // slot.view[2])
     for first in range(0, len(where), step):
@@ -132,9 +132,9 @@ def _shaped(
         for j in range(rank):
             left, right = a[:, j, None, some], b[:, j, None]
             if transposed:
-                made += torch.matmul(flat[..., some] * left, shape) * (right * scale)
+                grouped += torch.matmul(flat[..., some] * left, shape) * (right * scale)
             else:
-                made[..., some] += torch.matmul(flat * right, shape.t()) * (left * scale)
+                grouped[..., some] += torch.matmul(flat * right, shape.t()) * (left * scale)
     return y
 
 
@@ -146,9 +146,9 @@ def dense(
     transposed: bool,
     shifts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A product with dense perturbations, chunk by chunk of what it gives; one draw of noise for all signs of a direction.
+    """A product with dense perturbations, in chunks of the result's columns; one draw of noise for all signs of a direction.
 
-    shifts: in the dtype of x, (variants, n) or (1, n), what is added to the product.
+    shifts: in the dtype of x, (variants, n) or (1, n), to be added to the product.
     """
     flat = x.reshape(-1, x.shape[-1])
     width = part.slot.view[2] if transposed else part.rows
@@ -171,11 +171,11 @@ def dense(
             factor = chunk if transposed else chunk.t()
             to = None if branch.to is None else branch.to.narrow(1, begin, end - begin)
             if branch.shift is None:
-                made = torch.mm(branch.x, factor, out=to)
+                product = torch.mm(branch.x, factor, out=to)
             else:
-                made = torch.addmm(branch.shift[begin:end], branch.x, factor, out=to)
+                product = torch.addmm(branch.shift[begin:end], branch.x, factor, out=to)
             if to is None:
-                y[branch.rows, begin:end] = made
+                y[branch.rows, begin:end] = product
 
     workers.each(work, itertools.product(branches, range(0, width, step)), threads)
     return y.view(*x.shape[:-1], width)

@@ -139,17 +139,13 @@ def _combined(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: d
     operands = [(t, trace.settled(m)) for t in tensors(args, kwargs) if (m := trace.batched(t)) is not None and t.ndim]
     if not out.ndim or not operands or any(mark.lost for _, mark in operands):
         return lost
-    if operation.rows == "along":
-        keeps = _works_along_others(operation, args, kwargs)
-    elif operation.rows == "einsum":
-        keeps = einsum_leads(trace, args)
-    elif operation.rows == "product":
-        keeps = _product_leads(trace, args, kwargs, out)
-    elif operation.rows == "broadcast":
-        keeps = not any(t.ndim < out.ndim and t.shape[0] > 1 for t, _ in operands)
-    else:
-        keeps = True
-    if not keeps:
+    rows = operation.rows
+    if (
+        (rows == "broadcast" and any(t.ndim < out.ndim and t.shape[0] > 1 for t, _ in operands))
+        or (rows == "along" and not _works_along_others(operation, args, kwargs))
+        or (rows == "product" and not _product_leads(trace, args, kwargs, out))
+        or (rows == "einsum" and not einsum_leads(trace, args))
+    ):
         return lost
     explicit = [mark.rows for _, mark in operands if mark.rows is not None]
     if explicit:

@@ -22,7 +22,7 @@ from zerograd.queries.plan import Variant
 from zerograd.spaces.weights import Slot
 
 SMALL = 1 << 16
-"""Values of a tensor up to which it is held once per example, so that an elementwise operation needs one call."""
+"""A tensor of at most this many values is repeated for each example, so that an elementwise operation needs one call."""
 
 Args = Sequence[Any]
 Rule = Callable[[Trace, Callable[..., Any], Args, dict[str, Any]], Any]
@@ -51,7 +51,7 @@ def matmul(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str,
 
 
 def embedding(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
-    """Rows of W picked by ids: only they are perturbed."""
+    """W[ids]: only the rows that ids name are perturbed."""
     ids, weight, _, max_norm = _arguments(("input", "weight", "padding_idx", "max_norm"), args, kwargs)
     slot = trace.slot(weight)
     if max_norm is not None:
@@ -72,11 +72,11 @@ def getitem(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str
     scalar = isinstance(index, int) or (isinstance(index, torch.Tensor) and index.ndim == 0 and not index.dtype.is_floating_point)
     if scalar and slot.view[0] > 1 and slot.parameter.ndim == 3:
         e = int(index) % slot.view[0]
-        return _rows_of(trace, func(weight, e), products.of_stack(slot, e))
+        return _derive_rows(trace, func(weight, e), products.of_stack(slot, e))
     if isinstance(index, slice) and slot.parameter.ndim == 2:
         first, stop, step = index.indices(slot.view[1])
         if step == 1 and first < stop:
-            return _rows_of(trace, func(weight, index), MatrixPart(slot, first, stop))
+            return _derive_rows(trace, func(weight, index), MatrixPart(slot, first, stop))
     if scalar:
         return NotImplemented if trace.whole else derive(trace, func, (weight, int(index)), {}, weight)
     if isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32) and slot.parameter.ndim == 2:
@@ -109,18 +109,18 @@ def layer_norm(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[
     """Normalise without the affine part, then multiply and add row by row, all in float32."""
     x, shape, weight, bias, eps = _arguments(("input", "normalized_shape", "weight", "bias", "eps"), args, kwargs)
     y = F.layer_norm(x.float(), shape, eps=1e-5 if eps is None else eps)
-    return _scale_and_shift(trace, x, y, weight, bias)
+    return _scale_and_shift_rows(trace, x, y, weight, bias)
 
 
 def rms_norm(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """As `layer_norm`, without the mean."""
     x, shape, weight, eps = _arguments(("input", "normalized_shape", "weight", "eps"), args, kwargs)
     y = F.rms_norm(x.float(), shape, eps=torch.finfo(torch.float32).eps if eps is None else eps)  # as torch computes 16 bits too
-    return _scale_and_shift(trace, x, y, weight, None)
+    return _scale_and_shift_rows(trace, x, y, weight, None)
 
 
 def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
-    """A small tensor of ours combined with the batch: held once per example, one call for all."""
+    """A small slot or derived tensor combined with the batch: repeated for each example, one call for all."""
     if trace.whole or len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args):
         return NotImplemented
     ours = [i for i, a in enumerate(args) if trace.name(a) is not None]
@@ -130,10 +130,10 @@ def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict
     mark, derived = trace.batched(other), trace.derived(small)
     part = None if derived is None else derived.part
     if mark is not None and part is not None and part.ids is not None and small.shape == other.shape and not kwargs:
-        rows = _looked_up(trace, part.ids.view(small.shape[:-1]), part.slot, trace.repeat(other, part.slot.name))
+        rows = _rows_by_id(trace, part.ids.view(small.shape[:-1]), part.slot, trace.repeat(other, part.slot.name))
         rows = rows.to(small.dtype)  # a cast may stand between the lookup and here
-        made = func(*((rows, other) if ours[0] == 0 else (other, rows)))
-        return made if made is other else trace.mark(made, mark.rows)
+        result = func(*((rows, other) if ours[0] == 0 else (other, rows)))
+        return result if result is other else trace.mark(result, mark.rows)
     shape = small.shape[1:] if small.ndim == other.ndim and small.shape[:1] == (1,) else small.shape
     if mark is None or len(shape) >= other.ndim or small.numel() > max(SMALL, other.numel() // len(trace.plan)):
         return NotImplemented
@@ -142,10 +142,10 @@ def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict
     affine = OPERATIONS[func.__name__].affine
     if vector and affine:
         out = torch.empty_like(other, dtype=torch.result_type(small, other), memory_format=torch.contiguous_format)
-        values = _vectors(trace, small, repeat)
+        values = _vectors_of_groups(trace, small, repeat)
         factors, shifts = (values, None) if affine == "scale" else (None, values)
-        return trace.mark(_scaled(other, factors, shifts, out), mark.rows)
-    values = _rows(trace, small, shape, repeat, other.ndim)
+        return trace.mark(_scale_and_shift_groups(other, factors, shifts, out), mark.rows)
+    values = _values_of_rows(trace, small, shape, repeat, other.ndim)
     in_place = ours[0] == 1 and is_in_place(func.__name__)
     if not in_place and other.is_floating_point():
         other = other.to(values.dtype)
@@ -184,7 +184,7 @@ def _affine(trace: Trace, x: Any, weight: Any, bias: Any, *, transposed: bool) -
         )
     repeat = 1 if trace.whole else trace.repeat(x, name)
     width = weight.shape[1 if transposed else 0]
-    shifts = _vectors(trace, bias, repeat) if bias is not None and bias.shape == (width,) else None
+    shifts = _vectors_of_groups(trace, bias, repeat) if bias is not None and bias.shape == (width,) else None
     if part is None:
         y = products.plain(x, weight, transposed)
     elif trace.directions.family.has_factors(part.slot):
@@ -196,16 +196,16 @@ def _affine(trace: Trace, x: Any, weight: Any, bias: Any, *, transposed: bool) -
         y = products.dense(trace, x, part, repeat, transposed)
     if bias is not None:
         if shifts is not None:
-            y = _scaled(y, None, shifts, y)
+            y = _scale_and_shift_groups(y, None, shifts, y)
         elif trace.name(bias) is None:
             y += bias
         else:
-            y += _values(trace, bias)[0] if trace.whole else _rows(trace, bias, bias.shape, repeat, y.ndim)
+            y += _values_of_variants(trace, bias)[0] if trace.whole else _values_of_rows(trace, bias, bias.shape, repeat, y.ndim)
     return y if mark is None else trace.mark(y, mark.rows)
 
 
 def _is_by_variant(trace: Trace, shifts: torch.Tensor, repeat: int | torch.Tensor) -> bool:
-    """Whether vectors from `_vectors` are one for all rows, or one a variant, and not one a row or an example."""
+    """Whether vectors from `_vectors_of_groups` are one for all rows, or one a variant, and not one a row or an example."""
     return len(shifts) == 1 or (isinstance(repeat, int) and (trace.whole or trace.plan.in_blocks))
 
 
@@ -214,35 +214,35 @@ def _lookup(trace: Trace, ids: torch.Tensor, slot: Slot) -> torch.Tensor:
     if trace.whole:
         return trace.perturbed(slot, plan.variants[0], ids)
     mark = trace.batched(ids)
-    if mark is None:  # ids that no example brought, positions for instance
+    if mark is None:  # ids without the batch, such as positions
         result = slot.parameter.detach()[ids]
         part = MatrixPart(slot, 0, slot.view[1], ids.flatten())
         setattr(result, MARK, Derived(trace, slot.name, lambda variant: trace.perturbed(slot, variant, ids), part))
         return result
-    return trace.mark(_looked_up(trace, ids, slot, trace.repeat(ids, slot.name)), mark.rows)
+    return trace.mark(_rows_by_id(trace, ids, slot, trace.repeat(ids, slot.name)), mark.rows)
 
 
-def _looked_up(trace: Trace, ids: torch.Tensor, slot: Slot, repeat: int | torch.Tensor) -> torch.Tensor:
-    """Rows of a matrix that ids name, as each example sees them: (*ids.shape, columns)."""
+def _rows_by_id(trace: Trace, ids: torch.Tensor, slot: Slot, repeat: int | torch.Tensor) -> torch.Tensor:
+    """The rows of a matrix that ids name, as each example sees them: (*ids.shape, columns)."""
     plan, directions, flat = trace.plan, trace.directions, ids.reshape(-1)
     if not directions.family.has_factors(slot) or not ids.numel():
         out = slot.flat.new_empty((*ids.shape, slot.view[2]))
-        for one in plan.variants:
-            at = trace.at(one, repeat)
-            out[at] = trace.perturbed(slot, one, ids[at])
+        for variant in plan.variants:
+            at = trace.at(variant, repeat)
+            out[at] = trace.perturbed(slot, variant, ids[at])
         return out
     a, b = directions.factors(slot, plan.directions)
-    variant = plan.variant_of if isinstance(repeat, int) else plan.variant_of[repeat]  # of groups of consecutive tokens
-    signs, each = plan.variant_directions[1], ids.reshape(len(variant), -1)
-    direction = plan.variant_places[variant]
-    u = a.transpose(1, 2)[direction[:, None], each] * (signs[variant] * trace.amplitude(slot))[:, None, None]
+    variants = plan.variant_of if isinstance(repeat, int) else plan.variant_of[repeat]  # of groups of consecutive tokens
+    each, direction = ids.reshape(len(variants), -1), plan.variant_places[variants]
+    coefficients = plan.variant_directions[1][variants] * trace.amplitude(slot)
+    u = a.transpose(1, 2)[direction[:, None], each] * coefficients[:, None, None]
     exact = noise.to_float(slot.flat[flat], None if slot.flat_remainder is None else slot.flat_remainder[flat])
-    made, shape = exact.view(*each.shape, -1), directions.shape(slot, flat)
-    made = made.baddbmm_(u, b[direction]) if shape is None else made + torch.bmm(u, b[direction]) * shape.view(made.shape)
-    return made.view(*ids.shape, -1).to(slot.parameter.dtype)
+    rows, shape = exact.view(*each.shape, -1), directions.shape(slot, flat)
+    rows = rows.baddbmm_(u, b[direction]) if shape is None else rows + torch.bmm(u, b[direction]) * shape.view(rows.shape)
+    return rows.view(*ids.shape, -1).to(slot.parameter.dtype)
 
 
-def _rows_of(trace: Trace, result: torch.Tensor, part: MatrixPart) -> torch.Tensor:
+def _derive_rows(trace: Trace, result: torch.Tensor, part: MatrixPart) -> torch.Tensor:
     """Mark a tensor as consecutive rows of a slot."""
 
     def value(variant: Variant) -> torch.Tensor:
@@ -252,27 +252,28 @@ def _rows_of(trace: Trace, result: torch.Tensor, part: MatrixPart) -> torch.Tens
     return result
 
 
-def _scale_and_shift(trace: Trace, x: torch.Tensor, y: torch.Tensor, weight: Any, bias: Any) -> Any:
+def _scale_and_shift_rows(trace: Trace, x: torch.Tensor, y: torch.Tensor, weight: Any, bias: Any) -> Any:
     if trace.name(x) is not None or (weight is not None and weight.ndim != 1) or (not trace.whole and trace.batched(x) is None):
         return NotImplemented
     repeat = 1 if trace.whole else trace.repeat(x, str(trace.name(weight) or trace.name(bias)))
-    vectors = [None if value is None else _vectors(trace, value, repeat) for value in (weight, bias)]
-    y = _scaled(y, vectors[0], vectors[1], torch.empty(y.shape, dtype=x.dtype, device=x.device))
+    vectors = [None if value is None else _vectors_of_groups(trace, value, repeat) for value in (weight, bias)]
+    y = _scale_and_shift_groups(y, vectors[0], vectors[1], torch.empty(y.shape, dtype=x.dtype, device=x.device))
     if trace.whole:
         return y
     mark = trace.batched(x)
     return trace.mark(y, mark.rows if mark else None)
 
 
-def _scaled(x: torch.Tensor, factors: torch.Tensor | None, shifts: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+def _scale_and_shift_groups(
+    x: torch.Tensor, factors: torch.Tensor | None, shifts: torch.Tensor | None, out: torch.Tensor
+) -> torch.Tensor:
     """out <- x * factors + shifts group by group of tokens, in float32, rounded once to out's dtype. Returns out.
 
-    factors, shifts: float32 (groups, n) as `_vectors` gives them, or None. x, out: (..., n).
+    factors, shifts: float32 (groups, n) as `_vectors_of_groups` gives them, or None. x, out: (..., n).
     """
     if not x.numel():
         return out
-    given = [v for v in (factors, shifts) if v is not None]
-    groups = max(map(len, given))
+    groups = max(len(v) for v in (factors, shifts) if v is not None)
     factors, shifts = (v if v is None or len(v) == groups else v.expand(groups, -1) for v in (factors, shifts))
     if noise.is_fast(x, out) and x.is_contiguous() and out.is_contiguous():
         from zerograd.evaluate import kernels
@@ -284,45 +285,45 @@ def _scaled(x: torch.Tensor, factors: torch.Tensor | None, shifts: torch.Tensor 
     return out.copy_(y.view(out.shape))
 
 
-def _vectors(trace: Trace, value: torch.Tensor, repeat: int | torch.Tensor) -> torch.Tensor:
-    """What a vector is for consecutive groups of tokens, as many each: float32 (groups, n)."""
+def _vectors_of_groups(trace: Trace, value: torch.Tensor, repeat: int | torch.Tensor) -> torch.Tensor:
+    """A vector's value for consecutive groups of tokens of equal size: float32 (groups, n)."""
     if trace.name(value) is None:
         return value.detach().float()[None]
-    values = _values(trace, value).float()
+    values = _values_of_variants(trace, value).float()
     if isinstance(repeat, torch.Tensor):
         return values[trace.plan.variant_of[repeat]]
     return values if trace.whole or trace.plan.in_blocks else values[trace.plan.variant_of]
 
 
-def _rows(trace: Trace, value: torch.Tensor, shape: torch.Size, repeat: int | torch.Tensor, ndim: int) -> torch.Tensor:
+def _values_of_rows(trace: Trace, value: torch.Tensor, shape: torch.Size, repeat: int | torch.Tensor, ndim: int) -> torch.Tensor:
     """A small tensor's value for each row, shaped to broadcast against ndim dimensions: (rows, 1, ..., *shape)."""
-    values = trace.per_row(_values(trace, value)[trace.plan.variant_of], repeat)
+    values = trace.per_row(_values_of_variants(trace, value)[trace.plan.variant_of], repeat)
     return values.view(len(values), *[1] * (ndim - 1 - len(shape)), *shape)
 
 
-def _values(trace: Trace, value: torch.Tensor) -> torch.Tensor:
-    """A small tensor's value for each variant: (variants, *shape), float32 where it is a vector of ours or rows looked up."""
+def _values_of_variants(trace: Trace, value: torch.Tensor) -> torch.Tensor:
+    """A small tensor's value for each variant: (variants, *shape), float32 for a slot's vector and for rows by ids."""
     slot, derived = trace.slot(value), trace.derived(value)
     if slot is not None and slot.view[0] * slot.view[1] == 1:
-        return _vector(trace, slot).view(-1, *value.shape)
+        return _vector_of_variants(trace, slot).view(-1, *value.shape)
     part = None if derived is None else derived.part
     if part is not None and part.ids is not None:
-        return _at_rows(trace, part.slot, part.ids).view(-1, *value.shape)
+        return _rows_of_variants(trace, part.slot, part.ids).view(-1, *value.shape)
     return torch.stack([trace.value(value, variant) for variant in trace.plan.variants])
 
 
-def _vector(trace: Trace, slot: Slot) -> torch.Tensor:
-    """A vector of ours for each variant: float32 (variants, n)."""
+def _vector_of_variants(trace: Trace, slot: Slot) -> torch.Tensor:
+    """A slot's vector for each variant: float32 (variants, n)."""
     flat, directions = slot.flat, trace.directions
     if not noise.is_fast(flat) or directions.family.has_shape(slot):
-        return _at_rows(trace, slot, torch.zeros(1, dtype=torch.int64, device=flat.device))[:, 0]
+        return _rows_of_variants(trace, slot, torch.zeros(1, dtype=torch.int64, device=flat.device))[:, 0]
     from zerograd.evaluate import kernels
 
     variants = (trace.plan.variant_order, *trace.plan.variant_directions, trace.amplitude(slot))
     return kernels.vectors(flat, slot.flat_remainder, directions.family.distribution, directions.address(slot), *variants)
 
 
-def _at_rows(trace: Trace, slot: Slot, rows: torch.Tensor) -> torch.Tensor:
+def _rows_of_variants(trace: Trace, slot: Slot, rows: torch.Tensor) -> torch.Tensor:
     """Rows of a slot for each variant: float32 (variants, rows, columns)."""
     directions, plan = trace.directions, trace.plan
     z = directions.at_rows(slot, plan.directions, rows)[plan.variant_places]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from zerograd.directions.family import Directions
+from zerograd.machine.interrupts import uninterrupted
 from zerograd.queries.plan import Plan
 from zerograd.spaces.weights import Slot
-from zerograd.update.apply import uninterrupted
 
 RADII = (0.1, 0.5)
 """Relative smoothing radii of the check: large, so that a missed perturbation cannot hide in rounding."""

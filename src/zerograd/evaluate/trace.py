@@ -134,9 +134,9 @@ class Trace:
 
     def meets(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, bool]:
         """The first argument that is a slot or derived from one, and whether an argument depends on the batch."""
-        ours, batched = None, False
+        ours, batched, slots = None, False, self.slots
         for value in tensors(args, kwargs):
-            if id(value) in self.slots:
+            if id(value) in slots:
                 ours = value if ours is None else ours
                 continue
             mark = getattr(value, MARK, None)

@@ -3,7 +3,8 @@
 from zerograd.journal.format import JournalDamaged, Note, Reader, Record, Restore
 from zerograd.journal.identity import WrongBase, fit, identity, table
 from zerograd.journal.replaying import path, replay
-from zerograd.journal.writer import JournalLocked, Writer
+from zerograd.journal.writer import Writer
+from zerograd.machine.files import FileLocked as JournalLocked
 from zerograd.update.apply import Skip, Step
 
 __all__ = [

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zerograd.machine import workers
+from zerograd.machine.tensor_bytes import tensor_bytes
 from zerograd.spaces import weights
 from zerograd.spaces.weights import Slot
 
@@ -31,7 +32,7 @@ def identity(model: nn.Module) -> str:
 
     def digest(pair: tuple[str, torch.Tensor]) -> None:
         name, tensor = pair
-        hashes[name] = hashlib.blake2b(_bytes(tensor), digest_size=16).hexdigest()
+        hashes[name] = hashlib.blake2b(tensor_bytes(tensor.detach().cpu().contiguous()), digest_size=16).hexdigest()
 
     workers.each(digest, first.values())
     lines = [f"{name} {str(tensor.dtype)[6:]} {list(tensor.shape)} {hashes[name]}" for name, tensor in first.values()]
@@ -97,8 +98,3 @@ def _said(shape: Sequence[int], stored: str) -> str:
 
 def _times(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "one number"
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")  # type: ignore[arg-type]

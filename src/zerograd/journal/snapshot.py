@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from zerograd.journal.writer import sync_folder
+from zerograd.machine.files import sync_folder
+from zerograd.machine.interrupts import uninterrupted
+from zerograd.machine.tensor_bytes import tensor_bytes
 from zerograd.optim.base import ZerothOrder
-from zerograd.update.apply import uninterrupted
 
 _TYPES = {
     torch.float32: "F32",
@@ -44,7 +45,7 @@ class Snapshot:
             with partial.open("wb") as file:
                 file.write(self._header(about or {}))
                 for _, tensor in self._tensors():
-                    file.write(_bytes(tensor.cpu()))
+                    file.write(tensor_bytes(tensor.cpu()))
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.path)
@@ -75,7 +76,7 @@ class Snapshot:
             file.seek(8 + int.from_bytes(file.read(8), "little"))
             for _, tensor in self._tensors():
                 read = tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
-                if file.readinto(_bytes(read)) != read.nbytes:
+                if file.readinto(tensor_bytes(read)) != read.nbytes:
                     raise OSError(f"{self.path} was cut short; the weights are partly older")
                 if read is not tensor:
                     tensor.copy_(read)
@@ -87,7 +88,7 @@ class Snapshot:
     def _header(self, about: Mapping[str, Any]) -> bytes:
         hashed = hashlib.blake2b(digest_size=16)
         for _, tensor in self._tensors():
-            hashed.update(_bytes(tensor.cpu()))
+            hashed.update(tensor_bytes(tensor.cpu()))
         text = self._header_text(about, hashed.hexdigest())
         return struct.pack("<Q", len(text)) + text
 
@@ -108,8 +109,3 @@ class Snapshot:
                 yield f"{slot.name}.remainder", slot.remainder
         for name, tensor in self.optimizer.held.tensors.items():
             yield f"state.{name}", tensor
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    """A contiguous tensor's memory."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

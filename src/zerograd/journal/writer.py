@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from zerograd.journal.format import Note, Reader, Record, Restore, finite, to_bytes, to_header
+from zerograd.machine.files import lock, sync_folder, write_all
 
 SYNC_SECONDS = 1.0
 """What a loss of power may cost, at most."""
-
-
-class JournalLocked(ValueError):
-    """Another process writes this journal."""
 
 
 class Writer:
@@ -34,7 +31,7 @@ class Writer:
 
     @classmethod
     def create(cls, path: Path, header: Mapping[str, Any]) -> Writer:
-        """Begin a journal in a new file. Raises FileExistsError, JournalLocked, or OSError when it cannot be written."""
+        """Begin a journal in a new file. Raises FileExistsError, FileLocked, or OSError when it cannot be written."""
         made = to_header(header)
         if path.exists():
             raise FileExistsError(f"{path} is there; name another file")
@@ -42,7 +39,7 @@ class Writer:
         handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
         try:
             lock(handle, path)
-            write(handle, made)
+            write_all(handle, made)
             os.fsync(handle)
             partial.rename(path)  # a journal has a whole header, or is not there
             sync_folder(path.parent)
@@ -60,7 +57,7 @@ class Writer:
 
         Returns (writer, header, bytes of a torn record that were cut).
 
-        Raises JournalLocked, JournalDamaged, or OSError.
+        Raises FileLocked, JournalDamaged, or OSError.
         """
         handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:
@@ -86,7 +83,7 @@ class Writer:
         """Append a record. Raises OSError when it cannot be written; the journal is then what it was before."""
         made = to_bytes(record, self.crc)
         try:
-            write(self._handle, made)
+            write_all(self._handle, made)
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self.sync()
         except BaseException:  # an interrupt too: half a record is none, nor is one that may not be on the disk
@@ -117,41 +114,3 @@ class Writer:
             self.sync()
         finally:
             os.close(self._handle)
-
-
-def require_unlocked(path: Path) -> None:
-    """Raises JournalLocked when another process writes a journal."""
-    with path.open("rb") as file:
-        lock(file.fileno(), path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write(handle: int, data: bytes) -> None:
-    """Write all of it. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]
-
-
-def lock(handle: int, path: Path, *, wait: bool = False) -> None:
-    """One writer at a time; the lock goes with the process. Where the system has none there is none.
-
-    Raises JournalLocked unless it is to wait.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise JournalLocked(f"{path} is being written by another process; wait for it, or stop it") from None

@@ -1,11 +1,11 @@
-"""Files and folders that are whole or not there."""
+"""Files and folders that are whole or not there, and that one process writes at a time."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of what is at the path once it is whole. Raises OSError when it cannot be filled."""
     from safetensors import SafetensorError
@@ -56,3 +56,63 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+class FileLocked(ValueError):
+    """Another process writes this file, or files of this folder."""
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it against other processes for the length of the block; an empty folder is removed at the end.
+
+    Raises FileLocked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("wb") as file:
+        lock(file.fileno(), folder)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def require_unlocked(path: Path) -> None:
+    """Raises FileLocked when another process has locked a file."""
+    with path.open("rb") as file:
+        lock(file.fileno(), path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of a folder's files durable, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_all(handle: int, data: bytes) -> None:
+    """Write all of the data to an open file. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def lock(handle: int, path: Path, *, wait: bool = False) -> None:
+    """Lock an open file for this process until it closes the file or ends; a system without file locks locks nothing.
+
+    path: what the message names. wait: wait for another process. Raises FileLocked where it does not wait.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise FileLocked(f"{path} is being written by another process; wait for it, or stop it") from None

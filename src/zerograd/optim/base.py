@@ -26,6 +26,7 @@ from zerograd.evaluate import batch as batches
 from zerograd.evaluate.micro_batch import Fit
 from zerograd.evaluate.score import Closure, Objective, score_batch, score_closure
 from zerograd.evaluate.self_check import self_check
+from zerograd.machine.interrupts import uninterrupted
 from zerograd.optim.groups import grouped, require_in_range
 from zerograd.queries import plan as plans
 from zerograd.queries.plan import Plan
@@ -251,7 +252,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
             return loss
         self._skips_in_row = 0
         step = self._step_of(loss, differences)
-        with apply.uninterrupted():
+        with uninterrupted():
             if self.record is not None:
                 self.record(step)
             resolved = self.held.resolved([step], self.seed)
@@ -276,7 +277,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         self._check_batch(objective, batch, directions, count, micro_batch)
         scores = self._batch_scores(objective, batch, directions, micro_batch, self.plan(count))
         ids = range(len(self.differences(scores)))
-        with apply.uninterrupted():
+        with uninterrupted():
             for slot in self.slots:
                 apply.update(slot, directions, ids, [0.0] * len(ids), 1.0)
 
@@ -438,7 +439,7 @@ class ZerothOrder(torch.optim.Optimizer, ABC):
         return apply.Step(self.steps, loss, lrs, None if bool((decays == 1).all()) else decays, multipliers)
 
     def _skip(self, loss: float) -> None:
-        with apply.uninterrupted():
+        with uninterrupted():
             if self.record is not None:
                 self.record(apply.Skip(self.steps, loss))
             self.steps += 1

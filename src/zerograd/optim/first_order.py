@@ -22,6 +22,7 @@ from zerograd.directions.family import Family
 from zerograd.evaluate import batch as batches
 from zerograd.evaluate import derivative
 from zerograd.evaluate.score import Objective
+from zerograd.machine.interrupts import uninterrupted
 from zerograd.optim.adam import AdamState
 from zerograd.optim.base import Common, Info, ZerothOrder, require_counts
 from zerograd.queries.plan import Plan, clean
@@ -100,7 +101,7 @@ class FirstOrder(ZerothOrder):
             self._skip(loss)
             return loss
         self._skips_in_row = 0
-        with apply.uninterrupted():
+        with uninterrupted():
             (step,) = self.held.resolved([self._step_of(loss, zeroth)], self.seed)
             for slot, group, gradient in zip(self.slots, self.group_of, gradients, strict=True):
                 rest = step

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zerograd.evaluate import shared_prefix as prefix
+from zerograd.evaluate import shared_prefix
 from zerograd.evaluate.micro_batch import Live
 from zerograd.planner.moved import Moved
 from zerograd.planner.shapes import SAMPLED, Shape
@@ -61,11 +61,14 @@ def moved(shape: Shape, tokens: int, dtype: torch.dtype) -> float:
 
 def cuts(shape: Shape) -> bool:
     """Whether the layers below those that are trained can run once for all branches."""
-    if shape.head != "causal" or shape.caps:
+    if shape.caps or schemes.UPPER[0] not in shape.trained:
         return False
-    model = shape.made(torch.bfloat16, 1)
-    with _fake(model):
-        return prefix.hands_on(model.get_decoder(), torch.empty(1, 2, shape.hidden, dtype=torch.bfloat16))
+    model = schemes.select(shape.made(torch.bfloat16, 2), schemes.UPPER[0], layers=1, head=shape.head)
+    with _fake(model), torch.no_grad():
+        try:
+            return bool(shared_prefix.cuts_of(model, lambda: _states(model, shape, 2, 3)))
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+            return False
 
 
 def propagated(

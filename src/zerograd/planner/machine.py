@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from zerograd.evaluate import micro_batch as fit
+from zerograd.machine import memory
 from zerograd.machine.format import quantity
 from zerograd.machine.provenance import provenance
 from zerograd.planner import quantities
+from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import Shape
-from zerograd.text.models import loading as models
-from zerograd.tune.settings import PlanSettings
+from zerograd.text.models import loading
 
 LIBRARIES = 480 << 20
 """What a process holds on Linux once torch for the CPU, transformers, PEFT and zerograd are loaded."""
@@ -54,7 +54,7 @@ class Machine:
         return self.device == "cpu"
 
     def __str__(self) -> str:
-        memory = f"{quantity(self.free, 'B')} free of {quantity(self.memory, 'B')}"
+        free = f"{quantity(self.free, 'B')} free of {quantity(self.memory, 'B')}"
         rates = [
             f"{quantity(rate, unit)} {of}{' (measured)' if field in self.measured else ''}"
             for rate, unit, of, field in (
@@ -63,7 +63,7 @@ class Machine:
             )
             if rate
         ]
-        return ", ".join([f"{self.name}: {memory if self.free < self.memory else quantity(self.memory, 'B')}", *rates])
+        return ", ".join([f"{self.name}: {free if self.free < self.memory else quantity(self.memory, 'B')}", *rates])
 
 
 def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = lambda line: None) -> Machine:
@@ -82,7 +82,7 @@ def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = l
         raise ValueError(f"device is {settings.device!r}; choose auto, cpu, cuda, cuda:N or mps")
     threads = settings.threads or os.cpu_count() or 1
     try:
-        device = models.device_of(settings.device)
+        device = loading.device_of(settings.device)
     except ValueError as error:
         if "memory" not in given:
             raise ValueError(f"{error}; describe it with --memory, --flops and --bandwidth") from None
@@ -92,9 +92,9 @@ def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = l
         )
     device = "cpu" if kind == "cpu" else device  # which has no numbers
     if "memory" in given:
-        memory = free = int(given["memory"])
+        total = free = int(given["memory"])
     else:
-        memory, free = _memory(device)
+        total, free = _memory(device)
     told = {"resident": LIBRARIES} | given
     if len(given) < 3:
         say("measuring this machine")
@@ -102,11 +102,11 @@ def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = l
     rates = {field: given.get(field, told[field]) for field in ("flops", "bandwidth")}
     libraries = int(told["resident"]) if device == "cpu" else CONTEXT
     measured = tuple(field for field in rates if field not in given)
-    return Machine(device, _name(device), memory, free, rates["flops"], rates["bandwidth"], libraries, threads, measured)
+    return Machine(device, _name(device), total, free, rates["flops"], rates["bandwidth"], libraries, threads, measured)
 
 
 def probed(settings: PlanSettings, shape: Shape, device: str, threads: int) -> dict[str, float]:
-    """What `plan.probe` measures in a fresh process: resident bytes with the libraries of a run, FLOP/s and bytes/s."""
+    """What `planner.probe` measures in a fresh process: resident bytes with the libraries of a run, FLOP/s and bytes/s."""
     asked = {
         "device": device,
         "dtype": "float32" if settings.storage == "float32" else "bfloat16",
@@ -131,8 +131,8 @@ def _memory(device: str) -> tuple[int, int]:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         raise ValueError("memory is not told by this system; give it, --memory 16GB") from None
-    there = min([there, *(limit for limit, _ in fit.container())])
-    told = fit.host_bytes()
+    there = min([there, *(limit for limit, _ in memory.container())])
+    told = memory.host_bytes()
     return there, there if told is None else min(there, told)
 
 

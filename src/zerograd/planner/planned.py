@@ -10,9 +10,9 @@ from zerograd.machine.format import quantity
 from zerograd.optim import METHODS
 from zerograd.planner.machine import Machine, machine
 from zerograd.planner.rows import Planner, Row, evaluating
+from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import SCHEMES, Shape, shape
 from zerograd.text.models import schemes
-from zerograd.tune.settings import PlanSettings
 
 PREFERRED = tuple((method, scheme) for scheme in ("qk", "upper", "full", "lora") for method in ("per-example", "mezo"))
 """Methods and schemes in the order in which we would try them: what learns most in the same time comes first (docs/demo.md)."""

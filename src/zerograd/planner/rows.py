@@ -14,11 +14,12 @@ from zerograd.evaluate.products import BUFFER, DEVICE_BUFFER
 from zerograd.optim import METHODS
 from zerograd.planner import activations, kept, quantities, seconds
 from zerograd.planner.machine import Machine
+from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import Shape
-from zerograd.runs.evaluate import ROWS as EVALUATED
+from zerograd.runs.evaluate import PASS_ROWS
 from zerograd.text.models import schemes
 from zerograd.text.scoring import FORWARD_TOKENS
-from zerograd.tune.settings import PlanSettings, TuneSettings
+from zerograd.tune.settings import TuneSettings
 
 TASK = 45 << 20
 """What a process adds to its libraries before it does anything: tokenizer, the model's own code, rows of text."""
@@ -95,7 +96,7 @@ class Planner:
 
     def inference(self) -> Row:
         """A batch evaluated as `zerograd eval` loads a model, in 16 bits however training stores it."""
-        rows = min(EVALUATED, max(1, FORWARD_TOKENS // self.settings.tokens))
+        rows = min(PASS_ROWS, max(1, FORWARD_TOKENS // self.settings.tokens))
         live = self._live(rows, torch.bfloat16)
         parts = {"process": self.process, "weights": 2 * self.shape.parameters, "pass": self._held(live)}
         clock = self._clock(torch.bfloat16)

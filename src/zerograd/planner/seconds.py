@@ -12,9 +12,9 @@ from zerograd.directions.family import SHAPED
 from zerograd.optim.base import ZerothOrder
 from zerograd.planner.kept import Kept
 from zerograd.planner.machine import Machine
+from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import Shape
 from zerograd.text.models import schemes
-from zerograd.tune.settings import PlanSettings
 
 PYTHON = 2.5e-3
 """Seconds of Python and of calls for a layer in a pass (docs/numerics.md); an accelerator hides them behind its work."""
@@ -78,8 +78,8 @@ class Clock:
         """Rows through layers of so many values: 2 FLOP a value and token, and attention's, or the reading of weights; and what the
         operations between move. scored: whether the head is met above them.
         """
-        if not (self.machine.flops and self.machine.bandwidth) or not values:
-            return None if values else 0.0
+        if not (self.machine.flops and self.machine.bandwidth):
+            return None
         share, passes = values / max(1, self.shape.body), -(-rows // at_a_time)
         tokens = rows * self.settings.tokens
         attention = 4 * self.settings.tokens * self.shape.hidden * self.shape.layers * share

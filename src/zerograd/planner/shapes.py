@@ -16,11 +16,11 @@ from torch import nn
 from zerograd.machine.format import quantity
 from zerograd.planner import quantities
 from zerograd.planner.kept import View
+from zerograd.planner.settings import PlanSettings
 from zerograd.spaces import weights
 from zerograd.text.models import loading as models
 from zerograd.text.models import schemes
 from zerograd.text.models.head import context
-from zerograd.tune.settings import PlanSettings
 
 SCHEMES = ("full", "upper", "qk", "norms", "lora")
 """The schemes that a plan has rows for; the adapter last, since it changes the model."""
@@ -48,8 +48,9 @@ class Shape:
     trained: values that each of SCHEMES trains, those that the architecture can have. tensors: how many of each view hold these, in
     the model that is built where only the number of parameters was told. body: values that a token of the batch is multiplied
     with, in the layers that follow each other, experts that it does not see left out; upper: those of them in the upper half of the
-    layers. layers, hidden, vocabulary, context: sizes, and the most tokens of a row; of a sequence-to-sequence model layers and
-    body are the encoder's, through which a row goes. sample: its first layers, on the device "meta". head: of `models.HEADS`.
+    layers, 0 for a sequence-to-sequence model, whose upper half is the decoder's. layers, hidden, vocabulary, context: sizes, and
+    the most tokens of a row; of a sequence-to-sequence model layers and body are the encoder's, through which a row goes. sample:
+    its first layers, on the device "meta". head: of `models.HEADS`.
     caps: whether the architecture does something with logits, so that those of all positions are made.
     """
 
@@ -122,7 +123,7 @@ def _measured(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:
         {name: round(some * (scale if name in ("full", *schemes.UPPER) else 1)) for name, some in trained.items()},
         tensors,
         round(sum(body) * scale),
-        round(sum(body[len(body) // 2 :]) * scale),
+        round(sum(body[len(body) // 2 :]) * scale * (head != "seq2seq")),
         len(within),
         sizes.hidden_size,
         sizes.vocab_size,

@@ -13,11 +13,9 @@ import torch
 from zerograd.text.data import tasks
 from zerograd.text.data.tasks import Task, TaskSpec
 from zerograd.text.metrics import is_share
-from zerograd.text.models import loading as models
-from zerograd.text.models import schemes
-from zerograd.text.models.loading import Loaded
+from zerograd.text.models import loading
 from zerograd.text.scoring import Scorer
-from zerograd.tune.settings import TuneSettings, from_mapping
+from zerograd.tune.settings import TuneSettings, from_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,32 +48,7 @@ class Run:
 
     def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
         """The tuned model, asked as it was in training."""
-        return scorer(str(self.folder / "model"), self.settings, task or Task(self.spec), device, self.settings.model)
-
-
-def base(settings: TuneSettings, name: str = "") -> Loaded:
-    """The model that a run begins from, with its adapter, and what is trained set so. name: where it is now, if elsewhere."""
-    dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)  # a head that the model was saved without is drawn, the same one every time
-        loaded = models.load(name or settings.model, dtype, settings.head, models.device_of(settings.device))
-    model = schemes.select(
-        loaded.model,
-        settings.scheme,
-        layers=settings.layers,
-        pattern=settings.pattern,
-        lora_rank=settings.lora_rank,
-        virtual_tokens=settings.virtual_tokens,
-        head=loaded.head,
-        seed=settings.seed,
-        fresh=loaded.fresh,
-    )
-    return Loaded(model, loaded.tokenizer, loaded.head)
-
-
-def storage(settings: TuneSettings) -> str | None:
-    """How its trained weights are stored, as an optimiser takes it."""
-    return None if settings.storage == "auto" else settings.storage
+        return scorer_of(str(self.folder / "model"), self.settings, task or Task(self.spec), device, self.settings.model)
 
 
 def open_run(folder: str) -> Run:
@@ -91,7 +64,7 @@ def open_run(folder: str) -> Run:
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"run {folder!r}: a file of it is not JSON ({error})") from None
-    settings = from_mapping(TuneSettings, fields, f"run {folder}")
+    settings = from_record(fields, f"run {folder}")
     spec = tasks.parse((path / "task.yaml").read_text(encoding="utf-8"), path.name)
     return Run(path, settings, spec, result)
 
@@ -100,12 +73,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def scorer(model: str, settings: Any, task: Task, device: str = "auto", base: str = "") -> Scorer:
+def scorer_of(model: str, settings: Any, task: Task, device: str = "auto", base: str = "") -> Scorer:
     """A model asked a task. base: the model that an adapter belongs to, where `model` is one."""
-    place = models.device_of(device)
+    place = loading.device_of(device)
     dtype = torch.float32 if getattr(settings, "storage", "") == "float32" else torch.bfloat16
     adapter = (Path(model) / "adapter_config.json").exists()
-    loaded = models.load(base if adapter else model, dtype, settings.head, place)
+    loaded = loading.load(base if adapter else model, dtype, settings.head, place)
     found = loaded.model
     if adapter:
         import peft

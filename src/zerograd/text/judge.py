@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zerograd.text import evaluation
-from zerograd.text import intervals as statistics
+from zerograd.text import evaluation, intervals
 from zerograd.text.data.tasks import Example, TaskSpec
 from zerograd.text.evaluation import Answers
 from zerograd.text.metrics import Metric, Reference, metric
@@ -49,17 +48,17 @@ class Judge:
         """(value, 95 % interval, empty where none is wanted)."""
         rows = self.rows(said)
         if rows is not None:
-            return sum(rows) / len(rows), statistics.mean(rows)
+            return sum(rows) / len(rows), intervals.mean(rows)
         everything = range(len(self.examples))
         value = self._of(said.texts, everything)
-        return value, statistics.bootstrap(lambda some: self._of(said.texts, some), len(everything)) if interval else []
+        return value, intervals.bootstrap(lambda some: self._of(said.texts, some), len(everything)) if interval else []
 
     def gain(self, before: Answers, after: Answers) -> list[float]:
         """95 % interval of the paired gain."""
         first, second = self.rows(before), self.rows(after)
         if first is not None and second is not None:
-            return statistics.paired(first, second)
-        return statistics.bootstrap(lambda some: self._of(after.texts, some) - self._of(before.texts, some), len(self.examples))
+            return intervals.paired(first, second)
+        return intervals.bootstrap(lambda some: self._of(after.texts, some) - self._of(before.texts, some), len(self.examples))
 
     def _of(self, texts: Sequence[str], some: Sequence[int]) -> float:
         assert self.metric is not None
@@ -93,7 +92,7 @@ def judged(
     if fit is not None:
         train = scorer.task.train[: len(fit.scores)]
         labels = [e.label for e in train]
-        offsets = statistics.best_offsets(fit.scores, labels)
+        offsets = intervals.best_offsets(fit.scores, labels)
         shifted = [[s + o for s, o in zip(row, offsets, strict=True)] for row in before.scores]
         words = [option.strip() for option in scorer.task.options]
         calibrated = Answers([words[evaluation.best(row)] for row in shifted], before.losses, shifted)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+
+from zerograd.settings.user_code import load_user_object
 
 Reference = str | Sequence[str]
 """The right answer of a row, or all of its right answers."""
@@ -52,7 +49,7 @@ def metric(name: str) -> Metric:
         return Metric(name, macro_f1)
     if ":" not in name:
         raise ValueError(f"metric {name!r} is not one of {', '.join(METRICS)}, nor module:function")
-    return Metric(name, own(name, "metric"))
+    return Metric(name, load_user_object(name, "metric"))
 
 
 def normalised(text: str) -> str:
@@ -94,42 +91,6 @@ def _overlap(ours: list[str], theirs: list[str]) -> float:
 
 def _several(reference: Reference) -> Sequence[str]:
     return [reference] if isinstance(reference, str) else reference
-
-
-def own(name: str, what: str) -> Any:
-    """What `module:name` or `file.py:name` names, a function or class of a user's. what: it is called in a message.
-
-    Raises ValueError when it is not there, or its module fails.
-    """
-    where, _, function = name.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            module = _from_file(Path(where), name)
-        else:
-            sys.path.insert(0, str(Path.cwd()))
-            try:
-                module = importlib.import_module(where)
-            finally:
-                sys.path.pop(0)
-    except ImportError as error:
-        raise ValueError(f"{what} {name!r}: {error}; give module:function, or file.py:function") from None
-    except Exception as error:  # of whatever the file runs
-        raise ValueError(f"{what} {name!r}: {where} fails: {type(error).__name__}: {error}") from None
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise ValueError(f"{what} {name!r}: {where} has no function {function}")
-    return found
-
-
-def _from_file(path: Path, name: str) -> Any:
-    if not path.exists():
-        raise ImportError(f"{path} is not there")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 _BY_ROW: dict[str, Callable[[str, Reference], float]] = {"accuracy": accuracy, "exact-match": exact_match, "token-f1": token_f1}

@@ -3,24 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from zerograd.text import evaluation
 from zerograd.text.data.tasks import Example
 from zerograd.text.generation import generate
-from zerograd.text.metrics import Metric
+from zerograd.text.metrics import Metric, metric
 from zerograd.text.scoring import Batch, Scorer
 
 LOSS = "loss"
 
 
-class MetricObjective:
+class Objective(Protocol):
+    """What a step minimises.
+
+    whole_batch: its value is one of all rows of a batch together, so that no pass may take a part of them. by_closure: a step
+    calls `closure(examples)` and evaluates that branch by branch; otherwise it calls the objective itself with a batch.
+    """
+
+    @property
+    def whole_batch(self) -> bool: ...
+
+    @property
+    def by_closure(self) -> bool: ...
+
+    def __call__(self, batch: Batch) -> Any: ...
+
+    def closure(self, examples: Sequence[Example]) -> Callable[[], torch.Tensor]: ...
+
+
+class _OfBatches:
+    """An objective that is called with a batch."""
+
+    by_closure: ClassVar[bool] = False
+
+    def closure(self, examples: Sequence[Example]) -> Callable[[], torch.Tensor]:
+        raise TypeError(f"{type(self).__name__} is called with a batch; it has no closure")
+
+
+@dataclass(frozen=True)
+class LossObjective(_OfBatches):
+    """The loss of each row, as `Scorer.losses` gives it."""
+
+    losses: Callable[[Batch], Any]
+    whole_batch: ClassVar[bool] = False
+
+    def __call__(self, batch: Batch) -> Any:
+        return self.losses(batch)
+
+
+class MetricObjective(_OfBatches):
     """1 minus a metric of the options that the model chooses, mixed with the loss: float32 (examples,).
 
-    A metric of a row is each row's own. One of all rows together is taken over each copy of the batch, and is every row's of
-    that copy. mix: the share of the metric, in (0, 1]; the rest is the loss's.
+    A metric of a row is each row's own. A metric of all rows together is taken over each copy of the batch, and is the value of
+    every row of that copy. mix: the share of the metric, in (0, 1]; the rest is the loss's.
     Raises ValueError for a task without common options.
     """
 
@@ -31,6 +70,11 @@ class MetricObjective:
         self.metric = metric
         self.mix = mix
         self._words = [option.strip() for option in scorer.task.options]
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the metric is of all rows together."""
+        return self.metric.by_row is None
 
     def __call__(self, batch: Batch) -> Any:
         scores = self.scorer.scores(batch)
@@ -53,16 +97,22 @@ class MetricObjective:
 
 
 class GeneratedObjective:
-    """1 minus a metric of answers that the model generates, mixed with the loss; of a whole batch, so that it is a closure.
+    """1 minus a metric of answers that the model generates, mixed with the loss; a closure, since it is of a whole batch.
 
     new_tokens: the most of an answer. mix: the share of the metric, in (0, 1]; the rest is the loss's.
     """
+
+    whole_batch: ClassVar[bool] = True
+    by_closure: ClassVar[bool] = True
 
     def __init__(self, scorer: Scorer, metric: Metric, mix: float = 1.0, new_tokens: int = 50) -> None:
         self.scorer = scorer
         self.metric = metric
         self.mix = mix
         self.new_tokens = new_tokens
+
+    def __call__(self, batch: Batch) -> Any:
+        raise TypeError("GeneratedObjective is a closure of examples; it cannot be called with a batch")
 
     def closure(self, examples: Sequence[Example]) -> Callable[[], torch.Tensor]:
         """What a step evaluates branch by branch: a scalar of some examples. Generation is greedy, so that it is pure."""
@@ -79,3 +129,13 @@ class GeneratedObjective:
             return mixed
 
         return value
+
+
+def objective(name: str, scorer: Scorer, mix: float = 1.0, new_tokens: int = 50) -> Objective:
+    """An objective by name: `LOSS`, or a metric's name, as `metrics.metric` takes it. Raises ValueError for neither."""
+    if name == LOSS:
+        return LossObjective(scorer.losses)
+    chosen = metric(name)
+    if scorer.task.spec.kind == "answer":
+        return GeneratedObjective(scorer, chosen, mix, new_tokens)
+    return MetricObjective(scorer, chosen, mix)

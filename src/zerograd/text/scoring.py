@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from zerograd.evaluate.hidden_cache import HiddenCache
-from zerograd.evaluate.shared_prefix import Prefix, prefix_of
+from zerograd.evaluate.hidden_cache import HiddenCache, Layout, Source
+from zerograd.evaluate.shared_prefix import Entered, Prefix, prefix_of
+from zerograd.evaluate.tensors import tensors
 from zerograd.text.data.tasks import Example, Task
 from zerograd.text.encoding import Encoder
 from zerograd.text.models import head as heads
@@ -19,6 +21,10 @@ from zerograd.text.models import head as heads
 FORWARD_TOKENS = 4096
 """Tokens of a forward pass, padding and branches included: a longer batch is evaluated in parts, of one example at least, so
 that long examples do not set the memory of the run."""
+
+
+COUNTED = 64
+"""Examples whose hidden states are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Batch:
     copies of the batch apart. targets: int64 (rows, tokens), the token to predict at each position that is scored, or -100.
     attention: int64 (rows, tokens), 1 where there is a token, for models that see what comes after. answers: int64 (rows x options,
     tokens), what a decoder is to answer, padded with -100. counts: int64 (examples,), rows of an example, where they differ.
-    hidden: (rows, tokens, width) where the layers that training leaves alone have been run.
+    entered: the batch where it enters the first trained layers, when the layers below have been run.
 
     A row is an example, or an example with one of its options; an example's options stand together.
     """
@@ -43,13 +49,13 @@ class Batch:
     attention: torch.Tensor | None = None
     answers: torch.Tensor | None = None
     counts: torch.Tensor | None = None
-    hidden: torch.Tensor | None = None
+    entered: Entered | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""
-        held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in held.items()}
-        return Batch(**moved)
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **moved)
 
 
 class Scorer:
@@ -67,8 +73,10 @@ class Scorer:
         self.head = head
         self.encoder = Encoder(tokenizer, task, head, min(max_tokens, heads.context(model)))
         self.prefix: Prefix | None = None
+        self.layout: Layout | None = None
         self.cache: HiddenCache | None = None
         self.way = heads.WAYS[0]
+        self._padding_seen = False
         self._columns = torch.tensor([ids[0] for ids in self.encoder.options] if self.encoder.single else [], dtype=torch.long)
         self._classes = self._labels() if head == "classifier" else []
 
@@ -137,12 +145,14 @@ class Scorer:
         return Batch(ids, last, labels, index, targets, counts=counts).to(self.device)
 
     def begin(self, batch: Batch) -> Batch:
-        """Run the layers that training leaves alone, once for all branches; what the cache holds is read from there."""
+        """Run the layers that training leaves alone, once for all branches; states that the cache has are read from there."""
         if self.prefix is None:
             return batch
-        if self.cache is None:
-            return dataclasses.replace(batch, hidden=self._below(batch.ids))
-        return dataclasses.replace(batch, hidden=self.cache.hidden(batch.ids, batch.last + 1, self._below))
+        even = batch.answers is None or batch.counts is None
+        if self.cache is None or self.layout is None or not even:
+            return dataclasses.replace(batch, entered=self._below(batch))
+        entered = self.cache.entered(self.layout, self._sources(batch), lambda places: self._below(_rows(batch, places)))
+        return dataclasses.replace(batch, entered=entered)
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """Log-likelihood of each option, up to a constant an example: float32 (examples, options).
@@ -150,8 +160,7 @@ class Scorer:
         Options of several tokens are averaged over their tokens. Examples with fewer options than others have -inf beyond.
         """
         if self.head == "classifier":
-            logits: torch.Tensor = self.model(input_ids=batch.ids, attention_mask=batch.attention).logits
-            return logits[:, self._classes].float()
+            return self._states(batch)[:, self._classes].float()
         if self.one_position:
             states = self._states(batch)
             at_last = states[torch.arange(len(batch.last), device=states.device), batch.last]  # (rows, width)
@@ -191,11 +200,26 @@ class Scorer:
         self.way = heads.shortest(self.model, batch.to(self.device), self._start)
 
     def cut(self, examples: Sequence[Example]) -> None:
-        """From now on run the layers below the first trained one once for all branches of a step, where the scores are made of the
-        decoder's states and a few examples have the same bits so.
+        """From now on run the layers below the first trained one once for all branches of a step, where scores are made of states
+        and a few examples have the same bits so.
         """
-        if self.head == "causal" and self.way == "decoder":
-            self.prefix = prefix_of(self.model, self.batch(examples, taught=True).ids)
+        if self.way == "logits":
+            return
+        batch = self.batch((list(examples) * 2)[: max(2, len(examples))], taught=True)
+        if batch.ids.shape[1] < heads.context(self.model):
+            batch = self._wider(batch)
+        self.prefix = prefix_of(self.model, lambda: self._whole(batch))
+        if self.prefix is not None:
+            self.layout = self._cacheable(self.prefix, batch)
+
+    def hidden_bytes(self, examples: Sequence[Example]) -> int:
+        """Bytes of the hidden states of some examples, as a cache keeps them; 0 where no cache can."""
+        if self.layout is None:
+            return 0
+        pairs = list(zip(self.layout.sample.states, self.layout.sources, strict=True))
+        parts = (examples[first : first + COUNTED] for first in range(0, len(examples), COUNTED))
+        sources = (self._sources(self.batch(part, taught=True)) for part in parts)
+        return sum(sum(some[place].lengths) * state[0, 0].nbytes for some in sources for state, place in pairs)
 
     @property
     def _start(self) -> int:
@@ -204,15 +228,66 @@ class Scorer:
 
     def _states(self, batch: Batch) -> torch.Tensor:
         """What the head sees of each position: (rows, tokens, width); the logits themselves where the way is "logits"."""
-        if batch.hidden is not None and self.prefix is not None:
-            return self.prefix.above(batch.hidden)
+        if batch.entered is not None and self.prefix is not None:
+            return self.prefix.above(batch.entered, lambda: self._whole(batch))
+        return self._whole(batch)
+
+    def _whole(self, batch: Batch) -> torch.Tensor:
+        """The same from the first layer on; a classifier's logits, (rows, labels)."""
+        if self.head == "classifier":
+            logits: torch.Tensor = self.model(input_ids=batch.ids, attention_mask=batch.attention).logits
+            return logits
         return heads.states(self.model, batch, self.way, self._start)
 
-    def _below(self, ids: torch.Tensor) -> torch.Tensor:
-        """The prefix's hidden states, of as many rows at a time as a forward pass takes."""
+    def _below(self, batch: Batch) -> Entered:
+        """The batch where it enters the first trained layers; as many rows at a time as a forward pass takes."""
         assert self.prefix is not None
-        rows = max(1, FORWARD_TOKENS // ids.shape[1])
-        return torch.cat([self.prefix.below(ids[first : first + rows]) for first in range(0, len(ids), rows)])
+        rows, width = batch.ids.shape
+        width = width if batch.answers is None else max(width, batch.answers.numel() // rows)
+        at_a_time = max(1, FORWARD_TOKENS // width)
+        if rows <= at_a_time or (batch.answers is not None and batch.counts is not None):
+            return self.prefix.below(lambda: self._whole(batch))
+        parts = [_rows(batch, range(rows)[first : first + at_a_time]) for first in range(0, rows, at_a_time)]
+        return Entered.joined([self.prefix.below(partial(self._whole, part)) for part in parts])
+
+    def _sources(self, batch: Batch) -> list[Source]:
+        """The tokens that hidden states come from: of prompts, and of a decoder's answers."""
+        ids = (batch.ids,) if batch.attention is None else (batch.ids, batch.attention)
+        seen = None if batch.attention is None else batch.attention * torch.arange(1, batch.ids.shape[1] + 1, device=self.device)
+        lengths = batch.last + 1 if seen is None else seen.amax(1)
+        found = [Source(ids, lengths.tolist())]
+        if batch.answers is not None:
+            found.append(Source((batch.answers,), (batch.answers >= 0).sum(1).tolist()))
+        if self._padding_seen:
+            found = [Source(source.tokens, [source.tokens[0].shape[1]] * len(source.lengths)) for source in found]
+        return found
+
+    def _cacheable(self, prefix: Prefix, batch: Batch) -> Layout | None:
+        """What states of the prefix come from, where each token has one; finds out whether padding changes what is scored."""
+        encoder = set(self.model.get_encoder().modules()) if batch.answers is not None else set()
+        places = tuple(int(batch.answers is not None and cut.module not in encoder) for cut in prefix.cuts)
+        with torch.no_grad():
+            layout = Layout(prefix.below(lambda: self._whole(batch)), places)
+            sources = self._sources(batch)
+            if not layout.fits(sources):
+                return None
+            entered = dataclasses.replace(batch, entered=layout.without_padding(layout.sample, sources))
+            pairs = zip(tensors(self.losses(entered)), tensors(self.losses(batch)), strict=True)
+            self._padding_seen = not all(torch.equal(ours, plain) for ours, plain in pairs)
+        return layout
+
+    def _wider(self, batch: Batch) -> Batch:
+        """The same with one more token of padding in each row."""
+        more: dict[str, Any] = {
+            name: None if tensor is None else F.pad(tensor, (0, 1), value=value)
+            for name, tensor, value in (
+                ("ids", batch.ids, self.encoder.pad),
+                ("targets", batch.targets, -100),
+                ("attention", batch.attention, 0),
+                ("answers", batch.answers, -100),
+            )
+        }
+        return dataclasses.replace(batch, **more)
 
     def _padded(self, rows: Sequence[list[int]], value: int) -> torch.Tensor:
         width = max(map(len, rows))
@@ -236,3 +311,14 @@ class Scorer:
 def _attention(rows: Sequence[list[int]]) -> torch.Tensor:
     width = max(map(len, rows))
     return torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+
+
+def _rows(batch: Batch, places: Sequence[int]) -> Batch:
+    """Some rows of a batch, each with its answers, as states are made of them."""
+    ids, attention, answers = (
+        None if tensor is None else tensor.view(len(batch.ids), -1, tensor.shape[1])[list(places)].flatten(0, 1)
+        for tensor in (batch.ids, batch.attention, batch.answers)
+    )
+    assert ids is not None
+    last = batch.last[list(places)]
+    return Batch(ids, last, last, last, attention=attention, answers=answers)

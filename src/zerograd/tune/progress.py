@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""How far a run is, as it reports while it goes on."""
 
 from __future__ import annotations
 
@@ -26,3 +26,7 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+
+
+def ignore_progress(progress: Progress) -> None:
+    """A listener that does nothing."""

@@ -1,12 +1,12 @@
-"""Trackers: who is told of a run while it goes on. TensorBoard always; others through one small protocol."""
+"""Trackers, which take the numbers of a run while it goes on: TensorBoard always, others through one small protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from zerograd.text.metrics import own
+from zerograd.settings.user_code import load_user_object
 
 
 class Tracker(Protocol):
@@ -42,14 +42,18 @@ class TensorBoard:
         self._writer.close()
 
 
-def tracker(name: str) -> Tracker:
-    """A user's tracker by `module:name` or `file.py:name`, a class or function that makes one when called with nothing.
+def load_trackers(names: Sequence[str]) -> list[Tracker]:
+    """A user's trackers by `module:name` or `file.py:name`: each a class or function that makes one when called with nothing.
 
-    Raises ValueError when there is none, or what it makes is none.
+    Raises ValueError where the object does not exist, or makes no tracker.
     """
-    made = own(name, "tracker")()
+    return [_load_tracker(name) for name in names]
+
+
+def _load_tracker(name: str) -> Tracker:
+    made = load_user_object(name, "tracker")()
     missing = [part for part in ("begin", "log", "end") if not callable(getattr(made, part, None))]
     if missing:
         raise ValueError(f"tracker {name!r} has no {missing[0]}(); it must have begin, log and end")
-    found: Tracker = made
-    return found
+    tracker: Tracker = made
+    return tracker

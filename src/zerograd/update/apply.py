@@ -8,13 +8,9 @@ bitwise equal on every machine. Once started it completes: an interrupt waits fo
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 import numpy as np
 import numpy.typing as npt
@@ -216,24 +212,3 @@ def _update(
             b = right[:, e].reshape(-1, columns)
             low = None if remainder is None else remainder[part]
             kernels.update_low_rank(flat[part], low, a, b, decay, rounding, part.start)
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block has ended, then hand it to whoever handled it before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = False
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)

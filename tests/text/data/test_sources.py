@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.text.data.files import write
+from tests.tiers import tiers
 from zerograd.text.data import columns, splits
 from zerograd.text.data import sources as data
 from zerograd.text.data.sources import Source
@@ -13,7 +14,7 @@ from zerograd.text.data.tasks import Task
 ROWS = [{"text": f"a text, number {i}", "label": ["bad", "good"][i % 2]} for i in range(40)]
 
 
-@pytest.mark.parametrize("ending", data.FORMATS)
+@tiers("ending", [ending for ending in data.FORMATS if ending != ".parquet"], [".parquet"])
 def test_every_format_gives_the_same_rows(tmp_path, ending):
     assert data.rows(write(tmp_path / f"a{ending}", ROWS)) == ROWS
 

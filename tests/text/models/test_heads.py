@@ -35,6 +35,8 @@ from zerograd.text.generation import generate
 from zerograd.text.models import schemes, virtual
 from zerograd.text.scoring import Scorer
 
+pytestmark = pytest.mark.full
+
 CASES = {
     "llama, options": (tiny_model, "causal", options_task(), "decoder"),
     "llama, long options": (tiny_model, "causal", options_task(("bad", "good", "so-so")), "decoder"),
@@ -75,14 +77,15 @@ def test_a_classifiers_labels_are_the_options_of_their_names(names, order):
 
 @cases
 def test_a_cut_model_has_the_scores_of_the_whole_one(case):
-    """Where the head sees something else than the decoder's states, nothing is cut."""
-    scorer, _ = made(case)
+    """Where the head sees something else than states, nothing is cut."""
+    scorer, way = made(case)
     schemes.select(scorer.model, "upper")
     batch = scorer.batch(scorer.task.train[:2])
     whole = scorer.scores(batch)
     scorer.cut(scorer.task.train[:2])
     assert torch.equal(scorer.scores(scorer.begin(batch)), whole)
-    assert (scorer.prefix is not None) == case.startswith("llama, ")
+    assert (scorer.prefix is not None) == (way != "logits")
+    assert torch.equal(scorer.scores(batch), whole)
 
 
 @cases

@@ -14,6 +14,8 @@ from tests.text.tiny import bart, bert, classifier, gpt2, pooled, roberta, t5, t
 from zerograd.cli import main
 from zerograd.text.models import loading as models
 
+pytestmark = pytest.mark.full
+
 KINDS = {
     "causal": (tiny_model, gpt2),
     "masked": (bert, roberta),

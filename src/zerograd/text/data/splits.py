@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from zerograd.text.data import sources as data
-from zerograd.text.data import tasks
+from zerograd.text.data import sources, tasks
 from zerograd.text.data.sources import Row, Source
 from zerograd.text.data.tasks import Example, Task, TaskSpec
 
@@ -21,25 +20,25 @@ def load(name: str) -> Task:
     return with_rows(tasks.spec(name))
 
 
-def with_rows(given: TaskSpec, sources: Sequence[Source] = (), dev: str = "", test: str = "") -> Task:
+def with_rows(given: TaskSpec, training: Sequence[Source] = (), dev: str = "", test: str = "") -> Task:
     """A task with the rows of its data, or of the sources.
 
-    sources: of training rows, in place of the task's own data. dev, test: files of those splits. Splits that are not given
+    training: sources of training rows, in place of the task's own data. dev, test: files of those splits. Splits that are not given
     are cut from the training rows. Raises ValueError or FileNotFoundError with the mend.
     """
     task = Task(given)
-    if not sources and not given.data:
+    if not training and not given.data:
         raise ValueError(f"task {given.name} has no data of its own; give --data")
     splits: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
-    for source in sources or [Source(given.data)]:
-        found = _packaged(source.name) if not sources else None
+    for source in training or [Source(given.data)]:
+        found = _packaged(source.name) if not training else None
         found = found or source.read(given.splits)
         for split, rows in found.items():
             examples = task.read(rows, f"data {source.name}" + (f", {split}" if len(found) > 1 else ""))
             splits[split] += _repeated(examples, source.weight) if split == "train" else examples
     for split, name in (("dev", dev), ("test", test)):
         if name:
-            splits[split] = task.read(data.split(name, split, given.splits), f"{split} {name}")
+            splits[split] = task.read(sources.split(name, split, given.splits), f"{split} {name}")
     notes = [given.note.strip()] if given.note else []
     return Task(given, *_split(task, splits, notes), notes)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from zerograd.settings.fields import check_fields, from_mapping
 from zerograd.text.data.sources import Row
 from zerograd.text.data.templates import Expression, Template
 
@@ -91,10 +92,7 @@ class TaskSpec:
     note: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("options", "labels"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._require_kinds()
+        check_fields(self, f"task {self.name}: ")
         if bool(self.prompt) == bool(self.messages):
             raise ValueError(f"task {self.name}: give a prompt or the column of messages, one of them")
         if not self.messages and bool(self.options) == bool(self.answer):
@@ -115,22 +113,6 @@ class TaskSpec:
             if not names:
                 mend = "name a column in it, such as {{ text }}" if "{" not in self.prompt else "use two braces on each side"
                 raise ValueError(f"prompt {self.prompt!r} has no placeholder, so every row would read the same; {mend}")
-
-    def _require_kinds(self) -> None:
-        for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            if spec.name == "options" and not isinstance(value, Mapping):
-                if not isinstance(value, tuple) or not all(isinstance(option, str) for option in value):
-                    raise ValueError(f"task {self.name}: options is {value!r}; it must be a list of texts")
-            elif spec.name in ("splits", "rows", "options"):
-                if not isinstance(value, Mapping):
-                    raise ValueError(f"task {self.name}: {spec.name} is {value!r}; it must be names and values")
-            elif spec.name == "labels":
-                if not isinstance(value, tuple):
-                    raise ValueError(f"task {self.name}: labels is {value!r}; it must be a list")
-            elif not isinstance(value, bool if spec.name == "chat" else str):
-                kind = "true or false" if spec.name == "chat" else "a text"
-                raise ValueError(f"task {self.name}: {spec.name} is {value!r}; it must be {kind}")
 
     @cached_property
     def kind(self) -> str:
@@ -343,9 +325,5 @@ def parse(text: str, name: str) -> TaskSpec:
         raise ValueError(f"task {name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"task {name} holds a {type(fields).__name__}; it must be fields and values")
-    known = [f.name for f in dataclasses.fields(TaskSpec)]
-    unknown = [given for given in fields if given not in known]
-    if unknown:
-        raise ValueError(f"task {name} has a field {unknown[0]!r}; the fields are {', '.join(known)}")
     given: dict[str, Any] = {"name": name} | fields
-    return TaskSpec(**given)
+    return from_mapping(TaskSpec, given, f"task {name}")

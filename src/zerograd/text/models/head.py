@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zerograd.evaluate.caught import caught
 from zerograd.text.models import virtual
 
 HELD = 4 << 20
@@ -131,25 +132,9 @@ def context(model: Any) -> int:
     return int(found) - reserved
 
 
-class _Caught(Exception):
-    """Raised to leave the model once what its head sees is caught."""
-
-
 def _caught(model: Any, batch: Any, start: int) -> torch.Tensor:
-    found: list[torch.Tensor] = []
-
-    def catch(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        found.append(arguments[0])
-        raise _Caught
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(catch)
-    try:
-        _forward(model, batch, start)
-    except _Caught:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
+    found: torch.Tensor = caught(lambda: _forward(model, batch, start), [model.get_output_embeddings()], entering=True)[0]
+    return found
 
 
 def _forward(model: Any, batch: Any, start: int) -> Any:

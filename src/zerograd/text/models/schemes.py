@@ -28,21 +28,12 @@ ADAPTERS = ("lora", "prompt", "prefix")
 UPPER = ("upper", "qk")
 """Schemes of the upper layers: those below are run once for all branches of a step."""
 
-STRIDES = {"qk": 3.0}
-"""How many times further than with `upper` a perturbation and a step without backward passes go: eps and rate are the usual
-ones times this. What queries and keys do to a loss is less curved (benchmarks/kinds.py)."""
-
 QK = re.compile(
     r"(^|(?<!feed_forward)\.)([qk]|query|key|(query|key)_(layer|proj)|[qk]_(proj|lin|head)|W[qk]|q_[ab]_proj|kv_a_proj_with_mqa"
     r"|kv_b_proj|query_key_value|qkv|qkv_proj|Wqkv|c_attn)\.(weight|bias)$"
 )
 """Names of parameters that queries or keys are made with, as architectures of transformers call them; where the values are made
 with the same matrix, all of it."""
-
-
-def stride(scheme: str) -> float:
-    """A scheme's of `STRIDES`; 1 of those that have none there."""
-    return STRIDES.get(scheme, 1.0)
 
 
 def select(

@@ -1,0 +1,104 @@
+"""A finished run as one small file, and such a file as a run again."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from zerograd import journal
+from zerograd.journal import Note, Skip, Writer
+from zerograd.runs.folder import Run, open_run
+from zerograd.runs.journals import ReadJournal, find_journal, read_journal
+from zerograd.runs.replayed import replayed
+from zerograd.text.data import splits, tasks
+from zerograd.text.data.tasks import Task, TaskSpec
+from zerograd.text.scoring import Scorer
+from zerograd.tune.settings import from_record
+
+LOCAL_SETTINGS = frozenset(
+    ["task", "data", "dev", "test", "text", "label", "template", "options", "out", "trackers", "device", "threads"]
+)
+"""Settings of a machine, or of the columns of its files; the prompt is in the task, which is shipped whole."""
+
+SHIPPED_RESULT = (
+    *("task", "method", "scheme", "objective", "seed", "steps", "metric", "test_rows"),
+    *("value_before", "value_after", "ci_before", "ci_after", "ci_gain"),
+)
+"""The numbers of its result that a shipped run has."""
+
+
+def ship(folder: str, out: Path) -> int:
+    """Write a finished run as one file: a journal of the steps that its weights came from, and its result. Returns its bytes.
+
+    Paths of this machine are left out. Raises FileNotFoundError or ValueError for a run that cannot be shipped.
+    """
+    run = open_run(folder)
+    if out.exists():
+        raise ValueError(f"out is {out}, which is there; name another file")
+    if run.settings.scheme == "prefix":
+        raise ValueError(
+            f"scheme prefix begins from activations, which machines round otherwise; give {run.folder}/model away instead"
+        )
+    source = read_journal(find_journal(folder))
+    steps = {step.number: step for step in journal.path(source.records)}
+    settings = {name: value for name, value in source.header["settings"].items() if name not in LOCAL_SETTINGS}
+    model = Path(run.settings.model)
+    settings["model"] = model.name if model.is_absolute() or model.exists() else run.settings.model
+    objective = _no_function(run.settings.objective) or "loss"
+    settings |= {"metric": _no_function(run.settings.metric), "objective": objective, "mix": 1.0}
+    task = _without_functions(run.spec).to_yaml()
+    base = {**source.header["base"], "model": settings["model"]}
+    header = {**source.header, "settings": settings, "task": task, "base": base}
+    result = {name: run.result[name] for name in SHIPPED_RESULT if name in run.result}
+    kept = source.steps[: max(steps, default=-1) + 1]
+    partial = out.with_name(f".{out.name}.part")
+    try:
+        writer = Writer.create(partial, {**header, "shipped": len(kept)})
+        for step in kept:
+            writer.add(steps.get(step.number, Skip(step.number, step.loss)))
+        writer.note({"result": result | {"metric": _no_function(str(result["metric"]))}})
+        writer.close()
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return writer.offset
+
+
+@dataclass(frozen=True)
+class Shipped(Run):
+    """A run that came as one file. source: the file's journal. base: the model that it began from, on this machine."""
+
+    source: ReadJournal
+    base: str = ""
+
+    def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
+        """The tuned model, made again."""
+        loaded = replayed(self.source, self.base, device=device)
+        return Scorer(loaded.model, loaded.tokenizer, task or Task(self.spec), loaded.head, self.settings.max_tokens)
+
+
+def open_run_or_file(name: str, base: str = "") -> Run:
+    """A run by its folder, or by the file that it was shipped as. Raises FileNotFoundError or ValueError."""
+    if not Path(name).is_file():
+        return open_run(name)
+    source = read_journal(Path(name))
+    results = [record.note["result"] for record in source.records if isinstance(record, Note) and "result" in record.note]
+    result = dict(results[0]) if results and isinstance(results[0], dict) else {}
+    spec = tasks.parse(str(source.header.get("task")), Path(name).stem)
+    # a function is called, and a file read, when the user names it, not when a file from elsewhere does
+    result["metric"] = _no_function(str(result.get("metric") or spec.metric))
+    spec = dataclasses.replace(_without_functions(spec), metric=result["metric"])
+    fields = {key: value for key, value in dict(source.header["settings"]).items() if key not in LOCAL_SETTINGS}
+    return Shipped(Path(name), from_record(fields, f"journal {name}"), spec, result, source, base)
+
+
+def _no_function(name: str) -> str:
+    """The name of a metric; empty where it is a function's, which is a file of some machine."""
+    return "" if ":" in name else name
+
+
+def _without_functions(spec: TaskSpec) -> TaskSpec:
+    """A task that names no function, and no rows but those of the package."""
+    data = spec.data if splits.is_packaged(str(spec.data)) else ""
+    return dataclasses.replace(spec, data=data, metric=_no_function(spec.metric))

@@ -1,0 +1,75 @@
+"""What a run leaves in its folder: the tuned model, its numbers, its predictions and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from typing import Any
+
+import torch
+
+from zerograd.machine.files import new_folder, write_text
+from zerograd.report import run_page
+from zerograd.text.metrics import is_share
+from zerograd.tune.folder import RESULT
+from zerograd.tune.schedule import evaluations_of
+from zerograd.tune.setup import Setup
+from zerograd.tune.sinks import Row
+from zerograd.tune.state import LoopState
+from zerograd.version import __version__
+
+Result = dict[str, Any]
+"""The numbers of a finished run by name, as result.json holds them."""
+
+
+def summary(setup: Setup, state: LoopState) -> Result:
+    """What the run was, and what its training took; without what the model answers."""
+    settings, optimizer, noise = setup.settings, setup.optimizer, state.noise
+    noise_scale = noise.examples if math.isfinite(noise.examples) else None
+    interval = [end if math.isfinite(end) else None for end in noise.interval]
+    return {
+        "model": settings.model,
+        "task": setup.task.name,
+        "method": settings.method,
+        "scheme": settings.scheme,
+        "objective": settings.objective,
+        "seed": settings.seed,
+        "lr": setup.lr,
+        "weight_bytes": setup.weight_bytes,
+        "cache_bytes": 0 if setup.scorer.cache is None else setup.scorer.cache.bytes,
+        "trained_parameters": setup.trained_parameters,
+        "run": str(setup.folder),
+        "versions": {"zerograd": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "backward_passes": optimizer.steps if optimizer.takes_backward else 0,
+        "steps": optimizer.steps,
+        "skipped_steps": optimizer.skipped,
+        "forwards": optimizer.forwards,
+        "evaluations": evaluations_of(optimizer),
+        "state_bytes": optimizer.state_bytes,
+        "flat_steps": state.flat_steps,
+        "back_offs": state.back_offs,
+        "noise_scale": noise_scale,
+        "noise_scale_range": interval if noise_scale else None,
+        "signal_to_noise": noise.signal_to_noise if noise_scale else None,
+        "stopped": state.stopped,
+    }
+
+
+def save_model(setup: Setup) -> None:
+    """Write the tuned model and its tokenizer where plain transformers loads them; an older one is there until then."""
+    with new_folder(setup.folder / "model") as folder:
+        setup.model.save_pretrained(folder)
+        setup.scorer.tokenizer.save_pretrained(folder)
+
+
+def write_results(setup: Setup, result: Result, history: list[Row], predictions: list[dict[str, Any]]) -> None:
+    """Write settings, task, predictions, report, and last the result, which makes the run a finished one."""
+    folder, settings = setup.folder, dataclasses.asdict(setup.settings)
+    write_text(folder / "settings.json", json.dumps(settings, indent=1))
+    write_text(folder / "task.yaml", setup.task.spec.to_yaml())
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions))
+    shown = result | {"settings": settings, "is_share": is_share(result["metric"])}
+    run_page.write(folder / "report.html", shown, history, predictions)
+    write_text(folder / RESULT, json.dumps(result, indent=1))
