@@ -104,7 +104,7 @@ def _rows(found: Sequence[Row], name: str) -> list[Row]:
 
 
 def _end(row: Row) -> tuple[float, float, float, Sequence[int]]:
-    end = rows.matched(row, next(iter(row["budget"])))
+    end = rows.at_budget(row, next(iter(row["budget"])))
     assert end is not None
     return end
 
@@ -120,7 +120,7 @@ def _against(mine: list[Row], theirs: list[Row]) -> tuple[str, str]:
         pairs = list(zip(_end(row)[3], _end(other)[3], strict=True))
         differences.setdefault(row["seed"], []).extend(a - b for a, b in pairs)
         widths.append(len(pairs))
-    low, high = statistics.crossed(list(differences.values()), widths[: len(TASKS)])
+    low, high = statistics.crossed_bootstrap(list(differences.values()), widths[: len(TASKS)])
     gain = fmean(_end(row)[0] - _end(other)[0] for row, other in zip(mine, theirs, strict=True))
     share = sum(_end(row)[2] for row in mine) / sum(_end(row)[2] for row in theirs)
     return f"{100 * gain:+.1f} ({100 * low:+.1f}, {100 * high:+.1f})", f"{share:.2f}"

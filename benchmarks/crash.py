@@ -25,7 +25,7 @@ from pathlib import Path
 from record import save
 
 from zerograd.journal import Reader
-from zerograd.update.apply import Skip, Step
+from zerograd.update import Skip, Step
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[st
     """A task's numbers after so many evaluations, with which the upper layers were trained."""
     import torch
 
-    from zerograd.tune.hidden_states import hidden_states_kept
+    from zerograd.tune.hidden_states import cached_hidden_states
     from zerograd.tune.loop import Loop
     from zerograd.tune.settings import TuneSettings
     from zerograd.tune.setup import set_up
@@ -62,7 +62,7 @@ def measured(task: str, evaluations: int, parsed: argparse.Namespace) -> dict[st
         tuning.warm_up()
         tuning.folder.mkdir(parents=True)
         if evaluations:
-            with hidden_states_kept(tuning):
+            with cached_hidden_states(tuning):
                 Loop(tuning).run()
         scorer, rows = tuning.scorer, tuning.task.train[-parsed.rows :]
         matrices = {name: p for name, p in tuning.model.named_parameters() if kind(name)}
@@ -96,7 +96,7 @@ def _margin(scorer: Any, row: Any) -> float:
     import torch
 
     with torch.no_grad():
-        loss = float(scorer.losses(scorer.batch([row], taught=True)).double().sum())
+        loss = float(scorer.losses(scorer.batch([row], for_training=True)).double().sum())
     odds = -torch.log(torch.expm1(torch.tensor(max(loss, 1e-7), dtype=torch.float64)))
     return float(odds if row.label == 1 else -odds)
 
@@ -127,7 +127,7 @@ def _sums(
     ]
     for i, row in enumerate(rows):
         with torch.enable_grad():
-            loss = scorer.losses(scorer.batch([row], taught=True)).sum()
+            loss = scorer.losses(scorer.batch([row], for_training=True)).sum()
             gradients = torch.autograd.grad(loss, list(matrices.values()))
         slope = float(torch.sigmoid(margins[i]) - right[i])  # of the loss in the margin, as the gradient has it
         for part, shift in zip(sums, shifts, strict=True):

@@ -77,9 +77,9 @@ def measure(row: dict[str, object], steps: int) -> dict[str, object]:
 
 def held(run: Callable[[], object]) -> int:
     """The most bytes that the tensors which `run` makes hold at one time."""
-    from zerograd.evaluate.micro_batch import Live
+    from zerograd.evaluate.micro_batch import PeakBytes
 
-    with Live() as live:
+    with PeakBytes() as live:
         run()
     return live.peak
 

@@ -21,13 +21,13 @@ def drift(steps: int = 300) -> dict[str, dict[str, float]]:
     x = torch.randn(8, 64, generator=torch.Generator().manual_seed(2))
     moved: dict[str, dict[str, float]] = {}
     for name, method in (("dense", zg.optim.MeZO), ("rank1", zg.optim.PerExample), ("population8", zg.optim.FZOO)):
-        for storage in ("float32", "split", "bfloat16"):
+        for precision in ("float32", "split", "bfloat16"):
             model = net()
-            opt = quietly(method, model, lr=0.0, storage=storage)
-            before = [slot.exact().clone() for slot in opt.slots]
+            opt = quietly(method, model, lr=0.0, precision=precision)
+            before = [space.exact().clone() for space in opt.spaces]
             for _ in range(steps):
                 opt.step(losses_of(model), x)
-            moved.setdefault(name, {})[storage] = distance(before, [slot.exact() for slot in opt.slots])
+            moved.setdefault(name, {})[precision] = distance(before, [space.exact() for space in opt.spaces])
     for dtype in ("float32", "bfloat16"):
         model = net().to(getattr(torch, dtype))
         before = [p.detach().float().clone() for p in model.parameters()]
@@ -43,30 +43,28 @@ def drift(steps: int = 300) -> dict[str, dict[str, float]]:
 
 
 def update_cosine(steps: int = 1000) -> dict[str, dict[str, float]]:
-    """The cosine between the change of a weight and the same updates summed in float64, by method and storage."""
+    """The cosine between the change of a weight and the same updates summed in float64, by method and precision."""
     import torch
     from torch import nn
 
     import zerograd as zg
-    from zerograd.directions.family import Directions
-    from zerograd.update import apply
+    from zerograd.update import GroupStep, Target
 
     found: dict[str, dict[str, float]] = {}
     for name, method in (("dense", zg.optim.MeZO), ("rank1", zg.optim.PerExample)):
-        for storage in ("float32", "split", "bfloat16"):
+        for precision in ("float32", "split", "bfloat16"):
             torch.manual_seed(0)
             model = nn.Linear(256, 256, bias=False)
-            opt = quietly(method, model, lr=0.0, storage=storage)
-            (slot,) = opt.slots
-            start = slot.exact().double()
+            opt = quietly(method, model, lr=0.0, precision=precision)
+            (space,) = opt.spaces
+            start = space.exact().double()
             wanted = start.clone()
             multipliers = torch.randn(steps, generator=torch.Generator().manual_seed(3)) * 1e-5
             for t, multiplier in enumerate(multipliers.tolist()):
-                directions = Directions(opt.family, 0, t)
-                apply.update(slot, directions, [0], [multiplier], 1.0)
-                wanted -= directions.z(slot, 0).double() * slot.scale * multiplier
-            change, asked = (slot.exact().double() - start).flatten(), (wanted - start).flatten()
-            found.setdefault(name, {})[storage] = float(change @ asked / (change.norm() * asked.norm()))
+                Target(space, opt.draws).subtract_directions([GroupStep(t, t + 1, t - 1, 1.0, 1.0, [multiplier])])
+                wanted -= opt.draws.at(t).z(space, 0).double() * space.scale * multiplier
+            change, asked = (space.exact().double() - start).flatten(), (wanted - start).flatten()
+            found.setdefault(name, {})[precision] = float(change @ asked / (change.norm() * asked.norm()))
     return found
 
 
@@ -80,23 +78,21 @@ def rounding_walk(steps: int = 1000) -> dict[str, float]:
     from torch import nn
 
     import zerograd as zg
-    from zerograd.directions.family import Directions
-    from zerograd.update import apply
+    from zerograd.update import GroupStep, Target
 
     torch.manual_seed(0)
     model = nn.Linear(1024, 1024, bias=False)
-    opt = quietly(zg.optim.MeZO, model, lr=0.0, storage="bfloat16")
-    (slot,) = opt.slots
-    wanted = slot.exact().double()
+    opt = quietly(zg.optim.MeZO, model, lr=0.0, precision="bfloat16")
+    (space,) = opt.spaces
+    wanted = space.exact().double()
     variance = torch.zeros_like(wanted)
     for t in range(steps):
-        directions = Directions(opt.family, 0, t)
-        spacing = torch.ldexp(torch.ones(()), torch.frexp(slot.exact())[1] - 8).double()
-        fraction = (slot.scale * 1e-5 / spacing).remainder(1)
+        spacing = torch.ldexp(torch.ones(()), torch.frexp(space.exact())[1] - 8).double()
+        fraction = (space.scale * 1e-5 / spacing).remainder(1)
         variance += spacing.square() * fraction * (1 - fraction)
-        apply.update(slot, directions, [0], [1e-5], 1.0)
-        wanted -= directions.z(slot, 0).double() * slot.scale * 1e-5
-    error = slot.exact().double() - wanted
+        Target(space, opt.draws).subtract_directions([GroupStep(t, t + 1, t - 1, 1.0, 1.0, [1e-5])])
+        wanted -= opt.draws.at(t).z(space, 0).double() * space.scale * 1e-5
+    error = space.exact().double() - wanted
     rms, floor = float(error.square().mean().sqrt()), float(variance.mean().sqrt())
     return {"over_floor": rms / floor, "mean_in_deviations": float(error.mean()) / rms * math.sqrt(error.numel())}
 

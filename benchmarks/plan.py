@@ -112,7 +112,7 @@ def evaluated(model: str, threads: int) -> dict[str, Any]:
     workers.use(threads)
     task, loaded = splits.load(TASK), models.load(model)
     scorer = Scorer(loaded.model, loaded.tokenizer, task, loaded.head)
-    scorer.settle(task.test[:2])
+    scorer.choose_head_path(task.test[:2])
     memory.reset_peak()
     option_scores(scorer, task.test)
     return {"peak_bytes": memory.peak_bytes(), "longest": max(map(scorer.length, task.test))}

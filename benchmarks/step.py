@@ -206,8 +206,8 @@ def stepper(method: str, model: Any, objective: Callable[[Any], Any], batch: Any
         "population8": lambda: zg.optim.FZOO(model, directions=8, **options),
     }[method]()
     opt.attach(objective, batch)
-    kept = sum(slot.remainder.numel() * 2 for slot in opt.slots if slot.remainder is not None)
-    return (lambda: opt.step(objective, batch)), opt.plan(1).copies, kept
+    kept = sum(tensor.nbytes for space in opt.spaces for tensor in space.saved().values())
+    return (lambda: opt.step(objective, batch)), opt.branches, kept
 
 
 def published(model: Any, batch: Any, lr: float = 1e-6, eps: float = 1e-3) -> Callable[[], None]:
@@ -245,7 +245,7 @@ def memory_of(shape: str, dtype: str, method: str) -> dict[str, int]:
     """Peak bytes of a step over those of evaluating as many rows: resident in the process, and held by tensors."""
     import torch
 
-    from zerograd.evaluate.micro_batch import Live
+    from zerograd.evaluate.micro_batch import PeakBytes
     from zerograd.machine import memory
 
     model, objective, batch = built(shape, dtype)
@@ -263,7 +263,7 @@ def memory_of(shape: str, dtype: str, method: str) -> dict[str, int]:
         run()
         run()
         peaks[name] = memory.peak_bytes()
-        with Live() as live:
+        with PeakBytes() as live:
             run()
         peaks[name + "_tensors"] = live.peak
     return {

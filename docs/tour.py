@@ -1,7 +1,8 @@
-"""Types every command of the tour and writes what it prints: python docs/tour.py [--out docs/tour.md]
+"""Runs every command of the tour and writes the page with their output: python docs/tour.py [--out docs/tour.md]
 
-Works in an empty folder, with data made of what is installed: the first sentences of docstrings of five libraries, and the
-sentiment sentences of the package. Fails when a command does not end as it should.
+It works in an empty folder. The data comes from installed packages: first sentences of the docstrings of five libraries, and the
+sentiment sentences of zerograd. It fails if a command ends with another exit code than expected. With --quick, runs take two
+steps on a few rows, which shows that every command ends as it should and no more.
 """
 
 from __future__ import annotations
@@ -26,22 +27,23 @@ from zerograd.text.data import splits
 from zerograd.text.models import loading as models
 
 LIBRARIES = ("matplotlib", "pandas", "scipy", "sympy", "torch")
-EACH = 60
+ROWS, QUICK_ROWS = 60, 12
+"""Rows of each library."""
 
 TOUR = """
 # A tour
 
-Every command here was typed by `python docs/tour.py`, in this order, on two CPU cores; what follows each is what it
-printed. Runs are of a few steps, to show how things are done; [the demo](demo.md) shows what minutes bring.
+`python docs/tour.py` ran every command of this page, in this order, on two CPU cores. Below each command is its output.
+The runs take a few steps only, to show the commands; [the demo](demo.md) shows the results of five minutes.
 
 ## A table of your own
 
-Five columns, five topics: first sentences of docstrings, and the library they are from.
+The table has five columns. A row is the first sentence of a docstring and its library, one of five.
 
 $ head -n 3 topics.csv
 
-A model answers fastest in words that are one token, so each label is given one. Before anything is trained, `--dry-run`
-checks the rows, takes two real steps, and says what a run would take.
+A model answers fastest in words of one token, so `options` gives each label such a word. `--dry-run` trains nothing: it
+checks the rows, tries two steps, and prints the time, memory and disk space of a run.
 
 $ cat topics.yaml
 $ zerograd tune --config topics.yaml --dry-run
@@ -53,8 +55,8 @@ $ cat answers.csv
 
 ## A run is its journal
 
-What every step did is kept. With it whoever has the base has the tuned model; a run that is cut off goes on with
-`zerograd tune --resume runs/topics` ([journal.md](journal.md)).
+The journal records every step. The base model and the journal together give the tuned model. After an interruption,
+`zerograd tune --resume runs/topics` continues the run ([journal.md](journal.md)).
 
 $ zerograd journal show runs/topics
 $ zerograd ship runs/topics --out tuned.zg
@@ -64,7 +66,7 @@ $ cmp answers.csv again.csv && echo the same
 
 ## A metric of your own
 
-No gradient is needed of it, so it may be any function of predictions and references, in a file beside the data.
+A metric needs no gradient. It may be any function of predictions and references, in a file beside the data.
 
 $ cat mine.py
 $ zerograd tune --config topics.yaml --objective mine.py:found --mix 0.5 --metric accuracy --method mezo --steps 9 --out runs/m
@@ -72,7 +74,7 @@ $ zerograd report runs/topics runs/m --out both.html
 
 ## Instructions
 
-Conversations are written in the model's own chat template, and only the answers are taught; here to a LoRA adapter.
+Conversations are written in the model's own chat template. Training uses the answers only; here it trains a LoRA adapter.
 
 $ head -n 1 instructions.jsonl
 $ zerograd tune --data instructions.jsonl --scheme lora --batch-size 8 --steps 8 --evals 1 --out runs/instructions
@@ -80,7 +82,7 @@ $ ls runs/instructions/model
 
 ## Your own model
 
-A folder that transformers loads, such as the one that the first run wrote, or a GGUF file.
+`--model` takes a folder that transformers loads, for example the folder of the first run, or a GGUF file.
 
 $ zerograd eval --config topics.yaml --model runs/topics/model
 $ zerograd eval --model smollm2.gguf --task stars.yaml --shots 4
@@ -92,13 +94,13 @@ $ zerograd eval --task stars.yaml --calibrate
 
 ## Settings as a file
 
-Flags win over the file's fields.
+A flag overrides the same field of the file.
 
 $ zerograd tune --task stars.yaml --scheme norms --lr 0.02 --out runs/norms --show-config > norms.yaml
 $ grep -E "^(task|scheme|lr|out):" norms.yaml
 $ zerograd tune --config norms.yaml --steps 10 --evals 1
 
-## What is wrong is said in one line
+## An error is one line
 
 ! zerograd tune --data topics.csv --text review --label library
 ! zerograd tune --data topics.csv --text body --label library --template "Is it torch?"
@@ -114,15 +116,26 @@ $ zerograd tune --config norms.yaml --steps 10 --evals 1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default=str(Path(__file__).with_name("tour.md")))
+    parser.add_argument("--quick", action="store_true", help="two steps a run, few rows")
     parsed = parser.parse_args()
+    tour = TOUR.strip()
+    if parsed.quick:
+        tour = shortened(tour)
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder))
-        written = "\n".join(typed(TOUR.strip(), Path(folder)))
+        make(Path(folder), QUICK_ROWS if parsed.quick else ROWS)
+        written = "\n".join(typed(tour, Path(folder)))
     Path(parsed.out).write_text(written + "\n", encoding="utf-8")
 
 
+def shortened(tour: str) -> str:
+    """The same commands on small batches and one thread, since others run beside them, and at most two steps a run."""
+    tour = re.sub(r"--steps \d+", "--steps 2", re.sub(r"--evals \d+", "--evals 1", tour))
+    tour = re.sub(r"^(\$ zerograd tune (?!.*show-config).*)$", r"\1 --batch-size 8 --threads 1", tour, flags=re.MULTILINE)
+    return re.sub(r"^(\$ zerograd (eval|predict) .*)$", r"\1 --threads 1", tour, flags=re.MULTILINE)
+
+
 def typed(tour: str, folder: Path) -> Iterator[str]:
-    """The lines of the page."""
+    """The lines of the page: the text, and each command with its output."""
     for line in tour.splitlines():
         if line[:2] not in ("$ ", "! "):
             yield line
@@ -134,7 +147,7 @@ def typed(tour: str, folder: Path) -> Iterator[str]:
 
 
 def run(command: str, folder: Path, code: int) -> list[str]:
-    """What a command prints, as a reader would see it once it has ended."""
+    """The output of a command, as the screen shows it at the end. Exits if the command's exit code is not `code`."""
     environment = os.environ | {
         "COLUMNS": "110",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -149,9 +162,9 @@ def run(command: str, folder: Path, code: int) -> list[str]:
     return "\n".join(lines).strip("\n").splitlines()
 
 
-def make(folder: Path) -> None:
-    """The files of the tour."""
-    rows = topics()
+def make(folder: Path, each: int) -> None:
+    """Write the files that the tour's commands read, with `each` rows of each library."""
+    rows = topics(each)
     new, rows = rows[:2], rows[2:]
     write(folder / "topics.csv", rows)
     write(folder / "new.csv", [{"body": row["body"]} for row in new])
@@ -173,7 +186,7 @@ def make(folder: Path) -> None:
             file.write(json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]}) + "\n")
     (folder / "stars.yaml").write_text(
         "prompt: |-\n  {{ text | trim }}\n  Would the writer come again? Yes or No?\noptions: [' No', ' Yes']\nlabel: liked\n"
-        "data: stars.jsonl\nrows: {test: 100}\n"
+        f"data: stars.jsonl\nrows: {{test: {min(100, each * 2)}}}\n"
     )
     with (folder / "stars.jsonl").open("w") as file:
         for example in splits.load("sentiment-products").train[:300]:
@@ -181,19 +194,19 @@ def make(folder: Path) -> None:
     (folder / "smollm2.gguf").symlink_to(models.demo_file())
 
 
-def topics() -> list[dict[str, str]]:
+def topics(each: int) -> list[dict[str, str]]:
     """First sentences of docstrings, shuffled, the libraries in equal numbers."""
     draw, rows = random.Random(0), []
     for library in LIBRARIES:
         found = sorted(set(sentences(library)))
-        for name, sentence in draw.sample(found, EACH):
+        for name, sentence in draw.sample(found, each):
             rows.append({"id": f"{library}-{len(rows)}", "name": name, "kind": "function", "body": sentence, "library": library})
     draw.shuffle(rows)
     return rows
 
 
 def sentences(library: str) -> Iterator[tuple[str, str]]:
-    """(name, first sentence) of a library's documented functions and classes, its own name left out."""
+    """(name, first sentence) of a library's documented functions and classes, without sentences that name the library."""
     module = importlib.import_module(library)
     modules = [module]
     with warnings.catch_warnings():
@@ -202,7 +215,7 @@ def sentences(library: str) -> Iterator[tuple[str, str]]:
             if not info.name.startswith("_") and info.name not in ("tests", "testing", "conftest", "pylab"):
                 try:
                     modules.append(importlib.import_module(f"{library}.{info.name}"))
-                except Exception:  # a module for what is not installed
+                except Exception:  # a module that needs a package that is not installed
                     continue
         for one in modules:
             for name, thing in inspect.getmembers(one, callable):

@@ -138,7 +138,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    whole = totals["processes"] + time.process_time()
+    whole = totals["processes"] + time.process_time() if totals["processes"] else cpu()  # workers are children too
     name = "quick tier" if is_quick(config) else "tests"
     terminalreporter.write_line(
         f"{name}: {totals['seconds']:.0f} s of CPU in {totals['tests']} tests, {whole:.0f} s with start, collection and fixtures"

@@ -48,4 +48,4 @@ def test_a_row_for_which_there_is_no_room_is_an_error(tmp_path, monkeypatch):
 
 def test_answers_are_packed_without_loss():
     for right in ("0", "1", "0001", "1" * 700, "0" * 9 + "1"):
-        assert rows.unpacked(rows.packed(right)) == [int(bit) for bit in right]
+        assert rows.unpack(rows.pack(right)) == [int(bit) for bit in right]

@@ -15,7 +15,7 @@ from zerograd.cli import main
 def test_the_page_draws_seconds_of_one_machine(tmp_path):
     timed = {
         "budget": {"evaluations": 100, "seconds": 10}, "accuracy_seconds": 0.5, "evaluations_seconds": 40, "seconds_seconds": 10.5,
-        "right_seconds": rows.packed("01"),
+        "right_seconds": rows.pack("01"),
     }  # fmt: skip
     curve = [{"evaluations": 0, "seconds": 0.0, "dev_loss": 0.7}, {"evaluations": 100, "seconds": 9.0, "dev_loss": 0.6}]
     found = [

@@ -20,7 +20,7 @@ from tests.text.data.files import write
 from zerograd import journal
 from zerograd.bench import process, prompts, rows, study
 from zerograd.bench.runner import Runner
-from zerograd.bench.search import Chosen
+from zerograd.bench.search import SearchResult
 from zerograd.bench.study import Cell, Search
 from zerograd.cli import main
 from zerograd.machine.files import locked_folder
@@ -28,6 +28,8 @@ from zerograd.optim import METHODS
 from zerograd.text import evaluation
 from zerograd.text.data import tasks
 from zerograd.text.models import loading as models
+
+pytestmark = pytest.mark.full
 
 pytestmark = pytest.mark.full
 
@@ -70,7 +72,7 @@ def here(monkeypatch) -> list[Any]:
 
         yield lines()
 
-    monkeypatch.setattr(process, "started", started)
+    monkeypatch.setattr(process, "start_run", started)
     return ran
 
 
@@ -94,7 +96,7 @@ def splits_of(path: Path, tmp_path: Path) -> dict[str, set[str]]:
     from zerograd.tune.settings import TuneSettings
     from zerograd.tune.task import task_of
 
-    whole = task_of(TuneSettings(task=made._task(cell)))
+    whole = task_of(TuneSettings(task=made._task_file(cell)))
     return {name: {example.row["text"] for example in getattr(whole, name)} for name in ("train", "dev", "test")}
 
 
@@ -104,7 +106,7 @@ def test_a_search_scores_dev_rows_alone_and_a_row_the_test_rows_once_a_budget(fo
     assert [len(splits[name]) for name in ("dev", "test")] == [8, 10]
     runner = Runner(study.read(path), tmp_path / "out")
     cell = next(iter(runner.study.cells))
-    chosen = runner.chosen(cell)
+    chosen = runner.search_result(cell)
     assert scored
     assert all(some <= splits["dev"] for some in scored), "the search has looked at other rows"
     assert not any(tested for _, tested in here)
@@ -129,14 +131,16 @@ def test_rows_are_of_what_their_search_has_found(folder, task, tmp_path, here):
         study.read(written(tmp_path, folder, task, methods=["mezo"], grids={"mezo": {"lr": factors}})), tmp_path / "out"
     )
     cell = next(iter(runner.study.cells))
-    chosen = runner.chosen(cell)
+    chosen = runner.search_result(cell)
     ended = {loss: config for config, state, loss in chosen.trials if state == "complete"}
     assert (chosen.dev_loss, chosen.config) == min(ended.items())
     for lr in factors:
-        row = runner.row(cell, 0, Chosen({"lr": lr}, 0.0, []))
-        assert here[-1][0].lr == row["lr"] == row["settings"]["lr"] == pytest.approx(lr * METHODS["mezo"].RATE)
+        row = runner.row(cell, 0, SearchResult({"lr": lr}, 0.0, []))
+        assert here[-1][0].lr == row["lr"] == row["settings"]["lr"] == pytest.approx(lr * METHODS["mezo"].default_lr)
     runner.run()
-    assert {row["lr"] for row in rows.read(tmp_path / "out" / "leaderboard.jsonl")} == {chosen.config["lr"] * METHODS["mezo"].RATE}
+    assert {row["lr"] for row in rows.read(tmp_path / "out" / "leaderboard.jsonl")} == {
+        chosen.config["lr"] * METHODS["mezo"].default_lr
+    }
 
 
 def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(folder, task, tmp_path, here, monkeypatch):
@@ -145,7 +149,7 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(folder, task, tmp_
     count = len(here)
     assert count == 2 * (2 + 2)  # of each method, a search of two runs and two rows
     here.clear()
-    working = process.started
+    working = process.start_run
 
     def dying_at(number):
         @contextlib.contextmanager
@@ -161,10 +165,10 @@ def test_a_stopped_study_goes_on_and_ends_as_one_that_was_not(folder, task, tmp_
     out = tmp_path / "stopped"
     for number in (2, 1, 2, 2):
         here.clear()
-        monkeypatch.setattr(process, "started", dying_at(number))
+        monkeypatch.setattr(process, "start_run", dying_at(number))
         with pytest.raises(KeyboardInterrupt):
             Runner(study.read(path), out).run()
-    monkeypatch.setattr(process, "started", working)
+    monkeypatch.setattr(process, "start_run", working)
     here.clear()
     Runner(study.read(path), out).run()
     assert here
@@ -189,7 +193,7 @@ def test_rows_at_matched_evaluations_do_not_depend_on_the_seconds_that_follow(fo
         made = study.read(written(tmp_path, folder, task, evaluations=8, seconds=seconds))
         runner = Runner(made, tmp_path / "out")
         cell = next(iter(made.cells))
-        settings = made.run(cell, {"lr": 20}, 0, runner._task(cell), 2)
+        settings = made.run(cell, {"lr": 20}, 0, runner._task_file(cell), 2)
         return process.train(settings, tmp_path / "untouched", lambda said: None)
 
     short, long = right(0), right(1.0)
@@ -200,7 +204,7 @@ def test_rows_at_matched_evaluations_do_not_depend_on_the_seconds_that_follow(fo
     assert long["at"]["seconds"]["right"] != long["at"]["evaluations"]["right"]
     assert long["curve"][-1]["evaluations"] == long["at"]["seconds"]["evaluations"]
     assert short["steps"] == 4
-    assert (short["state_bytes"], short["lr"]) == (0, 20 * METHODS["mezo"].RATE)
+    assert (short["state_bytes"], short["lr"]) == (0, 20 * METHODS["mezo"].default_lr)
 
 
 def test_from_the_command_line_to_the_tables_in_processes_of_their_own(folder, task, tmp_path, capsys):
@@ -224,21 +228,23 @@ def test_from_the_command_line_to_the_tables_in_processes_of_their_own(folder, t
     } <= row.keys()
     assert (row["evaluations"], row["method"], row["prompt"], row["seed"]) == (8, "momentum", "aligned", 0)
     assert row["settings"]["method_options"] == ["beta=0.5"]
-    assert row["settings"]["lr"] == 2 * METHODS["momentum"].RATE
+    assert row["settings"]["lr"] == 2 * METHODS["momentum"].default_lr
     assert row["state_bytes"] > 0 < row["peak_bytes"]
     before = (out / "leaderboard.jsonl").read_bytes()
-    with locked_folder(out / "tiny" / row["method"]), pytest.raises(journal.JournalLocked):
-        Runner(study.read(path), out).again(row["key"])
+    with locked_folder(out / "tiny" / row["method"]), pytest.raises(journal.FileLocked):
+        Runner(study.read(path), out).rerun(row["key"])
     assert main(["bench", "run", str(path), "--out", str(out), "--again", row["key"]]) == 0
     assert "the same answers and dev losses" in " ".join(capsys.readouterr().out.split())
     assert (out / "leaderboard.jsonl").read_bytes() == before
     other = json.loads(before) | {"curve": [look | {"dev_loss": look["dev_loss"] + 1e-6} for look in row["curve"]]}
     (out / "leaderboard.jsonl").write_text(json.dumps(other) + "\n")
     assert main(["bench", "run", str(path), "--out", str(out), "--again", row["key"]]) == 1
-    assert "other answers or dev losses" in " ".join(capsys.readouterr().out.split())
+    assert "different answers or dev losses" in " ".join(capsys.readouterr().out.split())
     (out / "leaderboard.jsonl").write_bytes(before)
-    assert rows.same(row, row)
-    assert not rows.same(row, row | {"curve": [{"evaluations": look["evaluations"]} for look in row["curve"]]}), "it diverged"
+    assert rows.same_outcome(row, row)
+    assert not rows.same_outcome(row, row | {"curve": [{"evaluations": look["evaluations"]} for look in row["curve"]]}), (
+        "it diverged"
+    )
     assert main(["bench", "table", str(out / "leaderboard.jsonl")]) == 0
     assert "| momentum |" in capsys.readouterr().out
 
@@ -247,7 +253,7 @@ def test_a_run_that_fails_ends_the_study_in_one_line(folder, task, tmp_path, cap
     path = written(tmp_path, folder, task, settings={"batch_size": 4, "threads": 1, "layers": 50})
     assert main(["bench", "run", str(path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.strip()
-    assert "of 2 methods not all could be run, the first " in error
+    assert "2 methods failed, the first: " in error
     assert "/mezo/upper/" in error
     assert "layers is 50" in error
     assert len(error.splitlines()) == 1
@@ -258,7 +264,7 @@ def test_another_scheme_answers_the_same_test_rows_of_another_model(folder, task
     """So that its rows are paired with those of the reference."""
     made = study.read(written(tmp_path, folder, task, methods=["mezo"], schemes=["upper", "lora"]))
     runner = Runner(made, tmp_path / "out")
-    found = {cell.scheme: runner.row(cell, 0, Chosen({"lr": 1}, 0.0, [])) for cell in made.cells}
+    found = {cell.scheme: runner.row(cell, 0, SearchResult({"lr": 1}, 0.0, [])) for cell in made.cells}
     assert found["upper"]["test"] == found["lora"]["test"]
     assert found["upper"]["settings"] == {"batch_size": 4, "threads": 1, **{
         name: found["upper"]["settings"][name] for name in ("lr", "eps", "evals", "evaluations", "minutes", "keep", "schedule")
@@ -286,7 +292,7 @@ def test_another_scheme_answers_the_same_test_rows_of_another_model(folder, task
         ({"evaluations": 0}, "evaluations and seconds are both 0"),
         ({"evaluations": 0, "seconds": 5}, "search.evaluations is 0"),
         ({"evaluations": 1.5}, "evaluations is 1.5; it must be a whole number"),
-        ({"seconds": 5, "settings": {"schedule": "linear"}}, "a schedule that falls to one end"),
+        ({"seconds": 5, "settings": {"schedule": "linear"}}, "a schedule that ends with the run"),
         ({"settings": {"seed": 3}}, "settings has 'seed'"),
         ({"settings": {"batch": 3}}, "settings has 'batch'"),
         ({"settings": {"batch_size": 0}}, "batch_size is 0"),
@@ -339,22 +345,22 @@ def test_a_plain_prompt_is_the_text_alone_with_the_same_options():
         spec = tasks.spec(name)
         if spec.kind == "answer":
             continue
-        plain = prompts.varied(spec, "plain", {"test": 7})
+        plain = prompts.with_prompt(spec, "plain", {"test": 7})
         assert (plain.options, plain.label, plain.data, plain.rows["test"]) == (spec.options, spec.label, spec.data, 7)
         assert not "".join(part.partition("}}")[2] for part in plain.prompt.split("{{")).strip(), "no word but the columns'"
-    assert prompts.varied(tasks.spec("sentiment-movies"), "plain", {}).prompt == "{{ text | trim }}"
-    rte = prompts.varied(tasks.spec("rte"), "plain", {})
+    assert prompts.with_prompt(tasks.spec("sentiment-movies"), "plain", {}).prompt == "{{ text | trim }}"
+    rte = prompts.with_prompt(tasks.spec("rte"), "plain", {})
     assert rte.prompt == "{{ premise | trim }}\n{{ hypothesis | trim }}"
-    assert prompts.varied(tasks.spec("rte"), "aligned", {}).prompt == tasks.spec("rte").prompt
+    assert prompts.with_prompt(tasks.spec("rte"), "aligned", {}).prompt == tasks.spec("rte").prompt
 
 
 def test_searches_are_shared_where_the_study_says_so(folder, task, tmp_path):
     more = {"tasks": [str(task), "sentiment-movies"], "prompts": ["plain", "aligned"]}
     apart = study.read(written(tmp_path, folder, task, **more))
-    assert len({apart.searched(cell) for cell in apart.cells}) == 8
+    assert len({apart.search_cell(cell) for cell in apart.cells}) == 8
     shared = dataclasses.replace(apart, search=Search(task="sentiment-movies"))
-    assert {cell.prompt for cell in map(shared.searched, shared.cells)} == {"plain"}
-    assert len({shared.searched(cell) for cell in shared.cells}) == 2
+    assert {cell.prompt for cell in map(shared.search_cell, shared.cells)} == {"plain"}
+    assert len({shared.search_cell(cell) for cell in shared.cells}) == 2
     assert shared.protocol != apart.protocol
     assert dataclasses.replace(apart, seeds=(7,), methods=("sign",)).protocol == apart.protocol, "more of it is the same study"
 
@@ -365,19 +371,19 @@ def test_keys_tell_rows_apart(folder, task, tmp_path):
     assert len(set(keys)) == 8
     assert Cell("demo", "mezo", "upper", "rte", "plain").key == "demo/mezo/upper/rte/plain"
     with pytest.raises(ValueError, match="has no row 'x'"):
-        made.again("x")
-    assert Chosen({}, 0.0, []).trials == []
+        made.rerun("x")
+    assert SearchResult({}, 0.0, []).trials == []
 
 
 def test_a_gguf_file_is_read_once_and_its_folder_is_the_same_model(folder, task, tmp_path, monkeypatch):
     runner = Runner(study.read(written(tmp_path, folder, task)), tmp_path / "out")
-    assert runner._model(str(folder)) == str(folder), "what is a folder stays where it is"
+    assert runner._model_path(str(folder)) == str(folder), "what is a folder stays where it is"
     file = tmp_path / "some.gguf"
     file.touch()
     loaded = models.load(str(folder))
     read = []
     monkeypatch.setattr(models, "load", lambda name, *more: read.append(name) or loaded)
-    made = [runner._model(str(file)) for _ in range(2)]
+    made = [runner._model_path(str(file)) for _ in range(2)]
     monkeypatch.undo()
     other = tmp_path / "more" / "some.gguf"
     other.parent.mkdir()
@@ -385,6 +391,6 @@ def test_a_gguf_file_is_read_once_and_its_folder_is_the_same_model(folder, task,
     assert read == [str(file)]
     assert made[0] == made[1]
     monkeypatch.setattr(models, "load", lambda name, *more: read.append(name) or loaded)
-    assert runner._model(str(other)) not in made, "another file of that name is another model"
+    assert runner._model_path(str(other)) not in made, "another file of that name is another model"
     monkeypatch.undo()
     assert journal.identity(models.load(made[0]).model) == journal.identity(loaded.model)

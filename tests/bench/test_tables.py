@@ -50,7 +50,7 @@ def test_a_table_for_each_budget_and_none_mixes_protocols():
         "evaluations_seconds": 150,
         "seconds_seconds": 30.5,
     }
-    found = [row("mezo", 0, "01", **both, right_seconds=rows.packed("11")), row("mezo", 0, "00", key="q", protocol="q")]
+    found = [row("mezo", 0, "01", **both, right_seconds=rows.pack("11")), row("mezo", 0, "00", key="q", protocol="q")]
     made = tables.tables(found)
     places = [(t.place.protocol, t.budget, t.limit) for t in made]
     assert places == [("p", "evaluations", 100), ("p", "seconds", 30), ("q", "evaluations", 100)]
@@ -67,7 +67,7 @@ def test_a_table_of_all_tasks_is_of_the_seeds_that_have_them_all():
              for seed in range(2) for task, before in (("t", 0.5), ("u", 0.25))]  # fmt: skip
     found.append(row("partial", 0, most, task="t"))
     made = tables.tables(found)
-    assert [t.place.task for t in made] == [tables.ALL, "t", "u"]
+    assert [t.place.task for t in made] == [tables.ALL_TASKS, "t", "u"]
     table = made[0]
     assert (table.before, table.test_rows) == (0.375, 200)
     lines = {(line.method, line.scheme): line for line in table.lines}
@@ -80,8 +80,8 @@ def test_the_reference_at_the_end_of_its_evaluations_is_what_others_reach_in_few
     budget = {"evaluations": 100, "seconds": 10}
     timed = {"budget": budget, "evaluations_seconds": 40, "seconds_seconds": 10.5}
     half, most, few = "01" * 50, "1" * 100, "0" * 100
-    found = [row("mezo", seed, half, **timed, accuracy_seconds=0.0, right_seconds=rows.packed(few)) for seed in range(2)]
-    found += [row("fast", seed, few, **timed, accuracy_seconds=1.0, right_seconds=rows.packed(most)) for seed in range(2)]
+    found = [row("mezo", seed, half, **timed, accuracy_seconds=0.0, right_seconds=rows.pack(few)) for seed in range(2)]
+    found += [row("fast", seed, few, **timed, accuracy_seconds=1.0, right_seconds=rows.pack(most)) for seed in range(2)]
     *_, table = tables.tables(found)
     assert table.title.endswith("after 10 s, against mezo after 20 s")
     lines = {line.method: line for line in table.lines}
@@ -103,11 +103,13 @@ def test_seconds_of_two_machines_are_never_in_one_table():
         "seconds_seconds": 10.5,
     }
     here, there = {"machine": {"cpu": "A", "cores": 2}, "settings": {"threads": 1}}, {"machine": {"cpu": "B", "cores": 2}}
-    found = [row(method, 0, "01", **timed, **here, right_seconds=rows.packed("01")) for method in ("mezo", "near")]
-    found.append(row("far", 0, "11", **timed, **there, right_seconds=rows.packed("11")))
+    found = [row(method, 0, "01", **timed, **here, right_seconds=rows.pack("01")) for method in ("mezo", "near")]
+    found.append(row("far", 0, "11", **timed, **there, right_seconds=rows.pack("11")))
     at_evaluations, *at_seconds = tables.tables(found)
     assert {line.method: line.verdict for line in at_evaluations.lines} == {"mezo": "", "near": "even", "far": "even"}
-    assert "Measured on A, 2 cores, 1 thread and B, 2 cores; their seconds are not alike. " in at_evaluations.note
+    assert (
+        "Measured on A, 2 cores, 1 thread and B, 2 cores; seconds of different machines are not comparable. " in at_evaluations.note
+    )
     said = [(table.title.rpartition(": ")[2], [line.method for line in table.lines]) for table in at_seconds]
     assert said == [
         ("at matched seconds (10), on A, 2 cores, 1 thread", ["mezo", "near"]),
@@ -136,7 +138,7 @@ def test_the_interval_of_a_few_seeds_holds_the_truth_as_often_as_it_says():
         held = 0
         for trial in range(200):
             values = draw.normal(0, across, (3, 1)) + draw.normal(0, within, (1, 40)) + draw.normal(0, within, (3, 40))
-            low, high = statistics.crossed(values.tolist(), resamples=400, seed=trial)
+            low, high = statistics.crossed_bootstrap(values.tolist(), resamples=400, seed=trial)
             held += low <= 0 <= high
         assert held / 200 >= 0.92, (across, within)
 
@@ -144,13 +146,13 @@ def test_the_interval_of_a_few_seeds_holds_the_truth_as_often_as_it_says():
 def test_an_interval_is_as_wide_as_chance_and_no_wider():
     """Seeds that agree in every row leave the chance of rows."""
     values = (np.random.default_rng(1).random(500) < 0.3).astype(float)
-    low, high = statistics.crossed([values.tolist()] * 3)
+    low, high = statistics.crossed_bootstrap([values.tolist()] * 3)
     half = 1.96 * values.std() / math.sqrt(500)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
 
 
 def test_tasks_weigh_the_same_however_many_rows_they_have():
-    low, high = statistics.crossed([[1.0] * 4 + [0.0] * 400] * 3, [4, 400])
+    low, high = statistics.crossed_bootstrap([[1.0] * 4 + [0.0] * 400] * 3, [4, 400])
     assert (low, high) == pytest.approx((0.5, 0.5))
     few, many = "1" * 4, "0" * 400
     found = [row(method, seed, right if method == "good" else "0" * len(right), task=task, key=f"{method}{seed}{task}")
@@ -163,7 +165,7 @@ def test_tasks_weigh_the_same_however_many_rows_they_have():
 
 def test_intervals_of_a_few_seeds():
     assert statistics.student([1.0, 2.0, 3.0]) == pytest.approx([2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)])
-    assert statistics.crossed([[0.5] * 40] * 3) == pytest.approx([0.5, 0.5])
-    low, high = statistics.crossed([[0.0, 1.0] * 100, [1.0, 1.0] * 100])
+    assert statistics.crossed_bootstrap([[0.5] * 40] * 3) == pytest.approx([0.5, 0.5])
+    low, high = statistics.crossed_bootstrap([[0.0, 1.0] * 100, [1.0, 1.0] * 100])
     assert low < 0.75 < high
     assert high - low > 0.25, "seeds that differ widen the interval however many rows there are"

@@ -34,7 +34,7 @@ def test_a_table_is_tuned_on_evaluated_and_predicted(folder, data, tmp_path, cap
     assert (result["task"], result["metric"], result["test_rows"]) == ("mine", "accuracy", 12)
     assert {"value_majority", "value_before", "value_shots", "value_calibrated", "value_after"} <= result.keys()
     said = capsys.readouterr().out
-    assert "mine: 42 rows to train on, 6 to choose on, 12 to report on" in said
+    assert "mine: train 42, dev 6, test 12" in said
     assert "labels of the training rows: no" in said
     assert main(["eval", str(out), "--json"]) == 0
     again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
@@ -57,7 +57,7 @@ def test_predictions_are_those_of_the_run_itself(folder, data, tmp_path):
     scorer = runs.open_run(str(out)).scorer("cpu")
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     examples = scorer.task.read([{"body": row["text"], "stars": row["reference"]} for row in rows], "d")
-    scorer.settle(examples[:2])
+    scorer.choose_head_path(examples[:2])
     assert evaluation.answers(scorer, examples).texts == [row["option_after"] for row in rows]
 
 
@@ -141,7 +141,7 @@ def test_a_metric_without_a_gradient_is_optimised_and_reported(folder, data, tmp
     )
     result = tuned(folder, data, tmp_path / "run", *COLUMNS, "--objective", objective, "--method", "mezo", "--eps", "0.3")
     assert result["metric"] == objective
-    assert f"{objective} of 8 rows moves in steps of 1/8" in " ".join(capsys.readouterr().out.split())
+    assert f"{objective} of 8 rows changes in steps of 1/8" in " ".join(capsys.readouterr().out.split())
     history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("dev_value" in row for row in history)
 
@@ -150,7 +150,7 @@ def test_a_yaml_file_holds_the_same_fields_and_flags_win(folder, data, tmp_path,
     assert main(["tune", "--model", str(folder), "--data", str(data), *COLUMNS, *QUICK, "--show-config"]) == 0
     shown = capsys.readouterr().out
     fields = yaml.safe_load(shown)
-    assert (fields["steps"], fields["data"], fields["text"], fields["lr"]) == (3, [str(data)], "body", TuneSettings().lr)
+    assert (fields["steps"], fields["data"], fields["text"], fields["lr"]) == (3, [str(data)], "body", TuneSettings().resolved().lr)
     config = tmp_path / "run.yaml"
     config.write_text(shown)
     assert main(["tune", "--config", str(config), "--out", str(tmp_path / "a"), "--steps", "2"]) == 0
@@ -163,10 +163,11 @@ def test_a_dry_run_says_what_a_run_would_take_and_writes_nothing(folder, data, t
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
     for part in (
-        "parameters on 42 rows, chooses on 6, reports on 12",
-        "so about 3 steps in",
-        "peak memory about",
-        "would write journal.zgj, model/",
+        "rows: train 42, dev 6, test 12",
+        "per step, 3 steps in",
+        "peak memory: about",
+        "disk: about",
+        "journal.zgj, model/",
     ):
         assert part in said
     assert not out.exists()
@@ -189,13 +190,13 @@ def test_several_sources_are_one_training_set(folder, data, tmp_path):
 
 
 BAD = {
-    "a missing column": (["--text", "review"], "text is 'review', which is no column of mine; the columns are body, stars, year"),
+    "a missing column": (["--text", "review"], "text is 'review', which is not a column of mine; the columns are body, stars"),
     "a template without its placeholder": (["--template", "Good?"], "prompt 'Good?' has no placeholder"),
     "a template with single braces": (["--template", "{body}"], "two braces on each side"),
     "a template of another column": (["--template", "{{ title }}"], "'title' is undefined; the columns are body, stars, year"),
-    "options that are one token sequence": (["--options", "é", "ü"], "are the same tokens of this model"),
-    "too few options": (["--options", "a"], "options are 1, but stars has 2 values (no, yes)"),
-    "an option beyond the context": (["--options", "n", "y" * 70, "--max-tokens", "64"], "has 71 tokens, and the context 64"),
+    "options that are one token sequence": (["--options", "é", "ü"], "have the same tokens in this model"),
+    "too few options": (["--options", "a"], "options are 1 word, and stars has 2 values (no, yes)"),
+    "an option beyond the context": (["--options", "n", "y" * 70, "--max-tokens", "64"], "has 71 tokens, and a row has at most 64"),
     "a device that is not there": (["--device", "cuda:7"], "device 'cuda:7' is not there; this machine has"),
     "no such device": (["--device", "tpu"], "device 'tpu' is not there"),
     "a head that the model lacks": (["--head", "classifier", "--scheme", "prompt"], "scheme prompt is for causal models"),
@@ -203,14 +204,14 @@ BAD = {
     "a metric of a batch with rows apart": (["--objective", "f1"], "use method mezo"),
     "mix without a metric": (["--mix", "0.5"], "the objective is the loss alone"),
     "a pattern of nothing": (["--scheme", "pattern", "--pattern", "zzz"], "trains nothing of this LlamaForCausalLM; names are"),
-    "a broken pattern": (["--scheme", "pattern", "--pattern", "("], "pattern '(' is no regular expression"),
+    "a broken pattern": (["--scheme", "pattern", "--pattern", "("], "pattern '(' is not a regular expression"),
     "no pattern": (["--scheme", "pattern"], "scheme is pattern and pattern is empty"),
     "a task and columns": (["--task", "sst2"], "text describes the columns of --data, and task sst2 has its own"),
     "a config that is not there": (["--config", "no.yaml"], "config no.yaml is not there; --show-config writes one"),
     "chat without a template of it": (["--shots", "2", "--chat"], "leave --shots out"),
     "a dev file that is not there": (["--dev", "dev.csv"], "data 'dev.csv' is not there"),
     "virtual tokens of no adapter": (["--virtual-tokens", "3"], "which only scheme prefix and prompt uses; this is scheme "),
-    "an adapter in 16 bits": (["--scheme", "lora", "--storage", "split"], "scheme lora keeps its adapter in float32"),
+    "an adapter in 16 bits": (["--scheme", "lora", "--precision", "split"], "scheme lora keeps its adapter in float32"),
     "patience without evaluations": (["--patience", "2", "--evals", "0"], "there are no evals to wait for"),
 }  # fmt: skip
 
@@ -278,7 +279,7 @@ def test_a_disk_that_fills_while_training_costs_the_best_weights_alone(folder, d
 
     monkeypatch.setattr("zerograd.journal.snapshot.Snapshot.take", full)
     tuned(folder, data, tmp_path / "run", *COLUMNS)
-    assert "the run ends with the last ones" in " ".join(capsys.readouterr().out.split())
+    assert "the run will end with the last ones" in " ".join(capsys.readouterr().out.split())
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
 
 
@@ -323,7 +324,7 @@ def test_the_best_weights_on_dev_are_kept_and_patience_ends_a_run(folder, data, 
     steps = ["--steps", "12", "--evals", "6", "--lr", "0.5", "--schedule", "constant"]
     kept = tuned(folder, data, tmp_path / "a", *COLUMNS, *steps, "--patience", "2")
     assert kept["steps"] == 6
-    assert "2 evaluations were no better than the best" in kept["stopped"]
+    assert "2 evaluations without an improvement" in kept["stopped"]
     losses = iter([1.0, 0.9])
     short = tuned(folder, data, tmp_path / "b", *COLUMNS, *steps, "--steps", "2", "--evals", "1", "--keep", "last")
     same = [

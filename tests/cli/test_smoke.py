@@ -12,8 +12,8 @@ from tests.cli.runs import COLUMNS, ROWS, said, tuned
 from tests.oracles import perturb_in_place
 from tests.text.data.files import write
 from zerograd.cli import main
-from zerograd.directions.family import Directions
-from zerograd.evaluate.score import score_batch
+from zerograd.directions import Draws
+from zerograd.evaluate.evaluator import LocalBatch
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,9 @@ def test_a_transformer_is_scored_as_with_weights_perturbed_in_place(run):
         return model(input_ids=ids, use_cache=False).logits.float().logsumexp((1, 2))
 
     for family, plan_of in perturb_in_place.FAMILIES.values():
-        slots, directions, plan = perturb_in_place.slots_of(model), Directions(family, 5, 3), plan_of(3)
-        mine = score_batch(slots, directions, plan, lambda ids: losses(model, ids), ids)
-        torch.testing.assert_close(mine, perturb_in_place.losses(model, slots, directions, plan, losses, ids), rtol=1e-5, atol=1e-4)
+        spaces, directions, plan = perturb_in_place.spaces_of(model), Draws(family, 5).at(3), plan_of(3)
+        ask = LocalBatch.of(spaces, lambda ids: losses(model, ids), ids)
+        mine = ask.scores(plan, directions, perturb_in_place.radii_of(spaces)).values.flatten()
+        torch.testing.assert_close(
+            mine, perturb_in_place.losses(model, spaces, directions, plan, losses, ids), rtol=1e-5, atol=1e-4
+        )

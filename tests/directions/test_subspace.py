@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from tests.oracles.layer import made
-from zerograd.directions.family import Directions
+from zerograd.directions import Draws
 
 
 @pytest.mark.parametrize("name", ["lozo", "lozo-m", "subzero", "zo-muon"])
 def test_factors_last_a_period_and_bases_are_orthonormal(name: str) -> None:
     opt = made(name, nn.Linear(40, 30), rank=8, period=3)
-    slot = opt.slots[0]
+    space = opt.spaces[0]
     lasting, fresh = [], []
     for step in range(6):
-        left, right = Directions(opt.family, opt.seed, step).factors(slot, [0])
+        left, right = Draws(opt.method.draw, opt.draws.seed).at(step).factors(space, [0])
         lasting.append((left if name == "zo-muon" else right)[0].clone())
         fresh.append((right if name == "zo-muon" else left)[0].clone())
     for same in (lasting[:3], lasting[3:]):

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from tests.oracles import perturb_in_place
-from zerograd.directions.family import Directions, Family
-from zerograd.evaluate.score import score_batch
+from zerograd.directions import Dense, Draws, LowRank
+from zerograd.evaluate.evaluator import LocalBatch
 from zerograd.evaluate.self_check import self_check
+from zerograd.queries import Plan
 from zerograd.queries import plan as plans
 
 
+@dataclass
+class Sampled(LocalBatch):
+    """An evaluator that gives the self-check all of its examples, under a plan of the test's own."""
+
+    plan: Plan | None = None
+
+    def sample(self) -> tuple[LocalBatch, Plan]:
+        assert self.plan is not None
+        return self, self.plan
+
+
 def check(model: nn.Module, objective: Any, batch: Any, count: int, each: bool = False) -> None:
-    slots = perturb_in_place.slots_of(model)
-    directions = Directions(Family("gaussian", 1 if each else 0), 5, 3)
+    spaces = perturb_in_place.spaces_of(model)
+    directions = Draws(LowRank("gaussian") if each else Dense("gaussian"), 5).at(3)
     plan = plans.example_pairs(count) if each else plans.shared_pairs(count)
-    self_check(
-        slots,
-        directions,
-        plan,
-        lambda chosen: score_batch(chosen, directions, plan, lambda b: objective(model, b), batch),
-        lambda: score_batch([], directions, plans.clean(count), lambda b: objective(model, b), batch),
-        every=True,
-    )
+    self_check(Sampled.of(spaces, lambda b: objective(model, b), batch, plan=plan), directions, spaces, every=True)
 
 
 WIDTH = 8
@@ -68,5 +74,5 @@ def loss(model: nn.Module, batch: Any) -> torch.Tensor:
 
 def score(model: nn.Module, objective: Any, batch: Any, count: int, family: str = "dense-shared") -> torch.Tensor:
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    slots = perturb_in_place.slots_of(model)
-    return score_batch(slots, Directions(kind, 5, 3), make_plan(count), lambda b: objective(model, b), batch)
+    spaces = perturb_in_place.spaces_of(model)
+    return perturb_in_place.scores(spaces, Draws(kind, 5).at(3), make_plan(count), lambda b: objective(model, b), batch)

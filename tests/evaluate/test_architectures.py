@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections import defaultdict
@@ -15,13 +16,14 @@ import torch.nn.functional as F
 import transformers as tr
 from torch import nn
 
+from tests.evaluate.small import Sampled
 from tests.oracles import perturb_in_place
-from zerograd.directions.family import Directions
+from zerograd.directions import Draws
 from zerograd.evaluate import self_check as check
-from zerograd.evaluate.score import score_batch, score_closure
 from zerograd.evaluate.trace import UnresolvedOperation
+from zerograd.queries import Scores
 from zerograd.queries import plan as plans
-from zerograd.queries.plan import branch
+from zerograd.queries.plan import Plan, branches
 
 pytestmark = pytest.mark.full
 
@@ -192,18 +194,23 @@ def agree(mine: torch.Tensor, real: torch.Tensor, relative: float = 1e-5) -> Non
 
 
 @every_model
-@every_family
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        *((family, shape) for family in ("dense-shared", "rank1-each") for shape in SHAPES),
+        *((family, "padded") for family in ("dense-gaussian-each", "rank1-shared", "rank2-each")),
+    ],
+)
 def test_all_tensors_at_once(name: str, family: str, shape: str) -> None:
     """One forward for the whole plan gives what a really perturbed copy a variant gives."""
     model, batch = built(name), batch_of(name, shape)
-    slots = perturb_in_place.slots_of(model)
+    spaces = perturb_in_place.spaces_of(model)
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    directions, plan = Directions(kind, 5, 3), make_plan(SHAPES[shape][0])
-    mine = score_batch(slots, directions, plan, lambda b: objective(model, b), batch)
-    real = perturb_in_place.losses(model, slots, directions, plan, objective, batch, TWINS[name, family])
-    clean = score_batch(slots, directions, plans.clean(len(batch["label"])), lambda b: objective(model, b), batch)
-    assert float((real - clean.repeat(plan.copies)).abs().median()) > 1e-3
+    directions, plan = Draws(kind, 5).at(3), make_plan(SHAPES[shape][0])
+    mine = perturb_in_place.scores(spaces, directions, plan, lambda b: objective(model, b), batch)
+    real = perturb_in_place.losses(model, spaces, directions, plan, objective, batch, TWINS[name, family])
+    clean = perturb_in_place.scores(spaces, directions, plans.clean(len(batch["label"])), lambda b: objective(model, b), batch)
+    assert float((real - clean.repeat(plan.branches)).abs().median()) > 1e-3
     agree(mine, real)
 
 
@@ -213,35 +220,37 @@ def test_tensor_by_tensor(name: str, family: str, monkeypatch: pytest.MonkeyPatc
     """The self-check passes for every tensor, and every tensor that the model uses moves the loss."""
     monkeypatch.setitem(check.FLOOR, torch.float32, 1e-5)
     model, batch = built(name), batch_of(name, "ambiguous")
-    slots = perturb_in_place.slots_of(model)
+    spaces = perturb_in_place.spaces_of(model)
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    directions, plan = Directions(kind, 5, 3), make_plan(2)
+    directions, effects = Draws(kind, 5).at(3), dict.fromkeys((space.name for space in spaces), 0.0)
 
-    def plain() -> torch.Tensor:
-        return score_batch([], directions, plans.clean(2), lambda b: objective(model, b), batch)
+    @dataclasses.dataclass
+    class Watched(Sampled):
+        """Remembers how far each tensor moves the loss."""
 
-    clean, effects = plain().repeat(2), dict.fromkeys((slot.name for slot in slots), 0.0)
+        def scores(self, plan: Plan, directions: Any, radii: Any) -> Scores:
+            mine = super().scores(plan, directions, radii)
+            if plan.coefficient.any():
+                (space,) = self.spaces
+                effects[space.name] = max(effects[space.name], float((mine.values - clean).abs().max()))
+            return mine
 
-    def score(chosen: Any) -> torch.Tensor:
-        mine = score_batch(chosen, directions, plan, lambda b: objective(model, b), batch)
-        effects[chosen[0].name] = max(effects[chosen[0].name], float((mine - clean).abs().max()))
-        return mine
-
-    assert check.self_check(slots, directions, plan, score, plain, every=True) == len(slots)
+    ask = Watched.of(spaces, lambda b: objective(model, b), batch, plan=make_plan(2))
+    clean = ask.clean(directions)
+    assert check.self_check(ask, directions, spaces, every=True) == len(spaces)
     hidden = INVISIBLE.get(name, "(?!)")
     assert not [key for key, effect in effects.items() if effect < 1e-4 and not re.search(hidden, key)]
 
 
 @every_model
-@pytest.mark.parametrize("family", ["dense-shared", "dense-gaussian-each", "rank1-shared", "rank2-each"])
-@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(("family", "sign"), [("dense-shared", 1.0), ("rank2-each", -1.0)])
 def test_closure(name: str, family: str, sign: float) -> None:
     """A closure's branch sees one perturbed model."""
     model, batch = built(name), batch_of(name, "options")
-    slots = perturb_in_place.slots_of(model)
-    directions = Directions(perturb_in_place.FAMILIES[family][0], 5, 3)
-    mine = score_closure(slots, directions, branch(0, sign), lambda: objective(model, batch).mean())
-    twin = TWINS[name, family].of(model, slots, directions, 0, sign)
+    spaces = perturb_in_place.spaces_of(model)
+    directions = Draws(perturb_in_place.FAMILIES[family][0], 5).at(3)
+    mine = perturb_in_place.scores_of_closure(spaces, directions, branches(1, [0], [sign]), lambda: objective(model, batch).mean())
+    twin = TWINS[name, family].of(model, spaces, directions, 0, sign)
     with torch.no_grad():
         real = objective(twin, batch).mean()
     agree(mine, real)
@@ -253,31 +262,31 @@ def test_closure(name: str, family: str, sign: float) -> None:
 def test_unusual_models_are_right_or_refused(name: str, family: str, shape: str) -> None:
     """What cannot be split by example is refused naming a parameter; nothing is silently wrong."""
     model, batch = built(name), batch_of(name, shape)
-    slots = perturb_in_place.slots_of(model)
+    spaces = perturb_in_place.spaces_of(model)
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    directions, plan = Directions(kind, 5, 3), make_plan(SHAPES[shape][0])
+    directions, plan = Draws(kind, 5).at(3), make_plan(SHAPES[shape][0])
     try:
-        mine = score_batch(slots, directions, plan, lambda b: objective(model, b), batch)
+        mine = perturb_in_place.scores(spaces, directions, plan, lambda b: objective(model, b), batch)
     except UnresolvedOperation as error:
         refusal = str(error)
     else:
         refusal = ""
-        agree(mine, perturb_in_place.losses(model, slots, directions, plan, objective, batch))
-    assert not refusal or any(slot.name in refusal for slot in slots)
+        agree(mine, perturb_in_place.losses(model, spaces, directions, plan, objective, batch))
+    assert not refusal or any(space.name in refusal for space in spaces)
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "t5"])
 @every_family
-def test_split_storage(name: str, family: str) -> None:
+def test_split_precision(name: str, family: str) -> None:
     """A 16-bit forward follows the float32 weights that it stands for, to 16-bit rounding of its activations."""
-    model, batch = built.__wrapped__(name), batch_of(name, "padded")  # its own copy: the parameters' storage changes
-    slots = perturb_in_place.slots_of(model, "split", eps=0.3)
-    assert all(slot.parameter.dtype == torch.bfloat16 and slot.remainder is not None for slot in slots)
+    model, batch = built.__wrapped__(name), batch_of(name, "padded")  # its own copy: the parameters' precision changes
+    spaces = perturb_in_place.spaces_of(model, "split")
+    assert all(space.parameter.dtype == torch.bfloat16 and space.remainder is not None for space in spaces)
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    directions, plan = Directions(kind, 5, 3), make_plan(3)
-    mine = score_batch(slots, directions, plan, lambda b: objective(model, b), batch)
-    real = perturb_in_place.losses(model, slots, directions, plan, objective, batch)
-    clean = score_batch(slots, directions, plans.clean(3), lambda b: objective(model, b), batch).repeat(2)
+    directions, plan = Draws(kind, 5).at(3), make_plan(3)
+    mine = perturb_in_place.scores(spaces, directions, plan, lambda b: objective(model, b), batch, 0.3)
+    real = perturb_in_place.losses(model, spaces, directions, plan, objective, batch, eps=0.3)
+    clean = perturb_in_place.scores(spaces, directions, plans.clean(3), lambda b: objective(model, b), batch).repeat(2)
     effect = float((real - clean).abs().max())
     assert effect > 0.15
     assert float((mine - real).abs().max()) < 0.05 * effect + 0.06  # a bfloat16 model rounds each activation

@@ -12,14 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.evaluate.small import WIDTH, check, loss, score, small, some_ids
 from tests.oracles import perturb_in_place
-from zerograd.directions.family import Directions, Family
-from zerograd.evaluate import products
-from zerograd.evaluate import score as scoring
-from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.directions import Dense, Draws, Family, LowRank
+from zerograd.evaluate import evaluator, products
 from zerograd.evaluate.trace import MARK, UnresolvedOperation
 from zerograd.machine import workers
 from zerograd.queries import plan as plans
-from zerograd.queries.plan import Plan, branch
+from zerograd.queries.plan import branches
+
+
+def kind(rank: int) -> Family:
+    return LowRank("gaussian", rank) if rank else Dense("gaussian")
+
 
 every_family = pytest.mark.parametrize("family", perturb_in_place.FAMILIES)
 
@@ -72,22 +75,26 @@ def test_plans_in_a_row_do_not_mix(family: str) -> None:
         score(model, keeps, batch, 3, other)
     with pytest.raises(UnresolvedOperation):
         score(model, lambda m, b: m.out(m.table(b["ids"]).transpose(0, 1)), some_ids(3, 7), 3)
-    score_closure(perturb_in_place.slots_of(model), Directions(Family(), 5, 3), branch(0, 1), lambda: keeps(model, batch).mean())
+    perturb_in_place.scores_of_closure(
+        perturb_in_place.spaces_of(model), Draws(Dense(), 5).at(3), branches(1, [0], [1]), lambda: keeps(model, batch).mean()
+    )
     assert torch.equal(score(model, keeps, batch, 3, family), first)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
-@pytest.mark.parametrize("arrangement", ["interleaved", "population"])
+@pytest.mark.parametrize("arrangement", ["interleaved", "overlapping", "population"])
 def test_any_plan(rank: int, arrangement: str) -> None:
-    """Variants that are not contiguous, and blocks of directions beside a clean one."""
+    """Directions that return, examples that share some of theirs, and blocks of directions beside a clean one."""
     if arrangement == "interleaved":
-        plan = Plan(torch.tensor([3, 1, 3, 1, 1, 3]), torch.tensor([1.0, -1, 1, 1, -1, 1]), 2)
+        plan = branches(3, [3, 1, 3, 1, 1], [1.0, -1, -0.5, 1, -1])
+    elif arrangement == "overlapping":
+        plan = branches(3, [4, 1, 2, 0], [1.0, -1, 0.5, 1], own_directions=True)
     else:
-        plan = Plan(torch.tensor([0] * 3 + [1] * 3 + [0] * 3), torch.tensor([1.0] * 6 + [0] * 3), 3)
-    model, batch, directions = small(), some_ids(3), Directions(Family("gaussian", rank), 5, 3)
-    slots = perturb_in_place.slots_of(model)
-    mine = score_batch(slots, directions, plan, lambda b: loss(model, b), batch)
-    torch.testing.assert_close(mine, perturb_in_place.losses(model, slots, directions, plan, loss, batch), rtol=1e-5, atol=1e-5)
+        plan = branches(3, [0, 1, 0], [1.0, 1, 0])
+    model, batch, directions = small(), some_ids(3), Draws(kind(rank), 5).at(3)
+    spaces = perturb_in_place.spaces_of(model)
+    mine = perturb_in_place.scores(spaces, directions, plan, lambda b: loss(model, b), batch)
+    torch.testing.assert_close(mine, perturb_in_place.losses(model, spaces, directions, plan, loss, batch), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -100,16 +107,16 @@ def test_positions_of_a_batch_keep_the_dtype_that_they_were_cast_to(rank: int) -
         seen.append((y.dtype, y.detach()))
         return y.float().square().mean((1, 2))
 
-    slots, x, directions = (
-        perturb_in_place.slots_of(table),
+    spaces, x, directions = (
+        perturb_in_place.spaces_of(table),
         torch.randn(2, 7, WIDTH).bfloat16(),
-        Directions(Family("gaussian", rank), 5, 3),
+        Draws(kind(rank), 5).at(3),
     )
-    score_batch(slots, directions, plans.shared_pairs(2), losses, x)
+    perturb_in_place.scores(spaces, directions, plans.shared_pairs(2), losses, x)
     ((dtype, y),) = seen
     assert dtype == torch.float32
     for half, sign in enumerate((1.0, -1.0)):
-        perturbed = directions.perturbed(slots[0], 0, [sign])[0].float()
+        perturbed = directions.perturbed(spaces[0], 0, [sign * perturb_in_place.EPS])[0].float()
         torch.testing.assert_close(y[2 * half : 2 * half + 2], x.float() + perturbed, rtol=2**-7, atol=2**-8)
 
 
@@ -118,20 +125,20 @@ def test_positions_of_a_batch_keep_the_dtype_that_they_were_cast_to(rank: int) -
 def test_a_large_population_takes_several_passes_with_the_same_scores(copies: int, pair: bool, monkeypatch) -> None:
     """Copies that share a direction stay together; others go as many at a time as a pass may have."""
     plan = plans.shared_pairs(3) if pair else plans.population(3, 4)
-    model, batch, directions = small(), some_ids(3), Directions(Family(), 5, 3)
-    slots, seen = perturb_in_place.slots_of(model), []
+    model, batch, directions = small(), some_ids(3), Draws(Dense(), 5).at(3)
+    spaces, seen = perturb_in_place.spaces_of(model), []
 
     def losses(expanded: dict[str, torch.Tensor]) -> torch.Tensor:
         seen.append(len(expanded["ids"]) // 3)
         return loss(model, expanded)
 
-    whole = score_batch(slots, directions, plan, losses, batch)
-    monkeypatch.setattr(scoring, "WORK", copies * batch["ids"].numel() * sum(slot.parameter.numel() for slot in slots))
-    parts = score_batch(slots, directions, plan, losses, batch)
+    whole = perturb_in_place.scores(spaces, directions, plan, losses, batch)
+    monkeypatch.setattr(evaluator, "WORK", copies * batch["ids"].numel() * sum(space.numel for space in spaces))
+    parts = perturb_in_place.scores(spaces, directions, plan, losses, batch)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
     whole_plan, *passes = seen
-    assert whole_plan == plan.copies == sum(passes)
-    assert len(passes) == (1 if pair else -(-plan.copies // copies))
+    assert whole_plan == plan.branches == sum(passes)
+    assert len(passes) == (1 if pair else -(-plan.branches // copies))
 
 
 def test_losses_that_are_not_one_an_example_are_refused() -> None:
@@ -139,7 +146,7 @@ def test_losses_that_are_not_one_an_example_are_refused() -> None:
         with pytest.raises(ValueError, match="one loss an example"):
             score(small(), wrong, some_ids(3), 3)
     with pytest.raises(ValueError, match="scalar"):
-        score_closure([], Directions(Family(), 5, 3), branch(0, 1), lambda: torch.zeros(2))
+        perturb_in_place.scores_of_closure([], Draws(Dense(), 5).at(3), branches(1, [0], [1]), lambda: torch.zeros(2))
 
 
 class Largest(TorchDispatchMode):
@@ -177,7 +184,7 @@ def test_nothing_as_large_as_the_largest_weight_is_made(family: str, tied: bool,
         return F.linear(hidden, model.lm_head.weight[columns]).log_softmax(-1)[:, 0]
 
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    slots, directions, plan = perturb_in_place.slots_of(model), Directions(kind, 5, 3), make_plan(2)
+    spaces, directions, plan = perturb_in_place.spaces_of(model), Draws(kind, 5).at(3), make_plan(2)
     with Largest({p.untyped_storage().data_ptr() for p in model.parameters()}) as largest:
-        score_batch(slots, directions, plan, lambda b: scored(model, b), some_ids(2))
+        perturb_in_place.scores(spaces, directions, plan, lambda b: scored(model, b), some_ids(2))
     assert 0 < largest.bytes < 8192 * 64 * 4 // 8

@@ -9,7 +9,7 @@ import torch
 
 import zerograd as zg
 from tests.oracles.methods import Net, batch, every_query, exact, same, stored
-from zerograd.evaluate.micro_batch import Fit, Live
+from zerograd.evaluate.micro_batch import MicroBatch, PeakBytes
 from zerograd.machine import memory
 
 OUT_OF_MEMORY = {
@@ -46,8 +46,8 @@ def test_every_kind_of_memory_runs_out_alike(error):
 def halved(method, error):
     net, twin = Net(), Net()
     opt, whole = (method(n, lr=0.1, self_check=False) for n in (net, twin))
-    copies = opt.plan(1).copies
-    objective = Limited(net, 2 * copies, error)
+    branches = opt.method.query.plan(1, opt.draws.at(opt.steps)).branches
+    objective = Limited(net, 2 * branches, error)
     with pytest.warns(UserWarning, match="out of memory with 8 examples at a time; going on with 4"):
         opt.step(objective, batch(8))
     objective.seen.clear()
@@ -55,7 +55,7 @@ def halved(method, error):
         warnings.simplefilter("error")
         opt.step(objective, batch(8, seed=1))  # what did not fit is not tried again
     assert max(objective.seen) <= objective.rows
-    assert sum(objective.seen) == 8 * (copies + 3 * (method is zg.optim.Conservative))  # whose candidates are three
+    assert sum(objective.seen) == 8 * (branches + 3 * (method is zg.optim.Conservative))  # whose candidates are three
     for seed in range(2):
         whole.step(twin.losses, batch(8, seed=seed), micro_batch=2)
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(exact(opt), exact(whole), strict=True))
@@ -90,7 +90,7 @@ def test_auto_keeps_a_pass_within_the_memory_it_was_given(share):
     passes: list[tuple[int, int]] = []
 
     def losses(rows: torch.Tensor) -> torch.Tensor:
-        with Live() as live:
+        with PeakBytes() as live:
             made = model(rows).square().mean(1)
         passes.append((len(rows), live.peak))
         return made
@@ -119,7 +119,7 @@ def test_longer_examples_are_measured_again():
 
         return bytes_of
 
-    known = Fit(memory=11_000)
+    known = MicroBatch(memory=11_000)
     assert known.examples(100, 10, measure(10, 10)) == 100
     assert known.examples(1000, 11, measure(10, 11)) == 90
     assert asked == [1, 2]

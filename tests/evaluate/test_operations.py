@@ -15,13 +15,13 @@ from torch import nn
 
 from tests.oracles import perturb_in_place
 from tests.tiers import tiers
-from zerograd.directions.family import Directions
-from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.directions import Draws
 from zerograd.evaluate.trace import UnresolvedOperation
-from zerograd.queries.plan import branch
+from zerograd.queries.plan import branches
 
 WIDTH = 8
 TOKENS = 4
+EPS = 0.3
 
 
 class Parts(nn.Module):
@@ -252,11 +252,11 @@ def both(case: Case, family: str, examples: int) -> tuple[Callable[[], torch.Ten
     def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return case(model, batch).flatten(1).logsumexp(1)
 
-    slots = perturb_in_place.slots_of(model, eps=0.3)
+    spaces = perturb_in_place.spaces_of(model)
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    directions, plan = Directions(kind, 5, 3), make_plan(examples)
-    real = perturb_in_place.losses(model, slots, directions, plan, objective, batch, TWINS[family])
-    return lambda: score_batch(slots, directions, plan, lambda b: objective(model, b), batch), real
+    directions, plan = Draws(kind, 5).at(3), make_plan(examples)
+    real = perturb_in_place.losses(model, spaces, directions, plan, objective, batch, TWINS[family], EPS)
+    return lambda: perturb_in_place.scores(spaces, directions, plan, lambda b: objective(model, b), batch, EPS), real
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -293,12 +293,14 @@ def test_right_or_refused(name: str, family: str, examples: int) -> None:
 def test_closures_take_any_operation(name: str, family: str) -> None:
     """With one variant for everything only reading or renormalising a value is refused."""
     case, model, batch = (EXACT | RIGHT_OR_REFUSED)[name], Parts(), batch_of(2)
-    slots, directions = perturb_in_place.slots_of(model, eps=0.3), Directions(perturb_in_place.FAMILIES[family][0], 5, 3)
-    twin = TWINS[family].of(model, slots, directions, 0, -1.0)
+    spaces, directions = perturb_in_place.spaces_of(model), Draws(perturb_in_place.FAMILIES[family][0], 5).at(3)
+    twin = TWINS[family].of(model, spaces, directions, 0, -1.0, EPS)
     with torch.no_grad():
         real = case(twin, batch).logsumexp((0, 1)).sum()
     mine, refusal = outcome(
-        lambda: score_closure(slots, directions, branch(0, -1.0), lambda: case(model, batch).logsumexp((0, 1)).sum())
+        lambda: perturb_in_place.scores_of_closure(
+            spaces, directions, branches(1, [0], [-1.0]), lambda: case(model, batch).logsumexp((0, 1)).sum(), EPS
+        )
     )
     if mine is None:
         assert name in ("item", "truth", "weight through numpy", "largest norm"), refusal
@@ -317,7 +319,7 @@ def test_data_that_is_assigned_in_the_forward_is_refused(family: str) -> None:
         return (batch["x"] * model.vector).sum((1, 2))
 
     with pytest.raises(UnresolvedOperation, match="vector is given other data by the model's forward; freeze it"):
-        score_batch(perturb_in_place.slots_of(model), Directions(kind, 5, 3), make_plan(2), objective, batch)
+        perturb_in_place.scores(perturb_in_place.spaces_of(model), Draws(kind, 5).at(3), make_plan(2), objective, batch)
     assert torch.equal(model.vector, before)
 
 
@@ -329,8 +331,10 @@ def test_a_norm_in_16_bits_has_the_constant_of_torch(family: str) -> None:
     with torch.no_grad():
         model[0].weight.mul_(0.02)
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    slots, batch = perturb_in_place.slots_of(model, eps=1e-6), torch.arange(4)
-    mine = score_batch(slots, Directions(kind, 5, 3), make_plan(4), lambda b: model(b).float().square().sum(1), batch)
+    spaces, batch = perturb_in_place.spaces_of(model), torch.arange(4)
+    mine = perturb_in_place.scores(
+        spaces, Draws(kind, 5).at(3), make_plan(4), lambda b: model(b).float().square().sum(1), batch, 1e-6
+    )
     with torch.no_grad():
         plain = model(batch).float().square().sum(1)
     torch.testing.assert_close(mine, plain.repeat(2), rtol=0.02, atol=0.02)
@@ -364,9 +368,9 @@ def test_grouped_experts_are_refused_with_the_mend(family: str) -> None:
     model.set_experts_implementation("grouped_mm")
     kind, make_plan = perturb_in_place.FAMILIES[family]
     with pytest.raises(UnresolvedOperation, match=r"experts\.gate_up_proj.*eager"):
-        score_batch(
-            perturb_in_place.slots_of(model),
-            Directions(kind, 5, 3),
+        perturb_in_place.scores(
+            perturb_in_place.spaces_of(model),
+            Draws(kind, 5).at(3),
             make_plan(2),
             lambda b: model(input_ids=b["ids"]).logits.logsumexp((1, 2)),
             batch_of(2),
@@ -379,9 +383,9 @@ def test_ids_outside_a_table_are_an_error(lookup: Callable[..., torch.Tensor], f
     kind, make_plan = perturb_in_place.FAMILIES[family]
     model, batch = Parts(), {"ids": torch.full((2, TOKENS), 3 * WIDTH)}
     with pytest.raises(IndexError):
-        score_batch(
-            perturb_in_place.slots_of(model),
-            Directions(kind, 5, 3),
+        perturb_in_place.scores(
+            perturb_in_place.spaces_of(model),
+            Draws(kind, 5).at(3),
             make_plan(2),
             lambda b: lookup(model.tall, b["ids"]).sum((1, 2)),
             batch,
@@ -401,4 +405,4 @@ def test_autocast_is_refused_with_the_mend(where: str, family: str) -> None:
             return (b["x"] @ model.matrix).sum((1, 2))
 
     with around, pytest.raises(UnresolvedOperation, match="matrix is used under autocast; leave it"):
-        score_batch(perturb_in_place.slots_of(model), Directions(kind, 5, 3), make_plan(2), objective, batch_of(2))
+        perturb_in_place.scores(perturb_in_place.spaces_of(model), Draws(kind, 5).at(3), make_plan(2), objective, batch_of(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 from typing import Any
 
 import pytest
@@ -13,12 +14,12 @@ from torch import nn
 
 import zerograd as zg
 from tests.evaluate.small import WIDTH, check
-from zerograd.directions.family import Directions, Family
-from zerograd.evaluate.self_check import SelfCheckFailed, self_check
+from zerograd.directions import Dense, Draws
+from zerograd.evaluate.self_check import NotPure, SelfCheckFailed, self_check
 from zerograd.evaluate.trace import UnresolvedOperation
-from zerograd.optim.base import NotPure
+from zerograd.queries import Plan, Scores
 from zerograd.queries import plan as plans
-from zerograd.spaces.weights import collect
+from zerograd.spaces import collect
 
 
 class Behind(nn.Module):
@@ -66,23 +67,35 @@ def test_self_check_finds_a_use_that_is_partly_missed() -> None:
 def test_self_check_tells_a_deep_16_bit_models_rounding_from_a_fault(missed: bool) -> None:
     """Losses that jump by more than the floor where the true effect is small, and are right where it is large."""
     parameter = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
-    slot = collect([("weight", parameter)], "bfloat16")[0]
-    directions = Directions(Family(), 5, 3)
+    space = collect([("weight", parameter)], "bfloat16")[0]
+    directions = Draws(Dense(), 5).at(3)
     plan = plans.shared_pairs(2)
-    z = directions.z(slot, 0)
+    z = directions.z(space, 0)
 
-    def plain() -> torch.Tensor:
-        moved = parameter.detach().float().sub(1).flatten() @ z.flatten() / z.numel()  # sign * eps, rounded
-        return torch.tensor([1.0, 2.0]) + moved
+    @dataclasses.dataclass
+    class Jumps:
+        """An evaluator that is 0.15 off at small radii."""
 
-    def score(slots: Any) -> torch.Tensor:
-        jump = 0.15 if slots[0].eps * slots[0].scale < 0.2 else 0.0
-        signs = torch.tensor([1.0, 1.0, -1.0, -1.0])
-        moved = torch.zeros(4) if missed else signs * slots[0].eps * slots[0].scale
-        return torch.tensor([1.0, 2.0, 1.0, 2.0]) + moved + jump * signs
+        examples = 2
+
+        def on(self, spaces: Any) -> Jumps:
+            return self
+
+        def sample(self) -> tuple[Jumps, Plan]:
+            return self, plan
+
+        def clean(self, directions: Any) -> torch.Tensor:
+            moved = parameter.detach().float().sub(1).flatten() @ z.flatten() / z.numel()  # coefficient * eps, rounded
+            return torch.tensor([1.0, 2.0]) + moved
+
+        def scores(self, plan: Plan, directions: Any, radii: Any) -> Scores:
+            radius = radii[space.id] * space.scale
+            jump = 0.15 if radius < 0.2 else 0.0
+            moved = 0.0 if missed else radius
+            return Scores(plan, torch.tensor([1.0, 2.0]) + plan.coefficient[:, None] * (moved + jump))
 
     def run() -> int:
-        return self_check([slot], directions, plan, score, plain, every=True)
+        return self_check(Jumps(), directions, [space], every=True)
 
     if missed:
         with pytest.raises(SelfCheckFailed, match="by 0,"):

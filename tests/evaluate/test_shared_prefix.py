@@ -20,9 +20,11 @@ from zerograd.optim import PerExample
 from zerograd.text.data.tasks import Example, Task, TaskSpec
 from zerograd.text.models import schemes
 from zerograd.text.scoring import Scorer
-from zerograd.tune import run as tune
-from zerograd.tune.run import Tuning
+from zerograd.tune import setup
+from zerograd.tune.run import tune
 from zerograd.tune.settings import TuneSettings
+
+pytestmark = pytest.mark.full
 
 CUT = {
     "llama, options": ("model.layers.0", {}),
@@ -70,9 +72,9 @@ def test_a_step_with_the_prefix_is_a_step_without_it_and_runs_lower_layers_once(
 
     def trained(cut: bool) -> tuple[list[float], list[torch.Tensor], list[int]]:
         scorer = selected(case)
-        batch = scorer.batch(scorer.task.train, taught=True)
+        batch = scorer.batch(scorer.task.train, for_training=True)
         if cut:
-            scorer.cut(scorer.task.train)
+            scorer.share_prefix(scorer.task.train)
             assert scorer.prefix is not None
             assert scorer.prefix.name == CUT[case][0]
         optimizer = PerExample(scorer.model, lr=0.05, self_check="full")
@@ -80,7 +82,7 @@ def test_a_step_with_the_prefix_is_a_step_without_it_and_runs_lower_layers_once(
         calls: list[int] = []
         for place, module in enumerate(lowest):
             module.register_forward_hook(lambda *given, place=place: calls.append(place))
-        losses = [optimizer.step(scorer.losses, scorer.begin(batch)) for _ in range(2)]
+        losses = [optimizer.step(scorer.losses, scorer.run_prefix(batch)) for _ in range(2)]
         assert calls == list(range(len(lowest))) * 2
         return losses, [p.detach().clone() for p in scorer.model.parameters()], calls
 
@@ -95,29 +97,29 @@ def test_states_from_the_cache_have_the_bits_they_were_computed_with(case, tmp_p
     """Whatever the rows and the padding; a relative position bias, the same for all rows, is made of one row."""
     scorer = selected(case)
     examples = scorer.task.train
-    scorer.cut(examples)
+    scorer.share_prefix(examples)
     assert scorer.layout is not None
-    assert not scorer._padding_seen
+    assert not scorer._padding_matters
     scorer.cache = HiddenCache(tmp_path)
     counted: list[int] = []
     skipped(scorer)[0].register_forward_pre_hook(lambda module, args, kwargs: counted.append(1), with_kwargs=True)
     with torch.no_grad():
-        batch = scorer.batch(examples, taught=True)
+        batch = scorer.batch(examples, for_training=True)
         plain = flat(scorer.losses(batch))
         counted.clear()
-        first = scorer.begin(batch)
+        first = scorer.run_prefix(batch)
         assert counted == [1]
         assert torch.equal(flat(scorer.losses(first)), plain)
         size = scorer.cache.bytes
         assert size == scorer.hidden_bytes(examples)
         counted.clear()
-        again = scorer.begin(batch)
+        again = scorer.run_prefix(batch)
         assert len(counted) == scorer.layout.sample.shared.has_tensors
         assert all(torch.equal(*pair) for pair in zip(first.entered.states, again.entered.states, strict=True))
         assert torch.equal(flat(scorer.losses(again)), plain)
         for chosen in ([examples[1]], examples[2:], examples[::-1]):
-            batch = scorer.batch(chosen, taught=True)
-            assert torch.allclose(flat(scorer.losses(scorer.begin(batch))), flat(scorer.losses(batch)), atol=1e-5)
+            batch = scorer.batch(chosen, for_training=True)
+            assert torch.allclose(flat(scorer.losses(scorer.run_prefix(batch))), flat(scorer.losses(batch)), atol=1e-5)
         assert scorer.cache.bytes == size
     scorer.cache.close()
     scorer.cache = HiddenCache(tmp_path, again=True)
@@ -127,16 +129,16 @@ def test_states_from_the_cache_have_the_bits_they_were_computed_with(case, tmp_p
 @pytest.mark.parametrize("case", ["bert", "t5, options"])
 def test_states_of_an_encoder_are_known_by_its_attention_as_well(case, tmp_path):
     scorer = selected(case)
-    scorer.cut(scorer.task.train)
+    scorer.share_prefix(scorer.task.train)
     scorer.cache = HiddenCache(tmp_path)
-    batch = scorer.batch(scorer.task.train, taught=True)
+    batch = scorer.batch(scorer.task.train, for_training=True)
     blind = batch.attention.clone()
     blind[:, 1] = 0  # a token within the row that is not seen
     other = dataclasses.replace(batch, attention=blind)
     with torch.no_grad():
-        scorer.begin(batch)
+        scorer.run_prefix(batch)
         size = scorer.cache.bytes
-        found = scorer.losses(scorer.begin(other))
+        found = scorer.losses(scorer.run_prefix(other))
         assert scorer.cache.bytes > size
         assert torch.allclose(found, scorer.losses(other), atol=1e-5)
         assert not torch.allclose(found, scorer.losses(batch), atol=1e-3)
@@ -147,27 +149,27 @@ def test_states_of_an_encoder_that_sees_padding_are_those_of_the_padded_row(tmp_
     scorer = selected("roberta classifier")
     head = scorer.model.classifier
     head.register_forward_pre_hook(lambda module, args: (args[0].mean(1, keepdim=True).expand_as(args[0]),))
-    scorer.cut(scorer.task.train)
-    assert scorer._padding_seen
+    scorer.share_prefix(scorer.task.train)
+    assert scorer._padding_matters
     scorer.cache = HiddenCache(tmp_path)
     batch = scorer.batch(scorer.task.train)
-    wider = scorer._wider(batch)
+    wider = scorer._padded_by_one(batch)
     with torch.no_grad():
         for some in (batch, wider, batch, wider):
-            assert torch.equal(flat(scorer.losses(scorer.begin(some))), flat(scorer.losses(some)))
+            assert torch.equal(flat(scorer.losses(scorer.run_prefix(some))), flat(scorer.losses(some)))
         assert not torch.allclose(flat(scorer.losses(batch)), flat(scorer.losses(wider)), atol=1e-4)
     assert scorer.cache.bytes == 32 * 4 * (batch.ids.numel() + wider.ids.numel())
 
 
 def test_answers_are_a_part_of_what_a_decoders_states_are_known_by(tmp_path):
     scorer = selected("bart, answers")
-    scorer.cut(scorer.task.train)
+    scorer.share_prefix(scorer.task.train)
     scorer.cache = HiddenCache(tmp_path)
     batch = scorer.batch(scorer.task.train)
     other = dataclasses.replace(batch, answers=batch.answers.roll(1, 0))
     with torch.no_grad():
-        scorer.begin(batch)
-        assert torch.allclose(flat(scorer.losses(scorer.begin(other))), flat(scorer.losses(other)), atol=1e-4)
+        scorer.run_prefix(batch)
+        assert torch.allclose(flat(scorer.losses(scorer.run_prefix(other))), flat(scorer.losses(other)), atol=1e-4)
 
 
 def of_ids(model: Any, ids: torch.Tensor) -> Any:
@@ -234,8 +236,8 @@ def test_a_pass_that_fails_leaves_the_model_whole():
     scorer = selected("t5, options")
     modules = list(scorer.model.modules())
     batch = scorer.batch(scorer.task.train)
-    scorer.cut(scorer.task.train)
-    begun = scorer.begin(batch)
+    scorer.share_prefix(scorer.task.train)
+    begun = scorer.run_prefix(batch)
 
     def failing(module: nn.Module, args: Any) -> None:
         raise KeyboardInterrupt
@@ -273,19 +275,18 @@ def test_a_run_of_the_upper_layers_is_the_same_with_the_prefix_and_without(case,
     build, head, answers = RUNS[case]
     build().save_pretrained(tmp_path / "model")
     tokenizer(mask=True).save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(tune, "task_of", lambda settings: film_task(answers, head == "masked"))
+    monkeypatch.setattr(setup, "task_of", lambda settings: film_task(answers, head == "masked"))
 
     def run(name: str) -> tuple[dict[str, Any], bytes, list[str]]:
         given = {"minutes": 0, "steps": 3, "batch_size": 12, "threads": 1, "evals": 1, "lr": 0.02}
         given |= {"method": "mezo", "scheme": "upper"}
         given |= {"metric": "exact-match"} if answers else {}
-        made = Tuning(TuneSettings(model=str(tmp_path / "model"), out=str(tmp_path / name), head=head, **given))
-        result = made.run()
+        result = tune(TuneSettings(model=str(tmp_path / "model"), out=str(tmp_path / name), head=head, **given))
         predictions = [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
         return result, (tmp_path / name / "model" / "model.safetensors").read_bytes(), predictions
 
     result, weights, predictions = run("cut")
-    monkeypatch.setattr(Scorer, "cut", lambda self, examples: None)
+    monkeypatch.setattr(Scorer, "share_prefix", lambda self, examples: None)
     whole, others, plain = run("whole")
     assert result["cache_bytes"] > whole["cache_bytes"] == 0
     assert result["loss_after"] == whole["loss_after"] != whole["loss_before"]

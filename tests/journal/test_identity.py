@@ -35,14 +35,14 @@ def test_a_base_is_known_by_every_bit_of_it():
 
 def test_a_table_of_other_tensors_is_refused():
     opt = zg.optim.MeZO(Net())
-    table = journal.table(opt.slots, opt.group_of)
-    assert journal.fit(opt.slots, table, 1) == [0] * len(opt.slots)
+    table = journal.table(opt.spaces, opt.group_of)
+    assert journal.fit(opt.spaces, table, 1) == [0] * len(opt.spaces)
     with pytest.raises(WrongBase, match="the journal trains extra, which this base has not"):
-        journal.fit(opt.slots, [*table, table[0] | {"id": 99, "name": "extra"}], 1)
+        journal.fit(opt.spaces, [*table, table[0] | {"id": 99, "name": "extra"}], 1)
     with pytest.raises(WrongBase, match=r"this base trains norm.weight, which the journal has not"):
-        journal.fit(opt.slots, [row for row in table if row["name"] != "norm.weight"], 1)
+        journal.fit(opt.spaces, [row for row in table if row["name"] != "norm.weight"], 1)
     with pytest.raises(WrongBase, match=r"embed.weight is 5 x 5 in float32 in the journal and 11 x 6 in float32"):
-        journal.fit(opt.slots, [table[0] | {"shape": [5, 5]}, *table[1:]], 1)
+        journal.fit(opt.spaces, [table[0] | {"shape": [5, 5]}, *table[1:]], 1)
     for wrong in (
         None,
         [1],
@@ -52,4 +52,4 @@ def test_a_table_of_other_tensors_is_refused():
         [table[0] | {"scale": float("inf")}],
     ):
         with pytest.raises(ValueError, match="the header"):
-            journal.fit(opt.slots, wrong, 1)
+            journal.fit(opt.spaces, wrong, 1)

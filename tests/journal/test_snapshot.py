@@ -2,64 +2,64 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 
-from zerograd.evaluate.micro_batch import Live
+from zerograd.directions import Draws
+from zerograd.evaluate.micro_batch import PeakBytes
 from zerograd.journal.snapshot import Snapshot
-from zerograd.optim.momentum import MomentumState
-from zerograd.spaces import weights
+from zerograd.optim import method_of
+from zerograd.spaces import Space, collect
+from zerograd.update import Memory
 
 
-def slots(storage: str) -> list[weights.Slot]:
+def spaces(precision: str) -> list[Space]:
     torch.manual_seed(0)
-    dtype = torch.float32 if storage == "float32" else torch.bfloat16
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3)).to(dtype)
-    found = weights.collect(model, storage)
-    for slot in found:
-        if slot.remainder is not None:
-            slot.remainder.random_(-100, 100)
+    found = collect(model, precision)
+    for space in found:
+        for tensor in space.saved().values():
+            tensor.random_(-100, 100)
     return found
 
 
-def optimiser(found: list[weights.Slot]) -> Any:
-    """What a snapshot sees of one that keeps a State."""
-    held = MomentumState(0.9)
-    held.begin(found, 1)
-    return SimpleNamespace(slots=found, held=held)
+def memory_of(found: list[Space]) -> Memory:
+    """The memory of a method that keeps a tensor beside each space."""
+    method = method_of("momentum")
+    memory = Memory(method.rule, method.query, Draws(method.draw, 0), found, [0] * len(found), 1)
+    for tensor in memory.tensors.values():
+        tensor.random_(100)
+    return memory
 
 
-def bits(found: list[weights.Slot]) -> list[torch.Tensor]:
-    held = [tensor for slot in found for tensor in (slot.parameter.detach(), slot.remainder) if tensor is not None]
-    return [tensor.clone() for tensor in held]
+def bits(found: list[Space], memory: Memory) -> list[torch.Tensor]:
+    stored = [tensor for space in found for tensor in space.stored().values()]
+    return [tensor.clone() for tensor in [*stored, *memory.tensors.values()]]
 
 
-@pytest.mark.parametrize("storage", ["float32", "split", "bfloat16"])
-def test_every_bit_comes_back(tmp_path, storage):
-    found = slots(storage)
-    before = bits(found)
-    snapshot = Snapshot(tmp_path / "run" / ".best", optimiser(found))
+@pytest.mark.parametrize("precision", ["float32", "split", "bfloat16"])
+def test_every_bit_comes_back(tmp_path, precision):
+    found = spaces(precision)
+    memory = memory_of(found)
+    before = bits(found, memory)
+    snapshot = Snapshot(tmp_path / "run" / ".best", found, memory)
     snapshot.take()
-    for slot in found:
-        with torch.no_grad():
-            slot.parameter.add_(1)
-        if slot.remainder is not None:
-            slot.remainder.zero_()
-    with Live() as live:
+    for tensor in [*(t for space in found for t in space.stored().values()), *memory.tensors.values()]:
+        tensor.add_(1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, bits(found, memory), strict=True))
+    with PeakBytes() as live:
         snapshot.restore()
     assert live.peak == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, bits(found), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(found, memory), strict=True))
     snapshot.remove()
     assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_full_disk_leaves_the_older_snapshot_and_no_partial_file(tmp_path, monkeypatch):
-    found = slots("float32")
-    snapshot = Snapshot(tmp_path / ".best", optimiser(found))
+    found = spaces("float32")
+    snapshot = Snapshot(tmp_path / ".best", found, memory_of(found))
     snapshot.take()
     before = (tmp_path / ".best").read_bytes()
     with torch.no_grad():
@@ -76,8 +76,8 @@ def test_a_full_disk_leaves_the_older_snapshot_and_no_partial_file(tmp_path, mon
 
 
 def test_a_snapshot_that_was_cut_short_is_refused(tmp_path):
-    found = slots("float32")
-    snapshot = Snapshot(tmp_path / ".best", optimiser(found))
+    found = spaces("float32")
+    snapshot = Snapshot(tmp_path / ".best", found, memory_of(found))
     snapshot.take()
     (tmp_path / ".best").write_bytes(b"short")
     with pytest.raises(OSError, match="was cut short"):

@@ -20,9 +20,9 @@ def block_of(name: str) -> str:
 
 def moves(opt: Any, objective: Any, batch: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a step adds to the tensors that it changes."""
-    before = [slot.exact().clone() for slot in opt.slots]
+    before = [space.exact().clone() for space in opt.spaces]
     opt.step(objective, batch)
-    changes = {slot.name: slot.exact() - was for slot, was in zip(opt.slots, before, strict=True)}
+    changes = {space.name: space.exact() - was for space, was in zip(opt.spaces, before, strict=True)}
     return {name: change for name, change in changes.items() if bool(change.any())}
 
 
@@ -42,20 +42,20 @@ def test_block_wise_covers_every_parameter_within_a_cycle_a_block_a_step_with_no
 def test_modules_of_the_same_names_have_blocks_of_their_own() -> None:
     one, other = (nn.Sequential(OrderedDict(embed=nn.Linear(2, 2), tower=Tower(layers))) for layers in (3, 2))
     opt = made("block-wise", [{"params": one}, {"params": other}])
-    blocks = opt.family.blocks
+    blocks = opt.method.draw.activity.block_of
     assert len(set(blocks.values())) == (1 + 4) + (1 + 3)
-    assert {slot.name for slot in opt.slots if blocks[slot.id] == 5} == {"group 1.embed.weight", "group 1.embed.bias"}
+    assert {space.name for space in opt.spaces if blocks[space.id] == 5} == {"group 1.embed.weight", "group 1.embed.bias"}
 
 
 @pytest.mark.parametrize("name", ["block-wise", "random-layers"])
 def test_a_block_that_a_step_leaves_is_not_perturbed_either(name: str) -> None:
     model = Tower(3)
-    reads = [block_of(slot.name) for slot in made(name, model).slots]
+    reads = [block_of(space.name) for space in made(name, model).spaces]
     differences = []
     for block in dict.fromkeys(reads):
         opt = made(name, model, lr=1e-6, distribution="gaussian", **({"share": 0.4} if name == "random-layers" else {}))
         for _ in range(4):
-            own = {block_of(slot.name) for slot in opt.slots if opt.family.touches(slot, opt.seed, opt.steps)}
+            own = {block_of(space.name) for space in opt.spaces if opt.method.draw.is_active(space, opt.draws.seed, opt.steps)}
             moves(opt, model.reading(block), torch.ones(4, 8))
             assert (opt.info.difference != 0) == (block in own)
             differences.append(opt.info.difference)
@@ -68,9 +68,9 @@ def test_the_lots_of_a_step_are_drawn_once_for_all_tensors(monkeypatch: pytest.M
     stream = noise.stream
     monkeypatch.setattr(noise, "stream", lambda address: drawn.append(address) or stream(address))
     for _ in range(2):
-        for slot in opt.slots:
+        for space in opt.spaces:
             for step in range(50):
-                opt.family.touches(slot, opt.seed, step)
+                opt.method.draw.is_active(space, opt.draws.seed, step)
     assert len(drawn) == 50 * 6
 
 

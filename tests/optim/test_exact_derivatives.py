@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import zerograd as zg
-from tests.oracles.methods import Net, batch, every_storage, exact, same, stored
+from tests.oracles import perturb_in_place
+from tests.oracles.methods import Net, batch, every_precision, exact, same, stored
 from zerograd import journal
-from zerograd.directions.family import Directions
+from zerograd.directions import Draws
 from zerograd.evaluate import derivative
-from zerograd.evaluate.score import score_batch
+from zerograd.evaluate.evaluator import LocalBatch
 from zerograd.evaluate.self_check import SelfCheckFailed
 from zerograd.queries.plan import shared_pairs
+from zerograd.spaces.floats import Rounded
 
 
 def gradient(net: Net, tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -26,7 +28,7 @@ def gradient(net: Net, tokens: torch.Tensor) -> list[torch.Tensor]:
 
 def by_slot(opt: Any, net: Net, values: list[torch.Tensor]) -> list[torch.Tensor]:
     of = {id(p): v for p, v in zip(net.parameters(), values, strict=True)}
-    return [of[id(slot.parameter)] for slot in opt.slots]
+    return [of[id(space.parameter)] for space in opt.spaces]
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -34,7 +36,7 @@ def test_a_forward_gradient_is_the_derivative_along_the_direction(tied):
     net = Net(tied=tied)
     opt = zg.optim.ForwardGradient(net, lr=0.1)
     expected = by_slot(opt, net, gradient(net, batch()))
-    z = [Directions(opt.family, 0, 0).z(slot, 0).double() * slot.scale for slot in opt.slots]
+    z = [Draws(opt.method.draw, 0).at(0).z(space, 0).double() * space.scale for space in opt.spaces]
     slope = sum(float((g * d).sum()) for g, d in zip(expected, z, strict=True))
     before, clean = exact(opt), float(net.losses(batch()).mean())
     loss = opt.step(net.losses, batch())
@@ -45,15 +47,15 @@ def test_a_forward_gradient_is_the_derivative_along_the_direction(tied):
     assert opt.forwards == 3 + 2  # its own, as three, and those that show that the objective is pure
 
 
-@every_storage
-def test_a_forward_gradient_replays_from_its_record(storage, recwarn):
+@every_precision
+def test_a_forward_gradient_replays_from_its_record(precision, recwarn):
     net, other = Net(), Net()
-    opt, twin = (zg.optim.ForwardGradient(n, lr=0.1, storage=storage) for n in (net, other))
+    opt, twin = (zg.optim.ForwardGradient(n, lr=0.1, precision=precision) for n in (net, other))
     records: list[Any] = []
     opt.record = records.append
     for seed in range(4):
         opt.step(net.losses, batch(seed=seed))
-    journal.replay(twin.slots, twin.group_of, twin.family, twin.held, 0, records)
+    journal.replay(twin.memory, records)
     assert same(stored(opt), stored(twin))
 
 
@@ -160,8 +162,7 @@ def test_checkpointing_gives_the_same_gradient_with_fewer_activations():
     for checkpointing in (False, True):
         opt = zg.optim.AdamW(model, checkpointing=checkpointing)
         held.clear()
-        opt._backward(losses, ids, 3, None)
-        found.append([slot.parameter.grad.clone() for slot in opt.slots])
+        found.append(opt._gradients(LocalBatch.of(opt.spaces, losses, ids))[1])
         counts.append(sum(held))
         assert not any(module.training for module in model.modules())
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
@@ -172,21 +173,27 @@ def test_the_hybrid_follows_the_gradient_above_and_evaluations_below():
     """Against plain autograd and the perturbed forward's own scores; no gradient is taken of what lies below."""
     net = Net()
     opt = zg.optim.Hybrid(net, lr=0.1, deep=0.4, ratio=0.5, zeta=1e-3)
-    deep = [not opt.family.touches(slot, 0, 0) for slot in opt.slots]
-    assert [slot.name for slot, above in zip(opt.slots, deep, strict=True) if above] == ["norm.weight", "norm.bias", "head.weight"]
-    assert {name.split(".", 1)[1] for name in opt.held.tensors if "." in name} == {"norm.weight", "norm.bias", "head.weight"}
+    deep = [not opt.method.draw.is_active(space, 0, 0) for space in opt.spaces]
+    assert [space.name for space, above in zip(opt.spaces, deep, strict=True) if above] == [
+        "norm.weight",
+        "norm.bias",
+        "head.weight",
+    ]
+    assert {name.split(".", 1)[1] for name in opt.memory.tensors if "." in name} == {"norm.weight", "norm.bias", "head.weight"}
     expected, before = by_slot(opt, net, gradient(net, batch())), exact(opt)
-    shallow = [slot for slot in opt.slots if opt.family.touches(slot, 0, 0)]
-    scores = score_batch(shallow, opt._directions(), shared_pairs(4), net.losses, batch()).view(2, 4).mean(1)
+    shallow = [space for space in opt.spaces if opt.method.draw.is_active(space, 0, 0)]
+    scores = (
+        perturb_in_place.scores(shallow, opt.draws.at(opt.steps), shared_pairs(4), net.losses, batch(), 1e-2).view(2, 4).mean(1)
+    )
     c = float(scores[0] - scores[1]) / 2 / 1e-2
     opt.step(net.losses, batch())
-    for slot, was, now, g, above in zip(opt.slots, before, exact(opt), expected, deep, strict=True):
+    for space, was, now, g, above in zip(opt.spaces, before, exact(opt), expected, deep, strict=True):
         if above:
-            g = g * slot.scale
-            change = 0.1 * 0.5 * slot.scale * g / (g.abs() + 1e-3)
+            g = g * space.scale
+            change = 0.1 * 0.5 * space.scale * g / (g.abs() + 1e-3)
         else:
-            change = 0.1 * c * slot.scale * Directions(opt.family, 0, 0).z(slot, 0).double()
-        torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=slot.name)
+            change = 0.1 * c * space.scale * Draws(opt.method.draw, 0).at(0).z(space, 0).double()
+        torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=space.name)
     assert opt.evaluations == 5
     assert opt.forwards == 5 + 2  # those that show that the objective is pure
 
@@ -195,7 +202,7 @@ def test_the_hybrid_follows_the_gradient_above_and_evaluations_below():
 @pytest.mark.parametrize("deep", [0.01, 0.5, 0.9, 0.99])
 def test_the_hybrid_has_a_layer_below_and_one_above_whatever_the_share(layers, deep):
     opt = zg.optim.Hybrid(nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers))), deep=deep)
-    shallow = [slot.name for slot in opt._touched]
+    shallow = [space.name for space in opt.spaces if opt.method.draw.is_active(space, 0, 0)]
     assert "0.weight" in shallow
     assert f"{layers - 1}.weight" not in shallow
 
@@ -209,14 +216,18 @@ def test_the_hybrid_refuses_a_single_layer():
 def test_addax_takes_the_gradient_of_the_first_examples_and_evaluates_the_others(relative):
     net = Net()
     opt = zg.optim.Addax(net, lr=0.1, eps=1e-2, alpha=0.25, share=0.5, relative=relative)
-    assert all(slot.scale == 1 for slot in opt.slots) != relative
+    assert all(space.scale == 1 for space in opt.spaces) != relative
     expected, before = by_slot(opt, net, gradient(net, batch()[:2])), exact(opt)
-    scores = score_batch(opt.slots, opt._directions(), shared_pairs(2), net.losses, batch()[2:]).view(2, 2).mean(1)
+    scores = (
+        perturb_in_place.scores(opt.spaces, opt.draws.at(opt.steps), shared_pairs(2), net.losses, batch()[2:], 1e-2)
+        .view(2, 2)
+        .mean(1)
+    )
     c = float(scores[0] - scores[1]) / 2 / 1e-2
     opt.step(net.losses, batch())
-    for slot, was, now, g in zip(opt.slots, before, exact(opt), expected, strict=True):
-        change = 0.1 * (0.25 * c * slot.scale * Directions(opt.family, 0, 0).z(slot, 0).double() + 0.75 * slot.scale**2 * g)
-        torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=slot.name)
+    for space, was, now, g in zip(opt.spaces, before, exact(opt), expected, strict=True):
+        change = 0.1 * (0.25 * c * space.scale * Draws(opt.method.draw, 0).at(0).z(space, 0).double() + 0.75 * space.scale**2 * g)
+        torch.testing.assert_close((was - now).double(), change, rtol=1e-3, atol=1e-6, msg=space.name)
 
 
 @pytest.mark.parametrize("method", [zg.optim.SGD, zg.optim.AdamW, zg.optim.Hybrid, zg.optim.Addax])
@@ -251,7 +262,7 @@ def test_what_perturbs_beside_a_gradient_is_checked_first(method, act):
 def test_what_a_derivative_cannot_have_is_refused():
     net = Net()
     for method in (zg.optim.ForwardGradient, zg.optim.SGD):
-        with pytest.raises(ValueError, match=r"^(ForwardGradient|this method) needs step\(objective, batch\)"):
+        with pytest.raises(ValueError, match=r"^(ForwardGradient|SGD) needs step\(objective, batch\)"):
             method(net).step(lambda: net.losses(batch()).mean())
     opt = zg.optim.AdamW(net)
     opt.record = print
@@ -268,7 +279,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     opt.step(lambda tokens: net.losses(tokens) * torch.nan, batch())
     assert opt.skipped == 1
     assert same(stored(opt), before)
-    assert not any(t.any() for name, t in opt.held.tensors.items() if name != "powers")
+    assert not any(t.any() for name, t in opt.memory.tensors.items() if name not in ("powers", "path"))
+    assert opt.memory.tensors["path"].tolist() == [0, -1]
 
 
 def test_parameters_are_replaced_wherever_an_operation_takes_them():
@@ -277,3 +289,22 @@ def test_parameters_are_replaced_wherever_an_operation_takes_them():
     with derivative.Replaced(zeros):
         assert not torch.cat([net.head.weight.flatten(), net.norm.weight]).any()
     assert net.head.weight.any()
+
+
+def test_a_step_of_both_kinds_stores_a_value_once(monkeypatch):
+    """Addax adds an estimate to a gradient: two roundings by the same noise would not be independent."""
+    stores: list[str] = []
+    whole = Rounded.store
+
+    def counted(self: Rounded, *given: Any) -> None:
+        stores.append(self.name)
+        whole(self, *given)
+
+    monkeypatch.setattr(Rounded, "store", counted)
+    net = Net().to(torch.bfloat16)
+    with pytest.warns(UserWarning, match="bfloat16 precision rounds"):
+        opt = zg.optim.Addax(net, precision="bfloat16", lr=0.1)
+    before = stored(opt)
+    opt.step(net.losses, batch(8))
+    assert sorted(stores) == sorted(space.name for space in opt.spaces)
+    assert not same(stored(opt), before)

@@ -19,7 +19,7 @@ from tests.oracles.methods import (
 def test_a_parameter_in_two_groups_is_refused_before_it_is_stored_anew():
     net = Net()
     with pytest.raises(ValueError, match=r"head\.weight is in two parameter groups"):
-        zg.optim.MeZO([{"params": net}, {"params": [("head.weight", net.head.weight)]}], storage="split")
+        zg.optim.MeZO([{"params": net}, {"params": [("head.weight", net.head.weight)]}], precision="split")
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 

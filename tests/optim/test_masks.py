@@ -20,15 +20,15 @@ def picked(where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["sparse-mezo", "static-mask"])
 @pytest.mark.parametrize("keep", [0.1, 0.25, 0.5, 0.75, 1.0])
-@pytest.mark.parametrize("storage", ["float32", "split"])
+@pytest.mark.parametrize("precision", ["float32", "split"])
 def test_a_mask_keeps_the_share_asked_for_and_zeroes_the_rest_in_evaluation_and_update(
-    name: str, keep: float, storage: str
+    name: str, keep: float, precision: str
 ) -> None:
     def stepped(batch: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
         torch.manual_seed(1)
         model = nn.Linear(9, 7)
-        opt = made(name, model, keep=keep, distribution="gaussian", directions=2, storage=storage)
-        matrix, vector = (slot.exact().clone() for slot in opt.slots)
+        opt = made(name, model, keep=keep, distribution="gaussian", directions=2, precision=precision)
+        matrix, vector = (space.exact().clone() for space in opt.spaces)
         bias = torch.zeros_like(model.bias)  # out of the loss, not of the step
 
         def objective(some: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -36,7 +36,7 @@ def test_a_mask_keeps_the_share_asked_for_and_zeroes_the_rest_in_evaluation_and_
             return (F.linear(some[0].to(dtype), model.weight, bias).float() * some[1]).sum(1)
 
         opt.step(objective, batch)
-        return opt, opt.slots[0].exact() != matrix, opt.slots[1].exact() != vector
+        return opt, opt.spaces[0].exact() != matrix, opt.spaces[1].exact() != vector
 
     _, kept, whole = stepped((torch.randn(4, 9), torch.randn(4, 7)))
     assert int(kept.sum()) == round(keep * 63)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.oracles.layer import LR, SIGMAS, Layer, Tower, data, flat, made, off
-from zerograd.directions.family import Directions
+from zerograd.directions import Draws
 
 
 @pytest.mark.parametrize("name", ["fzoo", "grzo", "per-example"])
@@ -49,24 +49,24 @@ def test_sign_moves_every_coordinate_by_lr_and_the_published_one_does_not(direct
     assert (np.abs(moved - np.float32(LR)) <= ulps).mean() < 0.05
 
 
-@pytest.mark.parametrize("storage", ["float32", "split"])
-def test_conservative_never_raises_its_batchs_loss_and_ends_on_one_of_three_points(storage: str) -> None:
+@pytest.mark.parametrize("precision", ["float32", "split"])
+def test_conservative_never_raises_its_batchs_loss_and_ends_on_one_of_three_points(precision: str) -> None:
     torch.manual_seed(0)
     model, other = nn.Linear(6, 4), nn.Linear(6, 4)
 
     def objective_of(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:  # waves: each of the points is the best at times
         return lambda x: torch.sin(3 * layer(x.to(layer.weight.dtype)).float()).sum(1)
 
-    opt = made("conservative", model, lr=0.5, eps=0.05, storage=storage)
-    twin = made("mezo", other, lr=0.5, eps=0.05, storage=storage)
+    opt = made("conservative", model, lr=0.5, eps=0.05, precision=precision)
+    twin = made("mezo", other, lr=0.5, eps=0.05, precision=precision)
     ends = []
     for step in range(50):
         batch, before = torch.randn(5, 6), flat(opt)
-        for ours, theirs in zip(twin.slots, opt.slots, strict=True):
+        for ours, theirs in zip(twin.spaces, opt.spaces, strict=True):
             ours.parameter.data.copy_(theirs.parameter.data)
-            if storage == "split":
+            if precision == "split":
                 ours.remainder.copy_(theirs.remainder)
-        twin.go_on(step, 0, 0)
+        twin.continue_from(step, 0, 0)
         first = float(opt.evaluate(objective_of(model), batch).mean())
         opt.step(objective_of(model), batch)
         twin.step(objective_of(other), batch)
@@ -81,14 +81,14 @@ def test_conservative_never_raises_its_batchs_loss_and_ends_on_one_of_three_poin
 
 def test_grzos_directions_have_one_gaussian_matrix_a_step_under_signs_of_each_examples_own() -> None:
     opt = made("grzo", nn.Linear(40, 30))
-    slot, found = opt.slots[0], []
+    space, found = opt.spaces[0], []
     for step in range(2):
-        directions = Directions(opt.family, opt.seed, step)
-        left, right = directions.factors(slot, range(3))
+        directions = Draws(opt.method.draw, opt.draws.seed).at(step)
+        left, right = directions.factors(space, range(3))
         signs = left.transpose(1, 2) @ right  # (examples, rows, columns)
         assert bool((signs.abs() == 1).all())
         assert max(abs(float((signs[a] * signs[b]).mean())) for a, b in ((0, 1), (0, 2), (1, 2))) < 0.25
-        common = [directions.z(slot, b) * signs[b] for b in range(3)]
+        common = [directions.z(space, b) * signs[b] for b in range(3)]
         assert all(torch.equal(common[0], other) for other in common)
         found.append(common[0].double().flatten().numpy())
     for u in found:
@@ -112,8 +112,7 @@ def test_what_is_logged_of_a_step_is_of_slopes_alone() -> None:
 def test_kerzoos_radii_are_uniform_and_its_kernel_keeps_the_first_order_and_cancels_the_third() -> None:
     opt, radii = made("kerzoo", Layer("linear")), []
     for step in range(4000):
-        opt.go_on(step, 0, 0)
-        radii.append(opt.radius)
+        radii.append(opt.method.query.radius(opt.draws.at(step)))
     r = np.array(radii)
     kernel = 15 / 4 * r * (5 - 7 * r**2)
     assert np.abs(r).max() <= 1

@@ -12,8 +12,8 @@ from torch import nn
 
 import zerograd as zg
 from tests.oracles.methods import COMMON, Net, batch, methods, same, shared_and_own, stored
+from zerograd.evaluate.self_check import NotPure
 from zerograd.evaluate.trace import UnresolvedOperation
-from zerograd.optim.base import NotPure
 
 MeZO, PerExample = zg.optim.MeZO, zg.optim.PerExample
 
@@ -29,7 +29,7 @@ MeZO, PerExample = zg.optim.MeZO, zg.optim.PerExample
         *((name, value) for name in ("lr", "weight_decay") for value in (-1e-6, math.nan, math.inf)),
         ("seed", -1),
         ("seed", 2**64),
-        ("storage", "float8"),
+        ("precision", "float8"),
         ("distribution", "uniform"),
     ],
 )
@@ -53,7 +53,7 @@ def test_two_parameters_of_one_name_are_refused():
     one, other = Net(), Net()
     with pytest.raises(ValueError, match=r"embed\.weight names two parameters; give them names that differ"):
         MeZO([*one.named_parameters(), *other.named_parameters()])
-    assert len(MeZO([{"params": one}, {"params": other}]).slots) == 2 * len(MeZO(Net()).slots)
+    assert len(MeZO([{"params": one}, {"params": other}]).spaces) == 2 * len(MeZO(Net()).spaces)
 
 
 @pytest.mark.parametrize("rank", [0, -1])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import zerograd as zg
+from tests.oracles import perturb_in_place
 from tests.oracles.methods import (
     Net,
     batch,
@@ -23,8 +24,7 @@ from tests.oracles.methods import (
     same,
     stored,
 )
-from zerograd.directions.family import Directions
-from zerograd.evaluate.score import score_batch
+from zerograd.directions import Draws
 from zerograd.queries import plan as plans
 
 
@@ -45,12 +45,12 @@ def test_mezo_subtracts_lr_times_the_projected_gradient_times_the_direction(meth
     ]
     opt = method(groups, lr=0.1, eps=1e-3, relative=relative, seed=9)
     before, after = moved(opt, net)
-    directions = Directions(opt.family, 9, 0)
+    directions = Draws(opt.method.draw, 9).at(0)
     settings = dict(zip(range(6), [(0.3, 1e-2, 0), *[(0.1, 1e-3, 0.5)] * 4, (0.1, 3e-3, 0)], strict=True))
-    for i, slot in enumerate(opt.slots):
+    for i, space in enumerate(opt.spaces):
         lr, eps, decay = settings[i]
-        z = directions.z(slot, 0)
-        expected = (1 - lr * decay) * before[i] - lr / eps * opt.info.difference * slot.scale * z
+        z = directions.z(space, 0)
+        expected = (1 - lr * decay) * before[i] - lr / eps * opt.info.difference * space.scale * z
         torch.testing.assert_close(after[i], expected, rtol=1e-5, atol=1e-6)
         assert not torch.equal(after[i], before[i])
 
@@ -59,34 +59,30 @@ def test_mezo_subtracts_lr_times_the_projected_gradient_times_the_direction(meth
 def test_a_per_example_update_is_the_weighted_mean_of_directions(method):
     net = Net()
     opt = method(net, lr=0.1, eps=1e-2, seed=9)
-    directions = Directions(opt.family, 9, 0)
-    for slot in opt.slots:
-        slot.eps = 1e-2
-    scores = score_batch(opt.slots, directions, plans.example_pairs(4), net.losses, batch())
+    directions = Draws(opt.method.draw, 9).at(0)
+    scores = perturb_in_place.scores(opt.spaces, directions, plans.example_pairs(4), net.losses, batch(), 1e-2)
     d = (scores[:4] - scores[4:]) / 2
-    a = d / d.std() if opt.standardised else d / 1e-2
+    a = d / d.std() if opt.settings.standardised else d / 1e-2
     before, after = moved(opt, net)
-    for i, slot in enumerate(opt.slots):
-        mean = sum(a[b] * directions.z(slot, b) for b in range(4)) / 4
-        torch.testing.assert_close(after[i], before[i] - 0.1 * slot.scale * mean, rtol=1e-4, atol=1e-6)
+    for i, space in enumerate(opt.spaces):
+        mean = sum(a[b] * directions.z(space, b) for b in range(4)) / 4
+        torch.testing.assert_close(after[i], before[i] - 0.1 * space.scale * mean, rtol=1e-4, atol=1e-6)
 
 
 def test_fzoo_subtracts_the_mean_of_its_directions_weighted_by_standardised_losses():
     net = Net()
     opt = zg.optim.FZOO(net, lr=0.1, eps=1e-2, directions=5, seed=9)
-    directions = Directions(opt.family, 9, 0)
-    for slot in opt.slots:
-        slot.eps = 1e-2
+    directions = Draws(opt.method.draw, 9).at(0)
     plan = plans.population(4, 5)
     assert len(plan) == 24
-    assert plan.variants[-1].sign == 0
-    losses = score_batch(opt.slots, directions, plan, net.losses, batch()).view(6, 4).mean(1)
+    assert plan.variant(5).coefficient == 0
+    losses = perturb_in_place.scores(opt.spaces, directions, plan, net.losses, batch(), 1e-2).view(6, 4).mean(1)
     torch.testing.assert_close(losses[5], net.losses(batch()).mean())
     a = (losses[:5] - losses[5]) / (losses[:5] - losses[5]).std()
     before, after = moved(opt, net)
-    for i, slot in enumerate(opt.slots):
-        mean = sum(a[n] * directions.z(slot, n) for n in range(5)) / 5
-        torch.testing.assert_close(after[i], before[i] - 0.1 * slot.scale * mean, rtol=1e-4, atol=1e-6)
+    for i, space in enumerate(opt.spaces):
+        mean = sum(a[n] * directions.z(space, n) for n in range(5)) / 5
+        torch.testing.assert_close(after[i], before[i] - 0.1 * space.scale * mean, rtol=1e-4, atol=1e-6)
 
 
 @methods("mezo", "mezo-populations", "fzoo", "leave-one-out", "sign-published", "conservative", "kerzoo", "hizoo")
@@ -120,13 +116,13 @@ def test_sums_and_weights_give_the_step_of_their_quotient():
 
 
 @every_query_in_split
-def test_the_returned_loss_is_near_that_of_the_clean_model_and_evaluate_gives_it(method, storage):
+def test_the_returned_loss_is_near_that_of_the_clean_model_and_evaluate_gives_it(method, precision):
     net = Net()
-    opt = method(net, lr=0.0, eps=1e-3, storage=storage)
+    opt = method(net, lr=0.0, eps=1e-3, precision=precision)
     with torch.no_grad():
         clean = net.losses(batch())
-    torch.testing.assert_close(opt.evaluate(net.losses, batch()), clean, rtol=2e-2 if storage != "float32" else 1e-5, atol=1e-5)
-    assert math.isclose(opt.step(net.losses, batch()), float(clean.mean()), rel_tol=2e-2 if storage != "float32" else 1e-3)
+    torch.testing.assert_close(opt.evaluate(net.losses, batch()), clean, rtol=2e-2 if precision != "float32" else 1e-5, atol=1e-5)
+    assert math.isclose(opt.step(net.losses, batch()), float(clean.mean()), rel_tol=2e-2 if precision != "float32" else 1e-3)
 
 
 def test_a_step_reads_every_batch_structure_alike():
@@ -144,12 +140,12 @@ def test_a_step_reads_every_batch_structure_alike():
     assert same(results[0], results[2])
 
 
-@pytest.mark.parametrize("name", [name for name, method in zg.optim.METHODS.items() if method.perturbs])
+@pytest.mark.parametrize("name", [name for name in zg.optim.METHODS if zg.optim.method_of(name).perturbs])
 def test_what_perturbs_does_so_in_units_of_each_tensors_rms_unless_told_otherwise(name):
     """`zerograd tune` gives all of them the same eps."""
     opt = zg.optim.METHODS[name](Net())
-    for slot in opt.slots:
-        assert slot.scale == pytest.approx(float(slot.exact().square().mean().sqrt()) or 0.02), slot.name
+    for space in opt.spaces:
+        assert space.scale == pytest.approx(float(space.exact().square().mean().sqrt()) or 0.02), space.name
 
 
 def test_a_standardised_relative_step_changes_a_weight_by_lr_over_root_batch():
@@ -184,7 +180,7 @@ def test_a_compiled_module_is_perturbed_as_it_is_written(optimiser: Any, closure
         ours = copy.deepcopy(model)
         called = torch.compile(ours, backend=backend) if compile_it else ours
         opt = optimiser(called, lr=1e-2)
-        assert [slot.name for slot in opt.slots][:2] == ["0.weight", "0.bias"]
+        assert [space.name for space in opt.spaces][:2] == ["0.weight", "0.bias"]
 
         def objective(batch: Any, called: Any = called) -> torch.Tensor:
             return F.cross_entropy(called(batch[0]), batch[1], reduction="none")

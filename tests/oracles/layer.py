@@ -62,18 +62,20 @@ def data(examples: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def flat(opt: Any) -> Array:
     """The weights that are being optimised, tensor after tensor."""
-    return np.concatenate([slot.exact().detach().double().numpy().ravel() for slot in opt.slots])
+    return np.concatenate([space.exact().detach().double().numpy().ravel() for space in opt.spaces])
 
 
 SIGMAS = 4.5
 """Standard errors that a mean may be off by; seeds are fixed, so no test is flaky."""
 
-METHODS = [name for name, method in optim.METHODS.items() if method.perturbs and not method.takes_backward]
+METHODS = [name for name in optim.METHODS if (method := optim.method_of(name)).perturbs and not method.takes_backward]
 """Those of evaluations alone."""
 
 
 def made(name: str, params: Any, **settings: Any) -> Any:
-    common = {"lr": LR, "relative": False, "seed": 6, "self_check": False} | ({"eps": EPS} if optim.METHODS[name].perturbs else {})
+    common = {"lr": LR, "relative": False, "seed": 6, "self_check": False} | (
+        {"eps": EPS} if optim.method_of(name).perturbs else {}
+    )
     return optim.METHODS[name](params, **(common | settings))
 
 

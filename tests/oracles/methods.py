@@ -14,8 +14,9 @@ from torch import nn
 
 import zerograd as zg
 from tests.tiers import full, tiers
-from zerograd.directions.family import Directions
-from zerograd.update import apply
+from zerograd.directions import Draws
+from zerograd.spaces import Space
+from zerograd.update import GroupStep, Target
 
 COMMON: dict[str, Callable[..., Any]] = {
     "mezo": zg.optim.MeZO,
@@ -46,7 +47,7 @@ COMMON: dict[str, Callable[..., Any]] = {
     "block-wise": zg.optim.BlockWise,
     "random-layers": functools.partial(zg.optim.RandomLayers, share=0.75),
 }
-STORAGES = ("float32", "split", "bfloat16")
+PRECISIONS = ("float32", "split", "bfloat16")
 
 # Axes: what a test runs over. Those of the six representatives in `split` are the quick tier, the others are `full`.
 
@@ -65,7 +66,7 @@ QUERIES = (
 RULES = (
     *("mezo", "rank1", "momentum", "adam", "adamezo", "meazo", "sign", "lozo-m", "zo-muon", "hizoo", "sparse-mezo", "static-mask"),
 )
-"""A method of each kind of State."""
+"""A method of each kind of rule."""
 
 
 def methods(*names: str) -> pytest.MarkDecorator:
@@ -76,36 +77,36 @@ def methods(*names: str) -> pytest.MarkDecorator:
 
 
 def pairs(in_split: Iterable[str], elsewhere: Iterable[str] = ()) -> pytest.MarkDecorator:
-    """A test's `method` and `storage`: some methods in `split`, and some in float32 and bfloat16."""
+    """A test's `method` and `precision`: some methods in `split`, and some in float32 and bfloat16."""
     found = [(name, "split") for name in in_split]
-    found += [(name, storage) for storage in ("float32", "bfloat16") for name in elsewhere]
+    found += [(name, precision) for precision in ("float32", "bfloat16") for name in elsewhere]
     return pytest.mark.parametrize(
-        ("method", "storage"),
+        ("method", "precision"),
         [
-            pytest.param(COMMON[name], storage, id=f"{name}-{storage}", marks=[] if quick(name, storage) else [full])
-            for name, storage in found
+            pytest.param(COMMON[name], precision, id=f"{name}-{precision}", marks=[] if quick(name, precision) else [full])
+            for name, precision in found
         ],
     )
 
 
-def quick(name: str, storage: str) -> bool:
-    return name in REPRESENTATIVES and storage == "split"
+def quick(name: str, precision: str) -> bool:
+    return name in REPRESENTATIVES and precision == "split"
 
 
 every_method = methods(*COMMON)
-every_storage = tiers("storage", ["split"], ["float32", "bfloat16"])
+every_precision = tiers("precision", ["split"], ["float32", "bfloat16"])
 every_method_in_split = pairs(COMMON, REPRESENTATIVES)
-"""What any method may do wrong, and any storage."""
+"""What any method may do wrong, and any precision."""
 
-every_rule_in_every_storage = pairs(COMMON, RULES)
-"""What a State may do wrong in one storage."""
+every_rule_in_every_precision = pairs(COMMON, RULES)
+"""What a rule may do wrong in one precision."""
 
 every_family = methods(*FAMILIES)
 every_family_in_split = pairs(FAMILIES, ("mezo", "rank1"))
-every_family_in_every_storage = pairs(FAMILIES, FAMILIES)
+every_family_in_every_precision = pairs(FAMILIES, FAMILIES)
 every_query = methods(*QUERIES)
 every_query_in_split = pairs(QUERIES, ("mezo", "rank1"))
-every_query_in_every_storage = pairs(QUERIES, QUERIES)
+every_query_in_every_precision = pairs(QUERIES, QUERIES)
 every_rule_in_split = pairs(RULES)
 shared_and_own = methods("mezo", "rank1")
 """What is asked of code that all methods share: with directions of the batch, and of each example."""
@@ -157,11 +158,9 @@ def batch(examples: int = 4, seed: int = 0) -> torch.Tensor:
 def stored(opt: Any) -> list[torch.Tensor]:
     """Bit patterns of everything that an optimiser may write: parameters and remainders, copies."""
     patterns = []
-    for slot in opt.slots:
-        weight = slot.parameter.detach()
-        patterns.append(weight.view(torch.int16 if weight.element_size() == 2 else torch.int32).clone())
-        if slot.remainder is not None:
-            patterns.append(slot.remainder.clone())
+    for space in opt.spaces:
+        for tensor in space.stored().values():
+            patterns.append(tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32).clone())
     return patterns
 
 
@@ -171,19 +170,29 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 def exact(opt: Any) -> list[torch.Tensor]:
     """The float32 values that are being optimised, copies."""
-    return [slot.exact().detach().clone() for slot in opt.slots]
+    return [space.exact().detach().clone().view(space.shape) for space in opt.spaces]
+
+
+def update(opt: Any, step: int, coefficients: list[float], lr: float = 1.0, decay: float = 1.0) -> None:
+    """Subtract directions of a step from every space as plain SGD does, whatever the method's rule."""
+    for space in opt.spaces:
+        update_space(space, opt.draws, step, coefficients, lr, decay)
+
+
+def update_space(space: Space, draws: Draws, step: int, coefficients: list[float], lr: float = 1.0, decay: float = 1.0) -> None:
+    """The same of one space."""
+    Target(space, draws).subtract_directions([GroupStep(step, 1, -1, lr, decay, coefficients)])
 
 
 def digest_of_updates() -> tuple[str, str]:
-    """(the back end that drew the noise, a digest of weights after the same multipliers by every method in every storage)."""
+    """(the back end that drew the noise, a digest of weights after the same coefficients by every method in every precision)."""
     digest = hashlib.sha256()
     for method in COMMON.values():
-        for storage in STORAGES:
+        for precision in PRECISIONS:
             net = Net()
-            opt = method(net, lr=0.1, storage=storage)
+            opt = method(net, lr=0.1, precision=precision)
             for step in range(2):
-                for slot in opt.slots:
-                    apply.update(slot, Directions(opt.family, 0, step), [0, 5], [0.3, -0.1], 0.99)
+                update(opt, step, [0.3, 0.0, 0.0, 0.0, 0.0, -0.1], decay=0.99)
             for pattern in stored(opt):
                 digest.update(pattern.numpy().tobytes())
     return zg.noise.backend(torch.empty(1, 1)).__name__, digest.hexdigest()

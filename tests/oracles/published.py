@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from tests.oracles.layer import EPS, LR, Array, Layer, flat
-from zerograd.directions.family import Directions
+from zerograd.directions import Directions, Draws
 from zerograd.noise import CHANCE, LEFT, RIGHT
-from zerograd.spaces.weights import Slot
+from zerograd.spaces import Space
 
 Rule = Callable[["Run"], Iterator[Array]]
 
@@ -38,7 +38,7 @@ class Run:
     touched: Array | float = 1.0
 
     def __post_init__(self) -> None:
-        self.scale = np.concatenate([np.full(slot.parameter.numel(), slot.scale) for slot in self.opt.slots])
+        self.scale = np.concatenate([np.full(space.numel, space.scale) for space in self.opt.spaces])
         self.w = flat(self.opt) / self.scale
 
     def losses(self, change: Array | float = 0.0) -> Array:
@@ -54,54 +54,55 @@ class Run:
 
     @property
     def drawn(self) -> Directions:
-        """What the step draws, before any shape."""
-        return Directions(replace(self.opt.family, shape=None), self.opt.seed, self.step)
+        """The directions of the step, without their modulation."""
+        return Draws(replace(self.opt.method.draw, modulation=None), self.opt.draws.seed).at(self.step)
 
     @property
-    def matrices(self) -> list[Slot]:
+    def matrices(self) -> list[Space]:
         return self.with_rank(1)
 
-    def with_rank(self, rank: int) -> list[Slot]:
+    def with_rank(self, rank: int) -> list[Space]:
         """The matrices whose sides are no shorter than a rank."""
-        return [slot for slot in self.opt.slots if slot.is_matrix and min(slot.view[1:]) >= rank]
+        return [space for space in self.opt.spaces if space.is_matrix and min(space.view[1:]) >= rank]
 
     def z(self, direction: int = 0) -> Array:
-        return np.concatenate([array(self.drawn.z(slot, direction)).ravel() for slot in self.opt.slots])
+        return np.concatenate([array(self.drawn.z(space, direction)).ravel() for space in self.opt.spaces])
 
-    def left(self, slot: Slot, direction: int = 0) -> Array:
+    def left(self, space: Space, direction: int = 0) -> Array:
         """(stack, rows, rank)"""
-        return per_matrix(self.drawn.left(slot, [direction])[0], slot)
+        return per_matrix(self.drawn.factors(space, [direction])[0][0], space)
 
-    def right(self, slot: Slot, direction: int = 0) -> Array:
+    def right(self, space: Space, direction: int = 0) -> Array:
         """(stack, columns, rank)"""
-        return per_matrix(self.drawn.right(slot, [direction])[0], slot)
+        return per_matrix(self.drawn.factors(space, [direction])[1][0], space)
 
-    def basis(self, slot: Slot, domain: int, size: int) -> Array:
+    def basis(self, space: Space, domain: int, size: int) -> Array:
         """Q of the QR of what was drawn when the period began, R of positive diagonal: (stack, size, rank)."""
-        began = self.drawn.at(self.step - self.step % self.opt.family.period)
-        q, r = np.linalg.qr(per_matrix(began.drawn(slot, [0], domain, size)[0], slot))
+        draw = self.opt.method.draw
+        began = self.drawn.at(self.step - self.step % draw.right_period)
+        q, r = np.linalg.qr(per_matrix(began.raw_noise("gaussian", space, [0], domain, draw.rank, size)[0], space))
         return q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None, :]
 
     def whole(self, rest: Array, matrices: Sequence[Array], rank: int = 1) -> Array:
         """A flat one, whose matrices of a rank are these and whose rest is that of another flat one."""
         made, first, given = rest.copy(), 0, iter(matrices)
-        for slot in self.opt.slots:
-            if slot in self.with_rank(rank):
-                made[first : first + slot.parameter.numel()] = next(given).ravel()
-            first += slot.parameter.numel()
+        for space in self.opt.spaces:
+            if space in self.with_rank(rank):
+                made[first : first + space.numel] = next(given).ravel()
+            first += space.numel
         return made
 
-    def each(self, values: Callable[[Slot], Array]) -> Array:
-        return np.concatenate([values(slot).ravel() for slot in self.opt.slots])
+    def each(self, values: Callable[[Space], Array]) -> Array:
+        return np.concatenate([values(space).ravel() for space in self.opt.spaces])
 
 
 def array(tensor: torch.Tensor) -> Array:
     return tensor.detach().double().numpy()
 
 
-def per_matrix(factor: torch.Tensor, slot: Slot) -> Array:
+def per_matrix(factor: torch.Tensor, space: Space) -> Array:
     """(stack * rank, size) as (stack, size, rank)."""
-    return array(factor).reshape(slot.view[0], -1, factor.shape[-1]).swapaxes(1, 2)
+    return array(factor).reshape(space.view[0], -1, factor.shape[-1]).swapaxes(1, 2)
 
 
 def product(left: Array, right: Array) -> Array:
@@ -201,7 +202,7 @@ def conservative(run: Run) -> Iterator[Array]:
 
 def kerzoo(run: Run) -> Iterator[Array]:
     while True:
-        r, z = run.opt.radius, run.z()
+        r, z = run.opt.method.query.radius(run.drawn), run.z()
         kernel = 15 / 4 * r * (5 - 7 * r**2)
         yield LR * (run.loss(EPS * r * z) - run.loss(-EPS * r * z)) / (2 * EPS) * kernel * z
 
@@ -227,9 +228,9 @@ def grzo(run: Run, standardised: bool) -> Iterator[Array]:
     """The published lr is 2 eps times the library's, which without the deviation divides by eps once more."""
     while True:
         examples = len(run.losses())
-        shaped = replace(run.drawn, family=run.opt.family)
-        signs = [[product(run.left(slot, b), run.right(slot, b)) for slot in run.matrices] for b in range(examples)]
-        common = [array(shaped.z(slot, 0)).reshape(slot.view) * rs for slot, rs in zip(run.matrices, signs[0], strict=True)]  # U
+        shaped = replace(run.drawn, family=run.opt.method.draw)
+        signs = [[product(run.left(space, b), run.right(space, b)) for space in run.matrices] for b in range(examples)]
+        common = [array(shaped.z(space, 0)).reshape(space.view) * rs for space, rs in zip(run.matrices, signs[0], strict=True)]  # U
         z = [run.whole(run.z(b), [u * rs for u, rs in zip(common, own, strict=True)]) for b, own in enumerate(signs)]
         d = np.array([(run.losses(EPS * one)[b] - run.losses(-EPS * one)[b]) / 2 for b, one in enumerate(z)])
         a = d / d.std(ddof=1) if standardised else d / EPS
@@ -243,7 +244,7 @@ def per_example(run: Run, sides: int, directions: int, rank: int, standardised: 
             own = []
             for i in range(directions):
                 drawn = i * examples + b
-                factors = [product(run.left(slot, drawn), run.right(slot, drawn)) / math.sqrt(rank) for slot in run.matrices]
+                factors = [product(run.left(space, drawn), run.right(space, drawn)) / math.sqrt(rank) for space in run.matrices]
                 own.append(run.whole(run.z(drawn), factors))
             up = [run.losses(EPS * one)[b] for one in own]
             if sides == 2:
@@ -260,7 +261,7 @@ def lozo(run: Run, rank: int) -> Iterator[Array]:
     eps = EPS / math.sqrt(rank)
     while True:
         z = run.z()
-        products = [product(run.left(slot), run.right(slot)) for slot in run.matrices]
+        products = [product(run.left(space), run.right(space)) for space in run.matrices]
         probe = run.whole(EPS * z, [eps * one for one in products])
         rise = (run.loss(probe) - run.loss(-probe)) / 2
         yield LR * run.whole(rise / EPS * z, [rise / eps * one / rank for one in products])
@@ -273,7 +274,7 @@ def lozo_m(run: Run, rank: int, period: int, beta: float) -> Iterator[Array]:
     right: list[Array] = []
     while True:
         z, old = run.z(), right
-        left, right = [run.left(slot) for slot in run.matrices], [run.right(slot) for slot in run.matrices]
+        left, right = [run.left(space) for space in run.matrices], [run.right(space) for space in run.matrices]
         if run.step and run.step % period == 0:
             factors = [f @ (was.swapaxes(1, 2) @ now) / now.shape[1] for f, was, now in zip(factors, old, right, strict=True)]
         elif run.step:
@@ -288,12 +289,14 @@ def lozo_m(run: Run, rank: int, period: int, beta: float) -> Iterator[Array]:
 def subzero(run: Run, rank: int) -> Iterator[Array]:
     while True:
         made = []
-        for slot in run.with_rank(rank):
-            stack, rows, columns = slot.view
-            u, v = run.basis(slot, LEFT, rows), run.basis(slot, RIGHT, columns)
+        for space in run.with_rank(rank):
+            stack, rows, columns = space.view
+            u, v = run.basis(space, LEFT, rows), run.basis(space, RIGHT, columns)
             for q in (u, v):
                 np.testing.assert_allclose(q.swapaxes(1, 2) @ q, np.broadcast_to(np.eye(rank), (stack, rank, rank)), atol=1e-12)
-            inner = array(run.drawn.drawn(slot, [0], CHANCE, rank)[0]).reshape(stack, rank, rank).swapaxes(1, 2)
+            inner = (
+                array(run.drawn.raw_noise("gaussian", space, [0], CHANCE, rank, rank)[0]).reshape(stack, rank, rank).swapaxes(1, 2)
+            )
             made.append(math.sqrt(rows * columns) / rank * product(u @ inner, v))
         z = run.whole(run.z(), made, rank)
         yield LR * two_sided(run, z) * z
@@ -314,19 +317,19 @@ def zo_muon(run: Run, rank: int, directions: int) -> Iterator[Array]:
     """
     while True:
         z, bases, inner, factored = [run.z(i) for i in range(directions)], [], [], run.with_rank(rank)
-        for slot in factored:
-            bases.append(run.basis(slot, LEFT, slot.view[1]))
-            inner.append([run.right(slot, i).swapaxes(1, 2) for i in range(directions)])  # u: (stack, rank, columns)
+        for space in factored:
+            bases.append(run.basis(space, LEFT, space.view[1]))
+            inner.append([run.right(space, i).swapaxes(1, 2) for i in range(directions)])  # u: (stack, rank, columns)
         c = []
         for i in range(directions):
             probe = [math.sqrt(s.view[1] / rank) * p @ u[i] for s, p, u in zip(factored, bases, inner, strict=True)]
             c.append(one_sided(run, run.whole(z[i], probe, rank)))
         change = []
-        for slot, p, u in zip(factored, bases, inner, strict=True):
+        for space, p, u in zip(factored, bases, inner, strict=True):
             gradient = sum(c[i] * u[i] for i in range(directions))
             orthogonal = np.stack([newton_schulz(part) for part in gradient])
-            change.append(math.sqrt(slot.view[1] * slot.view[2] / rank) * p @ orthogonal)
-        g = np.split(np.tensordot(c, z, 1), np.cumsum([slot.parameter.numel() for slot in run.opt.slots])[:-1])
+            change.append(math.sqrt(space.view[1] * space.view[2] / rank) * p @ orthogonal)
+        g = np.split(np.tensordot(c, z, 1), np.cumsum([space.numel for space in run.opt.spaces])[:-1])
         rest = [part * math.sqrt(len(part)) / np.linalg.norm(part) for part in g]
         yield LR * run.whole(np.concatenate(rest), change, rank)
 
@@ -351,18 +354,18 @@ def masked(run: Run, mask: Callable[[], Array]) -> Iterator[Array]:
 def sparse_mezo(run: Run, keep: float) -> Iterator[Array]:
     """h is the size of one of the first weights: the margin lets it through whatever its rounding."""
 
-    def threshold(slot: Slot) -> Array:
-        sizes = np.sort(np.abs(array(slot.exact())).ravel())
-        return np.full(sizes.shape, sizes[round(keep * len(sizes)) - 1] if slot.is_matrix else np.inf)
+    def threshold(space: Space) -> Array:
+        sizes = np.sort(np.abs(array(space.exact())).ravel())
+        return np.full(sizes.shape, sizes[round(keep * len(sizes)) - 1] if space.is_matrix else np.inf)
 
     h = run.each(threshold) * (1 + 1e-6)
     return masked(run, lambda: (np.abs(run.w * run.scale) <= h).astype(float))
 
 
 def static_mask(run: Run, keep: float, sensitivity: dict[str, torch.Tensor] | None = None) -> Iterator[Array]:
-    def places(slot: Slot) -> Array:
-        sizes = array(slot.exact() if sensitivity is None else sensitivity[slot.name]).ravel()
-        mask = np.zeros(sizes.shape) if slot.is_matrix else np.ones(sizes.shape)
+    def places(space: Space) -> Array:
+        sizes = array(space.exact() if sensitivity is None else sensitivity[space.name]).ravel()
+        mask = np.zeros(sizes.shape) if space.is_matrix else np.ones(sizes.shape)
         mask[np.argsort(-np.abs(sizes))[: round(keep * len(sizes))]] = 1
         return mask
 
@@ -370,20 +373,20 @@ def static_mask(run: Run, keep: float, sensitivity: dict[str, torch.Tensor] | No
     return masked(run, lambda: mask)
 
 
-def blocks(run: Run, touches: Callable[[Slot, int], bool]) -> Iterator[Array]:
+def blocks(run: Run, touches: Callable[[Space, int], bool]) -> Iterator[Array]:
     while True:
-        run.touched = run.each(lambda slot: np.full(slot.parameter.numel(), float(touches(slot, run.step))))
+        run.touched = run.each(lambda space: np.full(space.numel, float(touches(space, run.step))))
         z = run.z() * run.touched
         yield LR * two_sided(run, z) * z
 
 
 def block_wise(run: Run) -> Iterator[Array]:
-    return blocks(run, lambda slot, step: run.opt.slots.index(slot) == step % len(run.opt.slots))
+    return blocks(run, lambda space, step: run.opt.spaces.index(space) == step % len(run.opt.spaces))
 
 
 def random_layers(run: Run) -> Iterator[Array]:
     """Which blocks it is was drawn."""
-    return blocks(run, lambda slot, step: run.opt.family.touches(slot, run.opt.seed, step))
+    return blocks(run, lambda space, step: run.opt.method.draw.is_active(space, run.opt.draws.seed, step))
 
 
 def forward_gradient(run: Run) -> Iterator[Array]:
@@ -405,7 +408,7 @@ def adamw(run: Run, betas: tuple[float, float], zeta: float) -> Iterator[Array]:
 
 def hybrid(run: Run, betas: tuple[float, float], zeta: float, ratio: float) -> Iterator[Array]:
     """Of three blocks the last two are deep."""
-    shallow = run.each(lambda slot: np.full(slot.parameter.numel(), float(slot.name == "weight")))
+    shallow = run.each(lambda space: np.full(space.numel, float(space.name == "weight")))
     follow = adams(betas, zeta)
     while True:
         z = run.z() * shallow

@@ -9,7 +9,7 @@ from transformers import (
 )
 
 from tests.text.tiny import characters
-from zerograd.planner import planned
+from zerograd.planner import make_plan
 from zerograd.planner.settings import PlanSettings
 
 DESCRIBED = {"device": "cpu", "memory": "16GB", "flops": "1TFLOPS", "bandwidth": "20GB/s"}
@@ -31,7 +31,7 @@ def saved(path, **more):
 
 
 def rows_of(**settings):
-    return {row.name: row for row in planned(PlanSettings(**DESCRIBED | settings)).rows}
+    return {row.name: row for row in make_plan(PlanSettings(**DESCRIBED | settings)).rows}
 
 
 def trained(model):

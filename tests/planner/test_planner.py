@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -20,11 +21,13 @@ from tests.text.data.files import write
 from zerograd.cli import main
 from zerograd.machine import memory
 from zerograd.optim import FZOO, METHODS
-from zerograd.planner import kept, machine, planned, shapes
+from zerograd.planner import machine, make_plan, method_cost, shapes
 from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import shape
 from zerograd.text.models import loading as models
 from zerograd.text.models import schemes
+
+pytestmark = pytest.mark.full
 
 pytestmark = pytest.mark.full
 
@@ -44,14 +47,14 @@ def test_a_folder_is_counted_as_it_loads_and_no_weight_is_read(folder, tmp_path)
     assert found.upper == found.body * 3 // 5
 
 
-@pytest.mark.parametrize(("storage", "code"), [("auto", 0), ("float32", 2)])
-def test_experts_have_a_plan_or_a_line_that_says_why_not(storage, code, tmp_path, capsys):
+@pytest.mark.parametrize(("precision", "code"), [("auto", 0), ("float32", 2)])
+def test_experts_have_a_plan_or_a_line_that_says_why_not(precision, code, tmp_path, capsys):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
     MixtralConfig(**sizes, num_key_value_heads=4, num_local_experts=4, architectures=["MixtralForCausalLM"]).save_pretrained(
         tmp_path
     )
-    assert main(["plan", str(tmp_path), *FLAGS, "--storage", storage, "--json"]) == code
-    says = "what a pass of MixtralForCausalLM in torch.float32 holds is not known before it runs (" if code else ""
+    assert main(["plan", str(tmp_path), *FLAGS, "--precision", precision, "--json"]) == code
+    says = "the memory of a pass of MixtralForCausalLM in torch.float32 is not known before it runs (" if code else ""
     assert says in capsys.readouterr().err
 
 
@@ -66,36 +69,45 @@ def test_what_is_not_told_of_free_memory_is_all_there_is(monkeypatch):
     assert memory.free_bytes() == 0
 
 
-@pytest.mark.parametrize("storage", ["auto", "float32", "bfloat16"])
+def saved_bytes(spaces):
+    """Bytes of what is stored beside the model's own parameters."""
+    return sum(tensor.nbytes for space in spaces for tensor in space.saved().values())
+
+
+@functools.cache
+def planned_once(folder, precision):
+    return rows_of(model=str(folder), precision=precision)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
 @pytest.mark.parametrize("scheme", ["full", "lora"])
-def test_what_adamw_keeps_is_what_it_keeps_of_a_real_model(folder, scheme, storage):
-    row = rows_of(model=str(folder), storage=storage)[f"AdamW, {scheme}"]
-    how = "split" if storage == "auto" else storage
-    model = schemes.select(models.load(str(folder), torch.float32 if storage == "float32" else torch.bfloat16).model, scheme)
-    real = METHODS["adamw"](model, storage=None if scheme == "lora" else how)
+def test_what_adamw_keeps_is_what_it_keeps_of_a_real_model(folder, scheme, precision):
+    row = planned_once(folder, precision)[f"AdamW, {scheme}"]
+    how = "split" if precision == "auto" else precision
+    model = schemes.select(models.load(str(folder), torch.float32 if precision == "float32" else torch.bfloat16).model, scheme)
+    real = METHODS["adamw"](model, precision=None if scheme == "lora" else how)
     real.step(lambda ids: model(input_ids=ids).logits.float().square().mean((1, 2)), torch.ones(2, 4, dtype=torch.long))
-    assert row.parts["state"] == pytest.approx(real.state_bytes, rel=0.02)  # and the powers of the betas, once
-    assert real.state_bytes == 8 * row.trained + 16
-    assert row.parts["remainder"] == sum(0 if slot.remainder is None else slot.remainder.nbytes for slot in real.slots)
+    assert row.parts["state"] == pytest.approx(real.state_bytes, rel=0.02)
+    assert real.state_bytes == 8 * row.trained
+    assert row.parts["remainder"] == saved_bytes(real.spaces)
     assert row.parts["weights"] == sum(p.nbytes for p in model.parameters())
 
 
-@pytest.mark.parametrize("storage", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
 @pytest.mark.parametrize("scheme", shapes.SCHEMES)
-def test_weights_and_remainders_are_those_of_the_optimiser(folder, scheme, storage):
-    row = rows_of(model=str(folder), storage=storage)[f"mezo, {scheme}"]
-    dtype = torch.float32 if storage == "float32" else torch.bfloat16
+def test_weights_and_remainders_are_those_of_the_optimiser(folder, scheme, precision):
+    row = planned_once(folder, precision)[f"mezo, {scheme}"]
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
     model = schemes.select(models.load(str(folder), dtype).model, scheme)
-    how = None if storage == "auto" or scheme == "lora" else storage
-    slots = METHODS["mezo"](model, storage=how, self_check=False).slots if storage != "bfloat16" else []
-    remainders = sum(0 if slot.remainder is None else slot.remainder.nbytes for slot in slots)
+    how = None if precision == "auto" or scheme == "lora" else precision
+    spaces = METHODS["mezo"](model, precision=how, self_check=False).spaces if precision != "bfloat16" else []
     assert row.parts["weights"] == sum(p.nbytes for p in model.parameters())
-    assert row.parts["remainder"] == remainders
+    assert row.parts["remainder"] == saved_bytes(spaces)
     assert row.trained == trained(model)
 
 
 def test_inference_is_as_eval_loads_a_model(folder):
-    rows = [rows_of(model=str(folder), storage=storage)["inference"] for storage in ("auto", "float32")]
+    rows = [planned_once(folder, precision)["inference"] for precision in ("auto", "float32")]
     assert rows[0] == rows[1]
     assert rows[1].parts["weights"] == sum(p.nbytes for p in models.load(str(folder)).model.parameters())
 
@@ -140,8 +152,8 @@ def test_what_a_method_keeps_is_what_it_keeps_of_a_real_model(method, scheme):
         objective := lambda ids: model(input_ids=ids).logits.float().square().mean((1, 2)), torch.ones(2, 4, dtype=torch.long)
     )
     real.step(objective, torch.ones(2, 4, dtype=torch.long))
-    found = shapes._measured(config, "causal", 8)
-    assert kept.of(method, found.tensors[scheme]).state == pytest.approx(real.state_bytes, rel=1e-3, abs=1000)
+    found = shapes._shape_of(config, "causal", 8)
+    assert method_cost.cost_of(method, found.tensors[scheme]).state == pytest.approx(real.state_bytes, rel=1e-3, abs=1000)
 
 
 def test_a_factored_methods_state_is_small_beside_wide_weights():
@@ -165,8 +177,8 @@ def test_every_method_of_tune_has_its_rows_by_its_own_plan(folder, monkeypatch):
 
 
 def test_commands_are_ones_that_zerograd_takes(folder, capsys):
-    for storage in ("auto", "bfloat16"):
-        rows = rows_of(model=str(folder), storage=storage, batch_size=16, lora_rank=4)
+    for precision in ("auto", "bfloat16"):
+        rows = rows_of(model=str(folder), precision=precision, batch_size=16, lora_rank=4)
         assert rows["AdamW, lora"].command != rows["AdamW, lora, checkpointing"].command
         for row in rows.values():
             program, *arguments = row.command.split()
@@ -192,7 +204,7 @@ def test_commands_run_where_they_were_planned(folder, capsys):
 
 
 def test_measuring_is_said(folder, monkeypatch):
-    monkeypatch.setattr(machine, "probed", lambda *given: {"resident": 1, "flops": 1e12, "bandwidth": 1e10})
+    monkeypatch.setattr(machine, "measure", lambda *given: {"resident": 1, "flops": 1e12, "bandwidth": 1e10})
     said: list[str] = []
     for given in ({"memory": "16GB"}, DESCRIBED):
         settings = PlanSettings(model=str(folder), **{"device": "cpu"} | given)
@@ -201,7 +213,7 @@ def test_measuring_is_said(folder, monkeypatch):
 
 
 def test_methods_without_rows_are_named(folder):
-    plan = planned(PlanSettings(model=str(folder), **DESCRIBED))
+    plan = make_plan(PlanSettings(model=str(folder), **DESCRIBED))
     (said,) = (line for line in plan.basis if line.startswith("no rows: "))
     named = said.removeprefix("no rows: ").partition(";")[0].split(", ")
     there = {row.method for row in plan.rows if row.method} | {row.scheme for row in plan.rows if row.scheme}
@@ -222,7 +234,7 @@ def test_the_advice_is_back_propagation_where_it_fits_and_forward_passes_where_i
     least = min(rows["AdamW, lora"].memory, rows["AdamW, lora, checkpointing"].memory)
 
     def advice(memory):
-        return planned(PlanSettings(**DESCRIBED | {"model": "1B", "memory": str(memory)})).advice
+        return make_plan(PlanSettings(**DESCRIBED | {"model": "1B", "memory": str(memory)})).advice
 
     ample = advice(rows["AdamW, full"].memory)
     assert (
@@ -238,7 +250,7 @@ def test_the_advice_is_back_propagation_where_it_fits_and_forward_passes_where_i
 
 
 def test_a_gpu_without_room_for_activations_is_for_forward_passes():
-    plan = planned(PlanSettings(model="8B", device="cuda:9", memory="17.5GB", tokens=512, batch_size=8))
+    plan = make_plan(PlanSettings(model="8B", device="cuda:9", memory="17.5GB", tokens=512, batch_size=8))
     fitting = {row.name for row in plan.rows if plan.fits(row)}
     assert "per-example, lora" in fitting
     assert not any(name.startswith("AdamW") for name in fitting)
@@ -256,7 +268,7 @@ def test_a_cpu_with_a_number_is_the_cpu():
 def test_the_command_line_prints_a_table_and_its_rows_as_json(folder, tmp_path, capsys):
     assert main(["plan", str(folder), *FLAGS]) == 0
     table = " ".join(capsys.readouterr().out.split())
-    for part in ("per-example, upper", "AdamW, lora, checkpointing", "s/step", "16 GB", "what we would run: where the loss has"):
+    for part in ("per-example, upper", "AdamW, lora, checkpointing", "s/step", "16 GB", "recommendation: if the loss has"):
         assert part in table
     assert main(["plan", str(folder), *FLAGS, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -287,13 +299,13 @@ BAD = {
     "two models": (["8B", "--model", "demo"], "model is 'demo', and MODEL '8B'; give one of them"),
     "two sizes": (["8B", "--parameters", "7B"], "parameters is '7B', and MODEL 8B; give one of them"),
     "heads that do not divide": (["8B", "--hidden", "64", "--heads", "33"], "heads is 33, which does not divide hidden 64"),
-    "a width that has no heads": (["8B", "--hidden", "63"], "hidden is 63; heads are of an even width"),
+    "a width that has no heads": (["8B", "--hidden", "63"], "hidden is 63; heads have an even width"),
     "no tokens": (["8B", "--tokens", "0"], "tokens is 0; it must be a number of at least 1"),
     "more scored than there are": (["8B", "--answer-tokens", "65"], "answer_tokens is 65; a row has 64 tokens"),
     "a row longer than the model takes": (["demo", "--tokens", "9000"], "tokens is 9000; model 'demo' takes at most 8,192"),
     "a count that its sizes contradict": (["70B", "--layers", "32", "--hidden", "4096"], "and layers 32 and hidden 4096 make 6."),
-    "a head of no model": (["8B", "--head", "masked"], "head is masked, and a model that only sizes are known of is a causal one"),
-    "no such storage": (["8B", "--storage", "int4"], "storage is 'int4'; choose one of auto"),
+    "a head of no model": (["8B", "--head", "masked"], "head is masked, and a model described by sizes is causal"),
+    "no such precision": (["8B", "--precision", "int4"], "precision is 'int4'; choose one of auto"),
 }  # fmt: skip
 
 
@@ -310,4 +322,4 @@ def test_a_quantised_model_is_refused(folder, tmp_path, capsys):
     config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["plan", str(tmp_path), *FLAGS]) == 2
-    assert "is quantised, which nothing here trains yet" in capsys.readouterr().err
+    assert "is quantised, which zerograd does not train yet" in capsys.readouterr().err

@@ -19,6 +19,8 @@ from zerograd.planner.shapes import shape
 
 pytestmark = pytest.mark.full
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize(
     "config",
@@ -31,13 +33,13 @@ pytestmark = pytest.mark.full
 )
 def test_an_adapter_has_the_values_of_pefts(config):
     real = AutoModelForCausalLM.from_config(config)
-    found = shapes._measured(config, "causal", 4)
+    found = shapes._shape_of(config, "causal", 4)
     assert found.trained["lora"] == trained(peft.get_peft_model(real, peft.LoraConfig(r=4)))
 
 
 def test_a_token_meets_the_experts_that_it_is_sent_to():
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
-    some = [shapes._measured(MixtralConfig(**sizes, num_local_experts=n), "causal", 4) for n in (4, 8)]
+    some = [shapes._shape_of(MixtralConfig(**sizes, num_local_experts=n), "causal", 4) for n in (4, 8)]
     assert some[1].parameters > 1.5 * some[0].parameters
     assert some[1].body - some[0].body == 2 * 4 * 32  # four more routes a layer; two experts a token in both
 

@@ -13,17 +13,17 @@ from tests.oracles import methods
 
 AXES = {
     "every method": methods.every_method,
-    "every method in split, six in the other storages": methods.every_method_in_split,
-    "every method in split, every State in the other storages": methods.every_rule_in_every_storage,
-    "every State": methods.every_rule_in_split,
-    "every family in every storage": methods.every_family_in_every_storage,
-    "every family in split, two methods in the other storages": methods.every_family_in_split,
+    "every method in split, six in the other precisions": methods.every_method_in_split,
+    "every method in split, every rule in the other precisions": methods.every_rule_in_every_precision,
+    "every rule": methods.every_rule_in_split,
+    "every family in every precision": methods.every_family_in_every_precision,
+    "every family in split, two methods in the other precisions": methods.every_family_in_split,
     "every family": methods.every_family,
-    "every query in every storage": methods.every_query_in_every_storage,
-    "every query in split, two methods in the other storages": methods.every_query_in_split,
+    "every query in every precision": methods.every_query_in_every_precision,
+    "every query in split, two methods in the other precisions": methods.every_query_in_split,
     "every query": methods.every_query,
 }
-"""Family: a kind of directions. Query: a way to score them. State: what a method keeps beside the weights."""
+"""Family: a kind of directions. Query: a way to score them. Rule: what the estimate does to the weights."""
 
 OWN = "cases of its own"
 
@@ -45,32 +45,32 @@ tier; `cli/test_smoke.py` runs a case of what such files test. What a process do
 Run one file whole with `pytest -m "" tests/tune/test_resume.py`.
 
 **A new method** joins `COMMON` in `oracles/methods.py` with one line, and `CASES` in `oracles/published.py` with its rule. It
-joins `FAMILIES`, `QUERIES` or `RULES` where it brings directions, scores or State of a new kind; a test says where it must.
+joins `FAMILIES`, `QUERIES` or `RULES` where it brings directions, scores or a rule of a new kind; a test says where it must.
 
 ## Properties
 
-A *family* is a kind of directions, a *query* is a way to score them, *State* is what a method keeps beside the weights.
+A *family* is a kind of directions, a *query* is a way to score them, a *rule* is what the estimate does to the weights.
 """
 
 PROPERTIES: dict[str, dict[str, str]] = {
     "An evaluation leaves every bit of the weights, whatever ends it.": {
         "properties/test_safety.py::test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_they_were": (
-            "every query in split, two methods in the other storages"
+            "every query in split, two methods in the other precisions"
         ),
         "properties/test_safety.py::test_a_loss_that_is_not_finite_skips_the_step_and_is_counted": (
-            "every query in split, two methods in the other storages"
+            "every query in split, two methods in the other precisions"
         ),
         "properties/test_zero_drift.py::test_attach_leaves_every_weight_as_it_was_and_the_first_step_as_it_would_be": (
-            "every query in split, two methods in the other storages"
+            "every query in split, two methods in the other precisions"
         ),
     },
     "A learning rate of 0 leaves every bit, through the update's own path.": {
         "properties/test_zero_drift.py::test_a_learning_rate_of_0_leaves_every_bit_for_50_steps": (
-            "every method in split, every State in the other storages"
+            "every method in split, every rule in the other precisions"
         ),
     },
     "An update that has begun is completed.": {
-        "properties/test_safety.py::test_ctrl_c_during_the_update_waits_for_its_end": "every State",
+        "properties/test_safety.py::test_ctrl_c_during_the_update_waits_for_its_end": "every rule",
     },
     "A direction depends on its address alone: not on rows, columns, chunks, threads, order or the other tensors.": {
         "noise/test_noise.py::test_noise_of_a_chunk_is_the_slice_of_the_whole": OWN,
@@ -80,7 +80,7 @@ PROPERTIES: dict[str, dict[str, str]] = {
     },
     "Freezing a tensor leaves the noise of the others.": {
         "properties/test_tied_and_frozen.py::test_frozen_parameters_stay_and_leave_the_noise_of_the_others_as_it_was": (
-            "every family in split, two methods in the other storages"
+            "every family in split, two methods in the other precisions"
         ),
     },
     "Every back end gives the same bits.": {
@@ -92,15 +92,15 @@ PROPERTIES: dict[str, dict[str, str]] = {
     },
     "Recorded steps give the bits of the run, in any chunks, on any threads and back end.": {
         "properties/test_replay_is_bitwise.py::test_a_replay_has_the_bits_of_the_run": (
-            "every method in split, every State in the other storages"
+            "every method in split, every rule in the other precisions"
         ),
     },
     "A run is its seed and its scores, and touches no global generator.": {
         "properties/test_run_is_its_seed.py::test_a_run_is_reproducible_from_its_seed_whatever_the_global_generators_do": (
-            "every method in split, six in the other storages"
+            "every method in split, six in the other precisions"
         ),
         "properties/test_run_is_its_seed.py::test_a_saved_and_loaded_run_continues_bit_for_bit": (
-            "every method in split, six in the other storages"
+            "every method in split, six in the other precisions"
         ),
     },
     "The mean step is the gradient's, and its spread the known multiple.": {
@@ -118,33 +118,33 @@ PROPERTIES: dict[str, dict[str, str]] = {
         "properties/test_unbiased.py::test_bfloat16_updates_below_half_an_ulp_add_up_on_average": OWN,
     },
     "Losses are told apart below the model's own precision.": {
-        "properties/test_conformance.py::test_scores_are_float32_and_see_what_16_bits_would_lose": "every query in every storage",
+        "properties/test_conformance.py::test_scores_are_float32_and_see_what_16_bits_would_lose": "every query in every precision",
     },
     "What is updated is what was evaluated.": {
         "properties/test_conformance.py::test_a_direction_is_the_same_in_its_evaluation_and_in_its_update": (
-            "every family in every storage"
+            "every family in every precision"
         ),
     },
     "A tied weight is perturbed once.": {
         "properties/test_tied_and_frozen.py::test_tied_weights_are_one_slot_perturbed_in_both_uses_and_updated_once": (
-            "every family in split, two methods in the other storages"
+            "every family in split, two methods in the other precisions"
         ),
     },
     "Every trainable tensor moves.": {
         "properties/test_conformance.py::test_a_step_moves_every_trainable_tensor": (
-            "every method in split, six in the other storages"
+            "every method in split, six in the other precisions"
         ),
         "properties/test_tied_and_frozen.py::test_every_vector_of_a_stack_moves": "every family",
     },
     "Steps go downhill.": {
-        "properties/test_unbiased.py::test_forty_steps_go_downhill": "every method in split, six in the other storages",
+        "properties/test_unbiased.py::test_forty_steps_go_downhill": "every method in split, six in the other precisions",
     },
     "Every setting has an effect.": {
         "properties/test_conformance.py::test_every_setting_has_an_effect": "every method",
     },
     "A loss that is not finite changes nothing.": {
         "properties/test_safety.py::test_a_loss_that_is_not_finite_skips_the_step_and_is_counted": (
-            "every query in split, two methods in the other storages"
+            "every query in split, two methods in the other precisions"
         ),
     },
     "A batch in parts gives the step of the whole.": {
@@ -153,7 +153,7 @@ PROPERTIES: dict[str, dict[str, str]] = {
     },
     "A step holds no more than an evaluation of as many rows and its chunks.": {
         "properties/test_cost.py::test_the_tensors_of_a_step_exceed_those_of_an_evaluation_of_as_many_rows_by_the_chunks": (
-            "every method in split, six in the other storages"
+            "every method in split, six in the other precisions"
         ),
     },
     "All that a step makes lies where the weights lie.": {

@@ -17,9 +17,9 @@ from tests.oracles.methods import (
 )
 
 
-def opt_copies(method: Any) -> int:
+def branches_of(method: Any) -> int:
     """How often a method's plan repeats the batch."""
-    return method(Net()).copies
+    return method(Net()).branches
 
 
 @every_query
@@ -40,8 +40,8 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(method, weighted):
 
     whole_loss, whole, whole_weights, _ = trained(None)
     loss, info, weights_in_parts, rows = trained(3)
-    copies = opt_copies(method)
-    assert max(rows) <= 3 * copies
+    branches = branches_of(method)
+    assert max(rows) <= 3 * branches
     assert rows[-2] == 3 * rows[-1]
     assert math.isclose(loss, whole_loss, rel_tol=1e-6)
     assert math.isclose(info.difference, whole.difference, rel_tol=1e-3)

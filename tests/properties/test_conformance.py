@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ import torch
 
 import zerograd as zg
 from tests import ROOT
+from tests.oracles import perturb_in_place
 from tests.oracles.methods import (
     COMMON,
     FAMILIES,
@@ -19,19 +21,18 @@ from tests.oracles.methods import (
     RULES,
     Net,
     batch,
-    every_family_in_every_storage,
+    every_family_in_every_precision,
     every_method,
     every_method_in_split,
-    every_query_in_every_storage,
+    every_query_in_every_precision,
     exact,
     same,
     stored,
+    update_space,
 )
 from tests.properties.index import AXES, OWN, PROPERTIES, found, page
 from tests.tiers import full
-from zerograd.evaluate.score import score_batch
-from zerograd.optim.base import Common
-from zerograd.update import apply
+from zerograd.directions import Draws
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
@@ -50,12 +51,13 @@ def test_axes_leave_no_kind_of_method_out():
         return {of(COMMON[name](Net())) for name in names}
 
     def family(opt: Any) -> Any:
-        return type(opt.family), opt.family.distribution, opt.family.rank, type(opt.family.shape)
+        draw = opt.method.draw
+        return type(draw), draw.distribution, getattr(draw, "rank", 0), type(draw.modulation), draw.activity is None
 
     assert kinds(FAMILIES, family) == kinds(COMMON, family)
-    assert kinds(RULES, lambda opt: type(opt.held)) == kinds(COMMON, lambda opt: type(opt.held))
-    for hook in ("plan", "differences", "reconsidered"):
-        of = functools.partial(lambda hook, opt: getattr(type(opt), hook), hook)
+    assert kinds(RULES, lambda opt: type(opt.method.rule)) == kinds(COMMON, lambda opt: type(opt.method.rule))
+    for hook in ("plan", "finite_differences", "coefficients", "refine"):
+        of = functools.partial(lambda hook, opt: getattr(type(opt.method.query), hook), hook)
         assert kinds(QUERIES, of) == kinds(COMMON, of)
 
 
@@ -63,53 +65,54 @@ def test_the_front_page_is_up_to_date():
     assert (ROOT / "tests" / "README.md").read_text() == page(), "python -m tests.properties.index writes it"
 
 
-def optimiser(method: Callable[..., Any], storage: str | None = None, **settings: Any) -> tuple[Net, Any]:
+def optimiser(method: Callable[..., Any], precision: str | None = None, **settings: Any) -> tuple[Net, Any]:
     net = Net()
-    return net, method(net, storage=storage, **({"lr": 0.05} | settings))
+    return net, method(net, precision=precision, **({"lr": 0.05} | settings))
 
 
 @every_method_in_split
-def test_a_step_moves_every_trainable_tensor(method, storage):
-    net, opt = optimiser(method, storage)
+def test_a_step_moves_every_trainable_tensor(method, precision):
+    net, opt = optimiser(method, precision)
     before = exact(opt)
     for seed in range(24):  # some methods move a part of the layers at a time
         opt.step(net.losses, batch(seed=seed))
-    assert {name for name, _ in net.named_parameters()} == {slot.name for slot in opt.slots}
-    for slot, was, now in zip(opt.slots, before, exact(opt), strict=True):
-        assert not torch.equal(was, now), slot.name
+    assert {name for name, _ in net.named_parameters()} == {space.name for space in opt.spaces}
+    for space, was, now in zip(opt.spaces, before, exact(opt), strict=True):
+        assert not torch.equal(was, now), space.name
 
 
-@every_family_in_every_storage
-def test_a_direction_is_the_same_in_its_evaluation_and_in_its_update(method, storage):
+@every_family_in_every_precision
+def test_a_direction_is_the_same_in_its_evaluation_and_in_its_update(method, precision):
     """From weights of zero, where no precision hides it: a probe is eps z away, an update of one direction -z."""
-    _, opt = optimiser(method, storage)
-    directions = opt._directions()
-    some = int(opt.plan(4).directions[-1])
-    for slot in opt.slots:
-        slot.parameter.data.zero_()
-        if slot.remainder is not None:
-            slot.remainder.zero_()
-        probe = directions.perturbed(slot, some, [1.0], dtype=torch.float32)[0].view(slot.parameter.shape) / (slot.eps * slot.scale)
-        apply.update(slot, directions, [some], [1.0], 1.0)
-        torch.testing.assert_close(-slot.exact() / slot.scale, probe, rtol=2**-7, atol=1e-6)
+    _, opt = optimiser(method, precision)
+    directions = opt.draws.at(opt.steps)
+    some = opt.method.query.plan(4, directions).directions[-1]
+    everywhere = Draws(dataclasses.replace(opt.method.draw, activity=None), opt.draws.seed)
+    for space in opt.spaces:
+        space.parameter.data.zero_()
+        if space.remainder is not None:
+            space.remainder.zero_()
+        probe = directions.perturbed(space, some, [1.0], dtype=torch.float32)[0] / space.scale
+        update_space(space, everywhere, opt.steps, [0.0] * some + [1.0])
+        torch.testing.assert_close(-space.exact() / space.scale, probe, rtol=2**-7, atol=1e-6)
         assert probe.abs().max() > 0.5
 
 
-@every_query_in_every_storage
-def test_scores_are_float32_and_see_what_16_bits_would_lose(method, storage):
+@every_query_in_every_precision
+def test_scores_are_float32_and_see_what_16_bits_would_lose(method, precision):
     """Probes so small that a model of 16 bits computes the same hidden values: its vectors and its losses still tell them apart."""
-    net, opt = optimiser(method, storage, eps=1e-4)
-    directions = opt._directions()
-    plan = opt.plan(4)
-    vectors = [slot for slot in opt.slots if not slot.is_matrix]
+    net, opt = optimiser(method, precision, eps=1e-4)
+    directions = opt.draws.at(opt.steps)
+    plan = opt.method.query.plan(4, opt.draws.at(opt.steps))
+    vectors = [space for space in opt.spaces if not space.is_matrix]
 
     def losses(tokens: torch.Tensor) -> torch.Tensor:
         x = net.norm(net.embed(tokens[:, 1:]).float().mean(1))
         return x.square().sum(1)
 
-    scores = score_batch(vectors, directions, plan, losses, batch())
+    scores = perturb_in_place.scores(vectors, directions, plan, losses, batch(), 1e-4)
     assert scores.dtype == torch.float32
-    perturbed = scores.view(plan.copies, -1)[plan.sign.view(plan.copies, -1)[:, 0] != 0]
+    perturbed = scores.view(plan.branches, -1)[plan.coefficient != 0]
     gaps = perturbed[0] - perturbed[1]
     assert bool(gaps.ne(0).any())
     assert float(gaps.abs().max()) < float(scores.abs().max()) * 2**-8  # half an ulp of bfloat16
@@ -121,7 +124,7 @@ OTHERS: dict[str, Any] = {
     "weight_decay": 0.3,
     "relative": False,
     "seed": 8,
-    "storage": "bfloat16",
+    "precision": "bfloat16",
     "directions": 3,
     "rank": 3,
     "beta": 0.5,
@@ -142,13 +145,12 @@ CHECKS = ("params", "self_check")
 @every_method
 def test_every_setting_has_an_effect(method):
     def after(**changed: Any) -> list[torch.Tensor]:
-        net, opt = optimiser(method, changed.pop("storage", None), **({"directions": 2} if many else {}) | {"eps": 1.0} | changed)
+        net, opt = optimiser(method, changed.pop("precision", None), **({"directions": 2} if many else {}) | {"eps": 1.0} | changed)
         opt.step(net.losses, batch())
         opt.step(net.losses, batch(seed=1))
         return stored(opt)
 
     settings = dict(inspect.signature(method).parameters)
-    settings |= dict.fromkeys(Common.__annotations__, settings.pop("common"))
     many = "directions" in settings
     usual = after()
     assert same(after(), usual)

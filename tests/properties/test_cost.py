@@ -13,7 +13,7 @@ import zerograd as zg
 from tests.oracles.methods import every_method_in_split
 from zerograd.evaluate import kernels as products
 from zerograd.evaluate import products as chunks
-from zerograd.evaluate.micro_batch import Live
+from zerograd.evaluate.micro_batch import PeakBytes
 from zerograd.noise import compiled
 from zerograd.text.models import head
 from zerograd.text.models.head import log_likelihoods
@@ -26,8 +26,8 @@ B, T, VOCABULARY = 3, 7, 9000
 @pytest.fixture(autouse=True)
 def two_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head is scored in two chunks."""
-    monkeypatch.setattr(head, "CHUNK", VOCABULARY // 2)
-    monkeypatch.setattr(head, "HELD", 0)
+    monkeypatch.setattr(head, "MIN_CHUNK_COLUMNS", VOCABULARY // 2)
+    monkeypatch.setattr(head, "CHUNK_VALUES", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -148,30 +148,30 @@ def test_a_low_rank_step_draws_factors_alone_and_writes_each_weight_once(counted
 
 
 @every_method_in_split
-def test_the_tensors_of_a_step_exceed_those_of_an_evaluation_of_as_many_rows_by_the_chunks(method, storage, monkeypatch):
+def test_the_tensors_of_a_step_exceed_those_of_an_evaluation_of_as_many_rows_by_the_chunks(method, precision, monkeypatch):
     """The chunks of all workers, 2 % of the weights and 1 MB."""
     monkeypatch.setattr(chunks, "BUFFER", 2 << 20)
-    model = llama(torch.float32 if storage == "float32" else torch.bfloat16, hidden=256, layers=3)
-    opt = method(model, storage=storage, self_check=False)
+    model = llama(torch.float32 if precision == "float32" else torch.bfloat16, hidden=256, layers=3)
+    opt = method(model, precision=precision, self_check=False)
     ids = some_ids(4, 24)
     opt.attach(objective(model), ids)
-    expanded = ids.repeat(opt.copies, 1)
-    with Live() as evaluation, torch.no_grad():
+    expanded = ids.repeat(opt.branches, 1)
+    with PeakBytes() as evaluation, torch.no_grad():
         objective(model)(expanded)
-    with Live() as step:
+    with PeakBytes() as step:
         opt.step(objective(model), ids)
     assert evaluation.peak > 1 << 20
     assert step.peak <= evaluation.peak + 0.02 * sum(p.numel() * p.element_size() for p in model.parameters()) + (3 << 20)
 
 
 def test_a_16_bit_head_is_cast_in_parts_however_few_tokens_are_scored(monkeypatch):
-    monkeypatch.setattr(head, "CHUNK", 16)
-    monkeypatch.setattr(head, "HELD", 1 << 16)
+    monkeypatch.setattr(head, "MIN_CHUNK_COLUMNS", 16)
+    monkeypatch.setattr(head, "CHUNK_VALUES", 1 << 16)
     torch.manual_seed(0)
     linear = torch.nn.Linear(512, VOCABULARY, dtype=torch.bfloat16)
     states, targets = torch.randn(2, 512), torch.tensor([3, VOCABULARY - 1])
-    with torch.no_grad(), Live() as live:
+    with torch.no_grad(), PeakBytes() as live:
         found = log_likelihoods(states, linear, targets)
-    assert live.peak < 2 * 4 * head.HELD < 4 * linear.weight.numel()
+    assert live.peak < 2 * 4 * head.CHUNK_VALUES < 4 * linear.weight.numel()
     expected = (states.double() @ linear.weight.double().T + linear.bias.double()).log_softmax(1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.oracles.methods import FAMILIES, QUERIES, Net, batch, pairs
+from tests.oracles import perturb_in_place
+from tests.oracles.methods import FAMILIES, QUERIES, Net, batch, pairs, update_space
 from zerograd import noise
-from zerograd.evaluate.score import score_batch, score_closure
+from zerograd.directions import Draws
 from zerograd.noise import reference
-from zerograd.queries.plan import branch
-from zerograd.update import apply
+from zerograd.queries.plan import branches
 
 pytestmark = pytest.mark.full
 
@@ -53,20 +54,22 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
 
 
 @pairs(dict.fromkeys(FAMILIES + QUERIES))
-def test_scores_come_back_and_everything_else_stays_on_the_device(method, storage, kernels, monkeypatch):
+def test_scores_come_back_and_everything_else_stays_on_the_device(method, precision, kernels, monkeypatch):
     monkeypatch.setattr("zerograd.noise.exact.orthonormal", lambda rows: rows)  # which looks at values
     net = Net(tied=True).to("meta")
-    opt = method(net, relative=False, storage=storage, self_check=False)
-    directions = opt._directions()
-    plan, tokens = opt.plan(4), batch().to("meta")
+    opt = method(net, relative=False, precision=precision, self_check=False)
+    directions = opt.draws.at(opt.steps)
+    plan, tokens = opt.method.query.plan(4, opt.draws.at(opt.steps)), batch().to("meta")
+    everywhere = Draws(dataclasses.replace(opt.method.draw, activity=None), opt.draws.seed)
+    one = branches(1, [1], [-1.0])
     with OneDevice() as mode:
-        assert score_batch(opt.slots, directions, plan, net.losses, tokens).shape == (len(plan),)
-        assert score_batch(opt.slots, directions, plan, net.losses, tokens, micro_batch=3).shape == (len(plan),)
-        assert score_closure(opt.slots, directions, branch(1, -1.0), lambda: net.losses(tokens).mean()).shape == (1,)
-        for slot in opt.slots:
-            apply.update(slot, directions, [0, 1], [0.1, 0.2], 1.0)
+        assert perturb_in_place.scores(opt.spaces, directions, plan, net.losses, tokens).shape == (len(plan),)
+        assert perturb_in_place.scores(opt.spaces, directions, plan, net.losses, tokens, micro_batch=3).shape == (len(plan),)
+        assert perturb_in_place.scores_of_closure(opt.spaces, directions, one, lambda: net.losses(tokens).mean()).shape == (1,)
+        for space in opt.spaces:
+            update_space(space, everywhere, opt.steps, [0.1, 0.2])
     assert mode.seen > 100
-    assert set(kernels) == ({torch.device("meta")} if opt.family.rank else set())
+    assert set(kernels) == ({torch.device("meta")} if any(opt.method.draw.rank_in(space) for space in opt.spaces) else set())
 
 
 def test_operands_of_two_devices_are_noticed():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from typing import Any
 
 import numpy as np
@@ -11,25 +13,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zerograd as zg
-from tests.oracles.methods import Net, batch, every_rule_in_every_storage, pass_sharing_only, same, stored
+from tests.oracles.methods import Net, batch, every_rule_in_every_precision, pass_sharing_only, same, stored
 from zerograd import journal, noise
+from zerograd.directions import Draws
 from zerograd.journal import (
     Note,
     Restore,
     Skip,
     Step,
-    replaying,
 )
 from zerograd.noise import reference
+from zerograd.update import Memory
 
 
-def a_run(method: Any, storage: str, steps: int = 7) -> tuple[Any, list[Any], list[list[torch.Tensor]]]:
-    """(optimiser, records, weights before and after each step) of a run with two groups, decay, a schedule and a skipped step."""
+def a_run(method: Any, precision: str, steps: int = 7) -> tuple[Any, list[Any], list[list[torch.Tensor]]]:
+    """(optimiser, records, weights before and after each step) of a run with a skipped step.
+
+    It has two groups of their own radii, decay, and a schedule.
+    """
     net = Net()
     named = dict(net.named_parameters())
     groups = [{"params": [(n, p) for n, p in named.items() if "norm" not in n], "weight_decay": 0.1}]
-    groups += [{"params": [(n, p) for n, p in named.items() if "norm" in n], "lr": 0.02}]
-    opt = method(groups, lr=0.1, storage=storage, self_check=False)
+    groups += [{"params": [(n, p) for n, p in named.items() if "norm" in n], "lr": 0.02, "eps": 0.03}]
+    opt = method(groups, lr=0.1, precision=precision, self_check=False)
     records: list[Any] = []
     opt.record = records.append
     weights = [stored(opt)]
@@ -42,46 +48,45 @@ def a_run(method: Any, storage: str, steps: int = 7) -> tuple[Any, list[Any], li
     return opt, records, weights
 
 
-def replayed(method: Any, storage: str, opt: Any, steps: list[Step]) -> list[torch.Tensor]:
+def replayed(method: Any, precision: str, opt: Any, steps: list[Step]) -> list[torch.Tensor]:
     net = Net()
-    fresh = method(net, storage=storage, self_check=False)
-    names = [slot.name for slot in opt.slots]
-    fresh.slots.sort(key=lambda slot: names.index(slot.name))
-    groups = journal.fit(fresh.slots, journal.table(opt.slots, opt.group_of), 2)
-    family, held = fresh.parts(**fresh.chosen)
-    held.begin(fresh.slots, 2)
-    family.begin(fresh.slots)
-    journal.replay(fresh.slots, groups, family, held, opt.seed, steps)
+    fresh = method(net, precision=precision, self_check=False)
+    names = [space.name for space in opt.spaces]
+    fresh.spaces.sort(key=lambda space: names.index(space.name))
+    groups = journal.fit(fresh.spaces, journal.table(opt.spaces, opt.group_of), 2)
+    parts = fresh.settings.build()
+    parts.draw.init(fresh.spaces)
+    journal.replay(Memory(parts.rule, parts.query, Draws(parts.draw, opt.draws.seed), fresh.spaces, groups, 2), steps)
     return stored(fresh)
 
 
-@every_rule_in_every_storage
-def test_a_replay_has_the_bits_of_the_run(method, storage, monkeypatch, recwarn):
-    opt, records, weights = a_run(method, storage)
+@every_rule_in_every_precision
+def test_a_replay_has_the_bits_of_the_run(method, precision, monkeypatch, recwarn):
+    opt, records, weights = a_run(method, precision)
     assert [type(record) for record in records] == [Step, Step, Skip, Step, Step, Step, Step]
     for at in range(len(weights)):
-        assert same(replayed(method, storage, opt, journal.path(records, at)), weights[at])
-    whole = replayed(method, storage, opt, journal.path(records))
+        assert same(replayed(method, precision, opt, journal.path(records, at)), weights[at])
+    whole = replayed(method, precision, opt, journal.path(records))
     assert same(whole, weights[-1])
     for chunk in (1, 2, 3):
-        monkeypatch.setattr(replaying, "PASS", chunk)
-        assert same(replayed(method, storage, opt, journal.path(records)), whole)
+        monkeypatch.setattr(importlib.import_module("zerograd.journal.replay"), "STEPS_AT_A_TIME", chunk)
+        assert same(replayed(method, precision, opt, journal.path(records)), whole)
     threads = torch.get_num_threads()
     try:
         for some in (1, 2, 4):
             torch.set_num_threads(some)
-            assert same(replayed(method, storage, opt, journal.path(records)), whole)
+            assert same(replayed(method, precision, opt, journal.path(records)), whole)
     finally:
         torch.set_num_threads(threads)
     monkeypatch.setattr(noise, "backend", lambda weight: reference)
-    assert same(replayed(method, storage, opt, journal.path(records)), whole)
+    assert same(replayed(method, precision, opt, journal.path(records)), whole)
 
 
 @pass_sharing_only
 def test_many_steps_share_a_pass_over_a_tensor(method, monkeypatch, recwarn):
     """Without decay as many as a pass takes; each step of its own where weights decay in between or are rounded at random."""
     net = Net()
-    opt = method(net, lr=0.1, storage="split", self_check=False)
+    opt = method(net, lr=0.1, precision="split", self_check=False)
     records: list[Any] = []
     opt.record = records.append
     for step in range(6):
@@ -91,12 +96,12 @@ def test_many_steps_share_a_pass_over_a_tensor(method, monkeypatch, recwarn):
     for name in ("update", "update_low_rank"):
         real = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, real=real: (passes.append(1), real(*a)))
-    journal.replay(opt.slots, opt.group_of, opt.family, opt.held, opt.seed, records)
-    assert len(passes) == len(opt.slots)
+    journal.replay(opt.memory, records)
+    assert len(passes) == len(opt.spaces)
     passes.clear()
-    decayed = [Step(s.number, s.loss, s.lrs, np.float32([0.9]), s.multipliers) for s in records]
-    journal.replay(opt.slots, opt.group_of, opt.family, opt.held, opt.seed, decayed)
-    assert len(passes) == len(opt.slots) * len(records)
+    decayed = [dataclasses.replace(step, decays=np.float32([0.9])) for step in records]
+    journal.replay(opt.memory, decayed)
+    assert len(passes) == len(opt.spaces) * len(records)
 
 
 @pytest.mark.full
@@ -115,8 +120,8 @@ def test_the_path_leads_to_the_weights_of_the_run(acts, data):
         elif act == "back":
             step = data.draw(st.integers(0, opt.steps))
             records.append(Restore(step, {}))
-            for slot, bits in zip(opt.slots, at[step], strict=True):
-                slot.parameter.data.copy_(bits.view(slot.parameter.dtype))
+            for space, bits in zip(opt.spaces, at[step], strict=True):
+                space.parameter.data.copy_(bits.view(space.parameter.dtype))
         else:
             factor = torch.nan if act == "skip" else 1.0
             opt._skips_in_row = 0

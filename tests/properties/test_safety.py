@@ -26,8 +26,8 @@ from tests.oracles.methods import (
     shared_and_own,
     stored,
 )
-from zerograd.evaluate.self_check import SelfCheckFailed
-from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite, NotPure
+from zerograd.evaluate.self_check import NotPure, SelfCheckFailed
+from zerograd.optim.base import SKIPS_BEFORE_ERROR, NotFinite
 
 
 class Sabotaged:
@@ -47,24 +47,24 @@ class Sabotaged:
         return losses
 
 
-def calls_of_first_step(method: Any, storage: str) -> int:
+def calls_of_first_step(method: Any, precision: str) -> int:
     net = Net()
     counted = Sabotaged(net, math.nan, count=0)
-    method(net, storage=storage).step(counted, batch())
+    method(net, precision=precision).step(counted, batch())
     return counted.calls
 
 
 @every_query_in_split
-def test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_they_were(method, storage):
+def test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_they_were(method, precision):
     undisturbed = Net()
-    twin = method(undisturbed, lr=0.01, storage=storage)
+    twin = method(undisturbed, lr=0.01, precision=precision)
     twin.step(undisturbed.losses, batch())
-    calls = calls_of_first_step(method, storage)
+    calls = calls_of_first_step(method, precision)
     assert calls >= 3
     # in the purity check, in the self-check, in the evaluation
     for nth, error in ((1, RuntimeError), (3, KeyboardInterrupt), (calls, RuntimeError), (calls, KeyboardInterrupt)):
         net = Net()
-        opt = method(net, lr=0.01, storage=storage)
+        opt = method(net, lr=0.01, precision=precision)
         before = stored(opt)
         with pytest.raises(error):
             opt.step(Sabotaged(net, error, nth), batch())
@@ -77,9 +77,9 @@ def test_an_error_in_the_objective_at_any_call_leaves_weights_and_the_run_as_the
 
 @pairs(("mezo", "fzoo", "conservative", "hizoo"), ("mezo",))
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_in_a_closure_leaves_weights_as_they_were(method, storage, error):
+def test_an_error_in_a_closure_leaves_weights_as_they_were(method, precision, error):
     net = Net()
-    opt = method(net, lr=0.01, storage=storage)
+    opt = method(net, lr=0.01, precision=precision)
     objective = Sabotaged(net, error, start=10**9)
     opt.step(lambda: objective(batch()).mean())
     before = stored(opt)
@@ -93,9 +93,9 @@ def test_an_error_in_a_closure_leaves_weights_as_they_were(method, storage, erro
 
 @every_query_in_split
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_skips_the_step_and_is_counted(method, storage, value):
+def test_a_loss_that_is_not_finite_skips_the_step_and_is_counted(method, precision, value):
     net = Net()
-    opt = method(net, lr=0.01, weight_decay=0.1, storage=storage)
+    opt = method(net, lr=0.01, weight_decay=0.1, precision=precision)
     opt.step(net.losses, batch())
     before = stored(opt)
     loss = opt.step(Sabotaged(net, value), batch())
@@ -161,7 +161,7 @@ def interruptible() -> Iterator[None]:
 def pressed_in_updates(opt: Any) -> Iterator[list[int]]:
     """Ctrl-C before every tensor of an update; how often."""
     presses: list[int] = []
-    update = opt.held.update
+    update = opt.memory.rule.update
 
     def pressing(*given: Any) -> None:
         presses.append(1)
@@ -169,21 +169,21 @@ def pressed_in_updates(opt: Any) -> Iterator[list[int]]:
         update(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opt.held, "update", pressing)
+        patch.setattr(opt.memory.rule, "update", pressing)
         yield presses
 
 
 @every_rule_in_split
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_during_the_update_waits_for_its_end(method, storage):
+def test_ctrl_c_during_the_update_waits_for_its_end(method, precision):
     undisturbed, net = Net(), Net()
-    twin = method(undisturbed, lr=0.01, weight_decay=0.1, storage=storage)
-    opt = method(net, lr=0.01, weight_decay=0.1, storage=storage)
+    twin = method(undisturbed, lr=0.01, weight_decay=0.1, precision=precision)
+    opt = method(net, lr=0.01, weight_decay=0.1, precision=precision)
     before = stored(opt)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), pressed_in_updates(opt) as presses:
         opt.step(net.losses, batch())
-    assert len(presses) == len(opt.slots)
+    assert len(presses) == len(opt.spaces)
     assert signal.getsignal(signal.SIGINT) is handler
     twin.step(undisturbed.losses, batch())
     assert not same(stored(opt), before)
@@ -205,7 +205,7 @@ def test_ctrl_c_during_the_update_is_left_to_a_handler_that_the_program_has_set(
             opt.step(net.losses, batch())
     except KeyboardInterrupt:
         pytest.fail("the program's own handling of Ctrl-C was set aside")
-    assert len(presses) == len(opt.slots)
+    assert len(presses) == len(opt.spaces)
     assert len(heard) == own
     assert all(same(state, stored(opt)) for state in heard)  # it is told when the update has ended
 

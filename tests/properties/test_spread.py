@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.oracles.layer import SIGMAS, made, off
-from zerograd.directions.family import Directions
+from zerograd.queries import Scores
 
 pytestmark = pytest.mark.full
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.full
 def draws(opt: Any, count: int) -> Iterator[torch.Tensor]:
     """The directions of so many steps in the only tensor, a vector: float32 (directions, d)."""
     for step in range(count):
-        yield Directions(opt.family, opt.seed, step).dense(opt.slots[0], range(opt.directions), torch.tensor([0]))[:, 0]
+        yield (opt.draws.at(step).dense(opt.spaces[0], range(opt.settings.directions), torch.tensor([0]))[:, 0])
 
 
 SPREAD: dict[str, tuple[str, str, int, Callable[[int, int], float]]] = {
@@ -46,8 +46,10 @@ def test_the_spread_of_an_estimate_on_a_linear_model_is_the_known_multiple(
     squares, alongs = [], []
     for z in draws(opt, 4000):
         rise = z @ slope
-        scores = torch.cat([rise, -rise]) if name == "mezo" else rise + 5
-        estimate = opt.multipliers(opt.differences(scores), opt.param_groups[0]) @ z
+        values = torch.cat([rise, -rise]) if name == "mezo" else rise + 5
+        query = opt.method.query
+        scores = Scores(query.plan(1, opt.draws.at(0)), values[:, None])
+        estimate = query.coefficients(query.finite_differences(scores), 1.0) @ z
         squares.append(float(estimate.square().sum() / slope.square().sum()))
         alongs.append(float(estimate @ slope / slope.square().sum()))
     assert off(alongs, 1) < SIGMAS

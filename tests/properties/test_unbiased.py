@@ -11,16 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import zerograd as zg
-from tests.oracles.methods import Net, batch, every_method_in_split, exact, plain_only
+from tests.oracles import perturb_in_place
+from tests.oracles.methods import Net, batch, every_method_in_split, exact, plain_only, update_space
 from tests.tiers import full, tiers
-from zerograd.directions.family import Directions, Family
-from zerograd.evaluate.score import score_batch
+from zerograd.directions import Dense, Draws, LowRank
 from zerograd.queries import plan as plans
-from zerograd.spaces import weights
-from zerograd.update import apply
+from zerograd.spaces import collect
 
 LIMIT = 4.5  # standard errors; seeds are fixed, so no test is flaky
-FAMILIES = [Family(d, r) for r in (0, 1, 2) for d in ("rademacher", "gaussian")]
+FAMILIES = [make(d) for make in (Dense, LowRank, lambda d: LowRank(d, 2)) for d in ("rademacher", "gaussian")]
 
 
 class Llama:
@@ -76,8 +75,8 @@ def estimates(opt: Any, objective: Any, data: torch.Tensor, steps: int) -> list[
     for _ in range(steps):
         opt.step(objective, data)
         results.append([before.double() - after.double() for before, after in zip(start, exact(opt), strict=True)])
-        for slot, before in zip(opt.slots, start, strict=True):
-            slot.parameter.data.copy_(before)
+        for space, before in zip(opt.spaces, start, strict=True):
+            space.parameter.data.copy_(before)
     return results
 
 
@@ -92,14 +91,13 @@ def z_score(samples: list[float], expected: float) -> tuple[float, float]:
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 @pytest.mark.parametrize("relative", [True, False])
 def test_a_central_difference_is_the_directional_derivative_of_its_example(llama, family, relative):
-    slots = weights.collect(llama.model, None)
-    weights.set_scale(slots, relative)
-    for slot in slots:
-        slot.eps = 1e-3
-    directions = Directions(family, 11, 0)
-    scores = score_batch(slots, directions, plans.example_pairs(4), llama.losses, llama.tokens[:4]).double()
+    spaces = collect(llama.model)
+    for space in spaces:
+        space.set_scale(relative)
+    directions = Draws(family, 11).at(0)
+    scores = perturb_in_place.scores(spaces, directions, plans.example_pairs(4), llama.losses, llama.tokens[:4], 1e-3).double()
     for b in range(4):
-        z = [slot.scale * directions.z(slot, b) for slot in slots]
+        z = [space.scale * directions.z(space, b) for space in spaces]
         derivative = dot(z, llama.gradients[b])
         assert float(scores[b] - scores[4 + b]) / 2e-3 == pytest.approx(derivative, rel=0.01, abs=0.01)
 
@@ -128,8 +126,8 @@ def test_the_mean_step_is_the_gradient_of_autograd(llama, method, settings, step
         "random": noise,
         "signs": [g.sign() for g in gradient],
         **{
-            f"gradient of {slot.name}": [g if i == j else torch.zeros_like(g) for j, g in enumerate(gradient)]
-            for i, slot in enumerate(opt.slots)
+            f"gradient of {space.name}": [g if i == j else torch.zeros_like(g) for j, g in enumerate(gradient)]
+            for i, space in enumerate(opt.spaces)
         },
     }
     for name, probe in probes.items():
@@ -179,27 +177,27 @@ def test_the_second_moment_of_an_estimate_is_the_known_multiple(shape, rank, dis
 # Precision of many small updates.
 
 
-@tiers("family", [Family()], [Family("gaussian"), Family(rank=1)], ids=str)
-@tiers("storage", ["split"], ["float32"])
-def test_a_thousand_small_updates_follow_float64(family, storage):
+@tiers("family", [Dense()], [Dense("gaussian"), LowRank()], ids=str)
+@tiers("precision", ["split"], ["float32"])
+def test_a_thousand_small_updates_follow_float64(family, precision):
     torch.manual_seed(0)
-    slot = weights.collect([("w", nn.Parameter(torch.randn(16, 24)))], storage)[0]
-    start = slot.exact().detach().double().clone()
+    space = collect([("w", nn.Parameter(torch.randn(16, 24)))], precision)[0]
+    start = space.exact().detach().double().clone()
     expected = torch.zeros_like(start)
     for step in range(1000):
-        directions = Directions(family, 3, step)
-        expected -= 1e-5 * directions.z(slot, 0)
-        apply.update(slot, directions, [0], [1e-5], 1.0)
-    change = slot.exact().detach().double() - start
+        draws = Draws(family, 3)
+        expected -= 1e-5 * draws.at(step).z(space, 0)
+        update_space(space, draws, step, [1e-5])
+    change = space.exact().detach().double() - start
     assert float(F.cosine_similarity(change.view(1, -1), expected.view(1, -1))) > 0.9999
     assert float(change.norm() / expected.norm()) == pytest.approx(1, abs=5e-3)
 
 
 def test_bfloat16_updates_below_half_an_ulp_add_up_on_average():
-    slot = weights.collect([("w", nn.Parameter(torch.ones(64, 64)))], "bfloat16")[0]
+    space = collect([("w", nn.Parameter(torch.ones(64, 64)))], "bfloat16")[0]
     for step in range(200):
-        apply.update(slot, Directions(Family(), 3, step), [], [], 1 - 1e-4)  # the ulp is 0.004
-    z, error = z_score(slot.exact().detach().flatten().tolist(), (1 - 1e-4) ** 200)
+        update_space(space, Draws(Dense(), 3), step, [], decay=1 - 1e-4)  # the ulp is 0.004
+    z, error = z_score(space.exact().detach().flatten().tolist(), (1 - 1e-4) ** 200)
     assert abs(z) < LIMIT
     assert error < 1e-3
 
@@ -208,10 +206,10 @@ def test_bfloat16_updates_below_half_an_ulp_add_up_on_average():
 
 
 @every_method_in_split
-def test_forty_steps_go_downhill(method, storage):
+def test_forty_steps_go_downhill(method, precision):
     net, tokens = Net(), batch(8)
-    opt = method(net, storage=storage)
-    opt.param_groups[0]["lr"] = 0.01 if opt.per_example else 0.03
+    opt = method(net, precision=precision)
+    opt.param_groups[0]["lr"] = 0.01 if opt.method.per_example else 0.03
     first = float(opt.evaluate(net.losses, tokens).mean())
     for _ in range(200 if method is zg.optim.BlockWise else 40):  # of which a tensor sees a few
         opt.step(net.losses, tokens)
@@ -219,11 +217,11 @@ def test_forty_steps_go_downhill(method, storage):
 
 
 @plain_only
-@pytest.mark.parametrize(("storage", "left"), [pytest.param("float32", 1e-3, marks=full), ("split", 3e-2)])
-def test_a_quadratic_of_25_dimensions_is_solved_within_600_queries(method, storage, left):
+@pytest.mark.parametrize(("precision", "left"), [pytest.param("float32", 1e-3, marks=full), ("split", 3e-2)])
+def test_a_quadratic_of_25_dimensions_is_solved_within_600_queries(method, precision, left):
     generator = torch.Generator().manual_seed(0)
     matrix, vector = (nn.Parameter(torch.randn(s, generator=generator)) for s in ((4, 5), (5,)))
-    opt = method([("m", matrix), ("v", vector)], lr=1 / 27, eps=1e-2, relative=False, storage=storage)
+    opt = method([("m", matrix), ("v", vector)], lr=1 / 27, eps=1e-2, relative=False, precision=precision)
 
     def objective(x: torch.Tensor) -> torch.Tensor:  # (|m|^2 + |v|^2) / 2 for every example. x: (examples, 5, 5) identities
         rows = F.linear(x.to(matrix.dtype), matrix)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import zerograd as zg
 from tests.cli.runs import said
-from tests.tune.test_resume import KINDS, folder, settings, small_task, straight, weights  # noqa: F401  # fixtures among them
+from tests.tune.straight import KINDS, settings
 from zerograd.journal import Restore, Writer
 from zerograd.runs.journals import read_journal
 from zerograd.runs.lora import write_lora
@@ -20,13 +20,17 @@ from zerograd.runs.ship import open_run_or_file
 from zerograd.text.data import splits, tasks
 from zerograd.text.data.templates import Template
 from zerograd.tune import tune
-from zerograd.update.apply import Skip, Step
+from zerograd.update import Skip, Step
 
-pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")]
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.usefixtures("small_task"),
+    pytest.mark.filterwarnings("ignore:bfloat16 precision rounds"),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shipped_run_is_the_tuned_model_beside_its_base(folder, straight, tmp_path, capsys, kind):  # noqa: F811
+def test_a_shipped_run_is_the_tuned_model_beside_its_base(folder, straight, tmp_path, capsys, kind):
     file, moved = tmp_path / "tuned.zg", tmp_path / "elsewhere"
     assert f"{file}: " in said(capsys, "ship", straight[kind], "--out", file)
     shutil.copytree(folder, moved)
@@ -43,7 +47,7 @@ def test_a_shipped_run_is_the_tuned_model_beside_its_base(folder, straight, tmp_
     assert all(torch.equal(made[name], expected[name]) for name in made)
 
 
-def test_what_is_shipped_has_the_steps_that_count_and_no_path(folder, straight, tmp_path, capsys):  # noqa: F811
+def test_what_is_shipped_has_the_steps_that_count_and_no_path(folder, straight, tmp_path, capsys):
     run = straight["mezo, back-offs"]
     said(capsys, "ship", run, "--out", tmp_path / "tuned.zg")
     told = read_journal(tmp_path / "tuned.zg")
@@ -56,7 +60,7 @@ def test_what_is_shipped_has_the_steps_that_count_and_no_path(folder, straight, 
     assert told.header["base"]["identity"] == read_journal(run / "journal.zgj").header["base"]["identity"]
 
 
-def test_a_shipped_run_is_evaluated_and_asked(folder, straight, tmp_path, capsys):  # noqa: F811
+def test_a_shipped_run_is_evaluated_and_asked(folder, straight, tmp_path, capsys):
     run, file = straight["per-example"], tmp_path / "tuned.zg"
     said(capsys, "ship", run, "--out", file)
     found = splits.load("sentiment-movies")
@@ -73,14 +77,14 @@ def test_a_shipped_run_is_evaluated_and_asked(folder, straight, tmp_path, capsys
     assert "give one of them" in said(capsys, "predict", "--data", rows, "--out", tmp_path / "c.jsonl", code=2)
 
 
-def test_what_cannot_be_shipped_or_loaded_is_one_line(folder, straight, tmp_path, capsys):  # noqa: F811
+def test_what_cannot_be_shipped_or_loaded_is_one_line(folder, straight, tmp_path, capsys):
     file = tmp_path / "tuned.zg"
     said(capsys, "ship", straight["per-example"], "--out", file)
-    assert "which is there; name another file" in said(capsys, "ship", straight["per-example"], "--out", file, code=2)
+    assert "which exists; name another file" in said(capsys, "ship", straight["per-example"], "--out", file, code=2)
     assert "run 'nowhere' is not there" in said(capsys, "ship", "nowhere", "--out", tmp_path / "x.zg", code=2)
     prefix = tmp_path / "prefix"
     tune(settings(folder, prefix, scheme="prefix", steps=2, evals=0))
-    assert f"give {prefix}/model away instead" in said(capsys, "ship", prefix, "--out", tmp_path / "x.zg", code=2)
+    assert f"share {prefix}/model instead" in said(capsys, "ship", prefix, "--out", tmp_path / "x.zg", code=2)
     data = file.read_bytes()
     for at in range(0, len(data), 97):
         file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
@@ -92,7 +96,7 @@ def test_what_cannot_be_shipped_or_loaded_is_one_line(folder, straight, tmp_path
     assert "is of base" in said(capsys, "predict", file, *asked, code=2)
 
 
-def test_a_full_run_as_lora_says_what_it_lacks(folder, straight, tmp_path, capsys):  # noqa: F811
+def test_a_full_run_as_lora_says_what_it_lacks(folder, straight, tmp_path, capsys):
     """At the full rank of its layers the adapter lacks nothing but the norms; at a lower one more."""
     from peft import PeftModel
 
@@ -124,7 +128,7 @@ def forged(file, **fields):
     return out
 
 
-def test_a_file_from_elsewhere_runs_nothing_and_asks_for_no_memory(folder, straight, tmp_path, capsys):  # noqa: F811
+def test_a_file_from_elsewhere_runs_nothing_and_asks_for_no_memory(folder, straight, tmp_path, capsys):
     """Functions that it names are not called, patterns are not searched for, sizes are bounded, and settings write nothing."""
     file = tmp_path / "tuned.zg"
     said(capsys, "ship", straight["per-example"], "--out", file)
@@ -139,9 +143,15 @@ def test_a_file_from_elsewhere_runs_nothing_and_asks_for_no_memory(folder, strai
     for wrong in (common | {"scheme": "lora", "lora_rank": 1 << 40}, common | {"scheme": "prompt", "virtual_tokens": 1 << 40}):
         with pytest.raises(ValueError, match="more than 4,096"):
             zg.load(str(forged(file, settings=wrong)), base=str(folder))
-    for parts in ({"distribution": "rademacher", "rank": 1 << 40}, {"distribution": "x", "rank": 1}, {"rank": "1"}, {"x": 1}, None):
-        with pytest.raises(ValueError, match=r"parts|rank|distribution"):
-            zg.load(str(forged(file, parts=parts)), base=str(folder))
+    for options in (
+        {"distribution": "rademacher", "rank": 1 << 40},
+        {"distribution": "x", "rank": 1},
+        {"rank": "1"},
+        {"x": 1},
+        None,
+    ):
+        with pytest.raises(ValueError, match=r"options|rank|distribution"):
+            zg.load(str(forged(file, options=options)), base=str(folder))
     for settings_ in (None, {"out": 3}, {"nonsense": 1}):
         with pytest.raises(ValueError, match=r"settings|out is|nonsense"):
             zg.load(str(forged(file, settings=settings_)), base=str(folder))
@@ -149,18 +159,18 @@ def test_a_file_from_elsewhere_runs_nothing_and_asks_for_no_memory(folder, strai
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_file_that_was_cut_anywhere_is_refused(folder, straight, tmp_path, capsys):  # noqa: F811
+def test_a_file_that_was_cut_anywhere_is_refused(folder, straight, tmp_path, capsys):
     """Within a record, between two, and before the note at the end."""
     file = tmp_path / "tuned.zg"
     said(capsys, "ship", straight["per-example"], "--out", file)
     data = file.read_bytes()
     for length in range(len(data) - 900, len(data)):
         file.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"was cut short: it has \d+ of its \d+ steps; fetch it again|no journal|header"):
+        with pytest.raises(ValueError, match=r"is incomplete: it has \d+ of its \d+ steps; fetch it again|no journal|header"):
             read_journal(file)
 
 
-def test_a_file_says_neither_what_is_read_nor_where_its_base_is(folder, straight, tmp_path, capsys):  # noqa: F811
+def test_a_file_says_neither_what_is_read_nor_where_its_base_is(folder, straight, tmp_path, capsys):
     file, secret = tmp_path / "tuned.zg", tmp_path / "secret.jsonl"
     secret.write_text('{"text": "mine", "label": 0}\n')
     said(capsys, "ship", straight["per-example"], "--out", file)
@@ -172,17 +182,17 @@ def test_a_file_says_neither_what_is_read_nor_where_its_base_is(folder, straight
         text = said(capsys, "eval", "--model", forged(file, **fields), "--base", folder, code=2)
         assert "give --data" in text
         assert "secret" not in text
-    assert "name where that is with --base" in said(capsys, "predict", file, "--data", secret, "--out", tmp_path / "a.csv", code=2)
+    assert "give its path with --base" in said(capsys, "predict", file, "--data", secret, "--out", tmp_path / "a.csv", code=2)
     step = told.steps[0]
-    wide = Step(0, 0.5, step.lrs, None, np.zeros((1, 250_000), np.float32))
+    wide = Step(0, 0.5, np.zeros(250_000, np.float32), step.lrs, step.radii)
     path = tmp_path / "wide.zg"
-    writer = Writer.create(path, {**told.header, "parts": {"distribution": "rademacher", "rank": 4096}, "shipped": 1})
+    writer = Writer.create(path, {**told.header, "options": {"distribution": "rademacher", "rank": 4096}, "shipped": 1})
     writer.add(wide)
     writer.note({"result": {}})
     writer.close()
-    with pytest.raises(ValueError, match="250,000 directions of rank 4,096, more than can be held"):
+    with pytest.raises(ValueError, match="250,000 directions of rank 4,096, more than fit in memory"):
         zg.load(str(path), base=str(folder))
-    with pytest.raises(ValueError, match="more than can be held"):
+    with pytest.raises(ValueError, match="more than fit in memory"):
         write_lora(read_journal(path), 2, str(folder), None, tmp_path / "lora")
     for tensors in (5, [{"name": [1]}], None):
         with pytest.raises(ValueError, match=r"table of tensors|nothing is trainable"):

@@ -124,20 +124,20 @@ def test_generated_answers_are_an_objective_of_each_branch():
     optimizer = MeZO(scorer.model, lr=0.0, eps=0.5, self_check=False)
     values = []
     closure = objective.closure(examples)
-    directions = optimizer._directions()
+    directions = optimizer.draws.at(0)
     optimizer.step(lambda: values.append(closure()) or values[-1])
     expected = []
     for sign in (1.0, -1.0):
         perturbed = copy.deepcopy(scorer.model)
-        for slot, parameter in zip(optimizer.slots, perturbed.parameters(), strict=True):
-            parameter.data = slot.exact() + directions.z(slot, 0) * (sign * slot.eps * slot.scale)
+        for space, parameter in zip(optimizer.spaces, perturbed.parameters(), strict=True):
+            parameter.data = space.exact().view(space.shape) + directions.z(space, 0) * (sign * 0.5 * space.scale)
         other = Scorer(perturbed, characters(), answer_task())
         expected.append(1 - sum(map(len, generate(other, examples, 6, len(examples)))) / 100)
     assert [float(value) for value in values[-2:]] == pytest.approx(expected)
 
 
 def test_a_metric_of_options_is_refused_where_there_are_none():
-    with pytest.raises(ValueError, match="is of options that are common to all rows"):
+    with pytest.raises(ValueError, match="needs options that all rows share"):
         MetricObjective(Scorer(tiny_model(), characters(), answer_task()), metrics.metric("token-f1"))
 
 

@@ -10,12 +10,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.text.tiny import characters, tiny_model
-from zerograd.directions.family import Directions, Family
+from zerograd.directions import Dense, Draws, LowRank
+from zerograd.evaluate.evaluator import LocalBatch
 from zerograd.evaluate.hidden_cache import HiddenCache
-from zerograd.evaluate.score import score_batch
 from zerograd.evaluate.self_check import self_check
 from zerograd.optim import PerExample
-from zerograd.queries.plan import clean, example_pairs
 from zerograd.text import evaluation, scoring
 from zerograd.text.data import splits
 from zerograd.text.data.tasks import Example, Task, TaskSpec
@@ -122,23 +121,17 @@ def test_a_long_text_loses_its_end_and_keeps_the_question():
 
 
 @pytest.mark.parametrize("options", [("n", "p"), ("bad", "good", "so-so")], ids=["one token", "several tokens"])
-@pytest.mark.parametrize("family", [Family("rademacher"), Family("gaussian", 1)], ids=["dense", "rank one"])
+@pytest.mark.parametrize("family", [Dense("rademacher"), LowRank("gaussian")], ids=["dense", "rank one"])
 def test_the_scored_head_is_perturbed_as_really_perturbed_weights_are(options, family):
     model = tiny_model()
     scorer = Scorer(model, characters(), task(options))
     examples = scorer.task.train[:3]
     batch = scorer.batch(examples)
     optimizer = PerExample(model, self_check=False)
-    directions = Directions(family, 3, 1)
-    checked = self_check(
-        optimizer.slots,
-        directions,
-        example_pairs(3),
-        lambda slots: score_batch(slots, directions, example_pairs(3), scorer.losses, batch),
-        lambda: score_batch([], directions, clean(3), scorer.losses, batch),
-        every=True,
-    )
-    assert checked == len(optimizer.slots) == len(list(model.parameters()))
+    directions = Draws(family, 3).at(1)
+    ask = LocalBatch.of(optimizer.spaces, scorer.losses, batch)
+    checked = self_check(ask, directions, optimizer.spaces, every=True)
+    assert checked == len(optimizer.spaces) == len(list(model.parameters()))
 
 
 def test_upper_trains_the_upper_half_or_as_many_as_asked_and_norms_only_norms():
@@ -214,12 +207,12 @@ def test_running_the_frozen_layers_once_changes_no_bit_of_a_step(options):
         scorer = Scorer(model, characters(), task(options))
         batch = scorer.batch(scorer.task.train)
         if cut:
-            scorer.cut(scorer.task.train)
+            scorer.share_prefix(scorer.task.train)
         assert (scorer.prefix is not None) == cut
         optimizer = PerExample(model, lr=0.1, self_check="full")
         calls = []
         model.model.layers[0].register_forward_hook(lambda module, args, out: calls.append(out.shape[0]))
-        losses = [optimizer.step(scorer.losses, scorer.begin(batch)) for _ in range(3)]
+        losses = [optimizer.step(scorer.losses, scorer.run_prefix(batch)) for _ in range(3)]
         return losses, [p.detach().clone() for p in model.parameters()], calls
 
     losses, weights, calls = trained(True)
@@ -239,7 +232,7 @@ def test_hidden_states_of_frozen_layers_are_computed_once_and_read_back(options,
     schemes.select(model, "upper")
     scorer = Scorer(model, characters(), task(options))
     examples = scorer.task.train
-    scorer.cut(examples)
+    scorer.share_prefix(examples)
     cache = HiddenCache(tmp_path)
     held = cache._rows
     file = type("File", (), {"seek": held.seek, "readinto": held.readinto})()
@@ -251,10 +244,10 @@ def test_hidden_states_of_frozen_layers_are_computed_once_and_read_back(options,
         batch = scorer.batch([examples[i] for i in chosen])
         with torch.no_grad():
             scorer.cache = None
-            plain = scorer.losses(scorer.begin(batch))
+            plain = scorer.losses(scorer.run_prefix(batch))
             rows.clear()
             scorer.cache = cache
-            first = scorer.losses(scorer.begin(batch))
+            first = scorer.losses(scorer.run_prefix(batch))
             assert torch.allclose(first, plain, atol=1e-6)
         asked, computed = asked + len(batch.ids), computed + sum(rows)
     distinct = len(scorer.batch(examples).ids)
@@ -275,16 +268,16 @@ def test_no_forward_pass_has_more_tokens_than_its_limit(monkeypatch):
     examples = scorer.task.train * 3
     plain = evaluation.option_scores(scorer, examples)
     batch = scorer.batch(examples)
-    scorer.cut(examples)
-    (whole,) = scorer.begin(batch).entered.states
+    scorer.share_prefix(examples)
+    (whole,) = scorer.run_prefix(batch).entered.states
     monkeypatch.setattr(scoring, "FORWARD_TOKENS", 100)
     seen = []
     model.model.layers[1].register_forward_hook(lambda module, args, out: seen.append(out.shape[0] * out.shape[1]))
     assert torch.allclose(torch.tensor(evaluation.option_scores(scorer, examples)), torch.tensor(plain), atol=1e-5)
-    assert torch.allclose(scorer.begin(batch).entered.states[0], whole, atol=1e-5)
+    assert torch.allclose(scorer.run_prefix(batch).entered.states[0], whole, atol=1e-5)
     optimizer = PerExample(model, self_check=False)
-    micro_batch = scorer.at_a_time(batch.ids.shape[1], 2)
+    micro_batch = scorer.examples_per_pass(batch.ids.shape[1], 2)
     assert micro_batch == 100 // (2 * batch.ids.shape[1])
-    optimizer.attach(scorer.losses, scorer.begin(batch), micro_batch=micro_batch)
+    optimizer.attach(scorer.losses, scorer.run_prefix(batch), micro_batch=micro_batch)
     assert len(seen) > 10
     assert max(seen) <= 100

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cli.conftest import data, folder  # noqa: F401  # fixtures
+from tests.cli.conftest import data as data
+from tests.cli.conftest import folder as folder
 from tests.cli.runs import COLUMNS, QUICK, ROWS, tuned
 from tests.oracles.methods import Net, batch
 from tests.text.data.files import write
@@ -25,8 +26,10 @@ from zerograd.tune.sinks import Sinks
 
 pytestmark = pytest.mark.full
 
+pytestmark = pytest.mark.full
 
-def tuning(folder, data, out, **more) -> Setup:  # noqa: F811
+
+def tuning(folder, data, out, **more) -> Setup:
     given = {"minutes": 0, "steps": 4, "batch_size": 8, "threads": 1, "evals": 2, "text": "body", "label": "stars"}
     return set_up(TuneSettings(model=str(folder), data=(str(data),), out=str(out), **(given | more)))
 
@@ -35,7 +38,7 @@ def bits(made: Setup) -> list[torch.Tensor]:
     return [p.detach().clone() for p in made.model.parameters()]
 
 
-def test_a_run_that_diverges_goes_back_to_its_best_weights_with_a_lower_rate(folder, data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_that_diverges_goes_back_to_its_best_weights_with_a_lower_rate(folder, data, tmp_path, monkeypatch):
     made = tuning(folder, data, tmp_path / "run", evals=4, schedule="constant", lr=0.1)
     said = []
     loop = Loop(made, sinks=Sinks(say=said.append))
@@ -57,7 +60,7 @@ def test_a_run_that_diverges_goes_back_to_its_best_weights_with_a_lower_rate(fol
     assert all(torch.equal(a, b) for a, b in zip(seen[4], bits(made), strict=True)), "the last evaluation was the best"
 
 
-def test_the_untouched_weights_come_back_when_nothing_was_better(folder, data, tmp_path, monkeypatch):  # noqa: F811
+def test_the_untouched_weights_come_back_when_nothing_was_better(folder, data, tmp_path, monkeypatch):
     made = tuning(folder, data, tmp_path / "run", lr=0.5)
     before = bits(made)
     losses = iter([1.0, 1.1, 1.2])
@@ -68,25 +71,25 @@ def test_the_untouched_weights_come_back_when_nothing_was_better(folder, data, t
     assert all(torch.equal(a, b) for a, b in zip(before, bits(made), strict=True))
 
 
-def test_a_range_test_leaves_no_trace_and_takes_the_rate_with_the_lowest_loss(folder, data, tmp_path, monkeypatch):  # noqa: F811
+def test_a_range_test_leaves_no_trace_and_takes_the_rate_with_the_lowest_loss(folder, data, tmp_path, monkeypatch):
     made = tuning(folder, data, tmp_path / "run", lr="auto")
     before = bits(made)
     losses = iter([2.0, 1.9, 1.5, 1.7, 1.6, 9.0])
     monkeypatch.setattr(lr_finder, "_dev_loss", lambda setup: next(losses))
-    assert lr_finder.lr_range_test(made) == pytest.approx(TuneSettings().resolved().lr * lr_finder.FACTORS[1])
+    assert lr_finder.lr_range_test(made) == pytest.approx(TuneSettings().resolved().lr * lr_finder.LR_FACTORS[1])
     assert all(torch.equal(a, b) for a, b in zip(before, bits(made), strict=True))
     assert made.optimizer.steps == 0
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_rate_that_is_found_is_the_one_that_is_used(folder, data, tmp_path, capsys):  # noqa: F811
+def test_a_rate_that_is_found_is_the_one_that_is_used(folder, data, tmp_path, capsys):
     result = tuned(folder, data, tmp_path / "run", *COLUMNS, "--lr", "auto")
-    assert result["lr"] in [TuneSettings().resolved().lr * factor for factor in lr_finder.FACTORS]
+    assert result["lr"] in [TuneSettings().resolved().lr * factor for factor in lr_finder.LR_FACTORS]
     assert "by a range test" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["lr"] == "auto"
 
 
-def test_trackers_hear_the_settings_every_step_and_the_result(folder, data, tmp_path, monkeypatch):  # noqa: F811
+def test_trackers_hear_the_settings_every_step_and_the_result(folder, data, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.chdir(tmp_path)
@@ -115,7 +118,7 @@ def test_trackers_hear_the_settings_every_step_and_the_result(folder, data, tmp_
 @pytest.mark.parametrize(
     ("name", "says"), [("os:getcwd", "has no begin(); it must have begin, log and end"), ("os:nothing", "has no function nothing")]
 )
-def test_what_is_no_tracker_is_refused(folder, data, tmp_path, capsys, name, says):  # noqa: F811
+def test_what_is_no_tracker_is_refused(folder, data, tmp_path, capsys, name, says):
     command = ["tune", "--model", str(folder), "--data", str(data), "--out", str(tmp_path / "run"), *COLUMNS, *QUICK]
     assert main([*command, "--trackers", name]) == 2
     assert says in capsys.readouterr().err
@@ -155,7 +158,7 @@ def test_a_probe_changes_no_weight_and_no_step():
     assert (optimizer.steps, optimizer.forwards, len(noise.squared_means)) == (0, 0, 2)
 
 
-def test_runs_of_one_task_are_compared_on_a_page_and_others_are_refused(folder, data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_runs_of_one_task_are_compared_on_a_page_and_others_are_refused(folder, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, more in (("a", ()), ("b", ("--method", "mezo")), ("c", ("--seed", "1"))):
         tuned(folder, data, tmp_path / name, *COLUMNS, *more)

@@ -15,11 +15,10 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
-from safetensors.torch import load
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from tests import ROOT
-from tests.text.tiny import characters
+from tests.tune.straight import KINDS, learnt, records, require_as_far, rows, settings, weights
 from zerograd import journal
 from zerograd.cli import main
 from zerograd.evaluate.hidden_cache import HiddenCache
@@ -35,100 +34,24 @@ from zerograd.tune import setup as setups
 from zerograd.tune.folder import BASELINE, JOURNAL
 from zerograd.tune.resume import resumed_settings
 from zerograd.tune.run import run
-from zerograd.tune.settings import TuneSettings
 from zerograd.tune.setup import Setup, set_up
-from zerograd.update import apply
+from zerograd.update import Target
 
-pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:bfloat16 storage rounds")]
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.usefixtures("small_task"),
+    pytest.mark.filterwarnings("ignore:bfloat16 precision rounds"),
+]
 
 
 class Killed(BaseException):
     """What no code is to handle."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny Llama of three layers, so that the lowest is frozen and its states are kept."""
-    path = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = LlamaConfig(vocab_size=101, initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=1, **size)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    characters().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_task():
-    full = splits.load("sentiment-movies")
-    spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setups, "task_of", lambda settings: Task(spec, full.train[:40], full.dev[:20], full.test[:20]))
-        patch.setattr(loop, "DIVERGED", 0.9)  # a small model's loss cannot grow much
-        yield
-
-
-def settings(folder, out, **more: Any) -> TuneSettings:
-    given = {"minutes": 0, "steps": 12, "batch_size": 8, "threads": 1, "evals": 3, "lr": 0.02}
-    return TuneSettings(model=str(folder), out=str(out), **(given | more))
-
-
-def weights(out) -> bytes:
-    return (out / "model" / "model.safetensors").read_bytes()
-
-
-def rows(out) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def records(out) -> list[Any]:
-    path = out / JOURNAL
-    with path.open("rb") as file:
-        return list(journal.Reader(file, path.stat().st_size))
-
-
-def learnt(out) -> list[Any]:
-    """What every step found and did."""
-    steps = [record for record in records(out) if isinstance(record, (Step, Skip))]
-    return [(s.number, s.loss, s.multipliers.tolist() if isinstance(s, Step) else None) for s in steps]
-
-
-def require_as_far(out, straight, taken: int) -> None:
-    """That what was recorded is there to the bit, and the end within rounding: hidden states that the full disk did not keep are
-    computed again beside other rows, which some processors round otherwise."""
-    assert learnt(out)[:taken] == learnt(straight)[:taken]
-    assert [number for number, _, _ in learnt(out)] == [number for number, _, _ in learnt(straight)]
-    assert [loss for _, loss, _ in learnt(out)] == pytest.approx([loss for _, loss, _ in learnt(straight)], rel=0.02)
-    ends = [load(weights(folder)) for folder in (out, straight)]
-    for name, tensor in ends[0].items():
-        other = ends[1][name].float()
-        assert (tensor.float() - other).norm() <= 0.02 * other.norm()
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    "per-example": {},
-    "upper": {"scheme": "upper"},
-    "mezo, back-offs": {"method": "mezo", "scheme": "upper", "lr": 2.0, "schedule": "constant", "weight_decay": 0.01},
-    "bfloat16, all": {"storage": "bfloat16", "scheme": "full", "keep": "last"},
-    "lora": {"scheme": "lora", "schedule": "cosine"},
-}
-
-
-@pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    """The folders of runs that were not cut off."""
-    made = {}
-    for kind, more in KINDS.items():
-        out = tmp_path_factory.mktemp("straight") / "run"
-        tune(settings(folder, out, **more))
-        made[kind] = out
-    return made
-
-
 PLACES: dict[str, tuple[Any, str, bool]] = {
     "before a record": (Writer, "add", False),
     "after a record": (Writer, "add", True),
-    "in an update": (apply, "_update", False),
+    "in an update": (Target, "_subtract", False),
     "in a forward pass": (Scorer, "losses", False),
     "in an evaluation": (evaluation, "answers", False),
     "before a snapshot": (Snapshot, "take", False),
@@ -166,9 +89,12 @@ def cut_off(made: Setup, patch: pytest.MonkeyPatch, place: str, number: int) -> 
     return False
 
 
-SOME = [
-    (kind, place) for kind in KINDS for place in PLACES if kind in ("per-example", "mezo, back-offs") or place.startswith("after")
+SOME = [("mezo, back-offs", place) for place in PLACES]
+SOME += [("per-example", place) for place in PLACES if place.startswith("after") or place == "in an update"]
+SOME += [
+    (kind, place) for kind in ("upper", "bfloat16, all", "lora") for place in ("after a record", "after a snapshot", "after saving")
 ]
+"""Everywhere in the run that goes back; in the others where they differ: their updates, caches and what they save."""
 
 
 @pytest.mark.parametrize(("kind", "place"), SOME)
@@ -248,7 +174,7 @@ def test_the_newest_snapshot_shortens_the_way(folder, straight, tmp_path, monkey
     assert sum(isinstance(record, Step) for record in records(out)) > 5
     done = []
     real = journal.replay
-    monkeypatch.setattr(journal, "replay", lambda *given: (done.append(len(given[5])), real(*given)))
+    monkeypatch.setattr(journal, "replay", lambda *given: (done.append(len(given[1])), real(*given)))
     tune(given, resume=True)
     assert sum(done) <= 1
     assert weights(out) == weights(straight["per-example"])
@@ -309,11 +235,11 @@ def test_a_run_that_ends_with_a_back_off_goes_on_from_the_weights_that_it_went_b
     backed_off, ended = (record for record in records(out) if isinstance(record, Restore))
     assert backed_off.step == ended.step == 0
     made = set_up(settings(folder, out, steps=6, **more), resume=True)
-    untouched = [slot.exact().clone() for slot in made.optimizer.slots]
+    untouched = [space.exact().clone() for space in made.optimizer.spaces]
     step, seen = made.step, []
 
     def stepping(examples: Any) -> float:
-        seen.append([slot.exact().clone() for slot in made.optimizer.slots])
+        seen.append([space.exact().clone() for space in made.optimizer.spaces])
         return step(examples)
 
     made.step = stepping  # type: ignore[method-assign]
@@ -332,7 +258,7 @@ def test_what_cannot_go_on_is_said_in_one_line(folder, tmp_path, monkeypatch, ca
     assert f"journal {out}/journal.zgj is not there; give a journal, or the folder of a run" in capsys.readouterr().err
     assert cut_off(set_up(given), monkeypatch, "after a record", 5)
     assert main(["tune", "--model", str(folder), "--out", str(out), "--steps", "2"]) == 2
-    assert f"whose run was cut off; go on with --resume {out}, or name another folder" in capsys.readouterr().err
+    assert f"whose run was interrupted; continue it with --resume {out}, or name another folder" in capsys.readouterr().err
     assert command(out, "--lr", "0.1") == 2
     assert "lr is the run's own; leave it out (only minutes, steps," in capsys.readouterr().err
     whole = (out / JOURNAL).read_bytes()
@@ -346,7 +272,7 @@ def test_what_cannot_go_on_is_said_in_one_line(folder, tmp_path, monkeypatch, ca
     holding.close()
     finished = straight["per-example"]
     assert command(finished) == 2
-    assert "has ended; give more --steps, --minutes or --evaluations than it had to go on" in capsys.readouterr().err
+    assert "has ended; to continue it, give more --steps, --minutes or --evaluations than it had" in capsys.readouterr().err
 
 
 def test_another_base_and_other_rows_are_refused(folder, tmp_path, monkeypatch):
@@ -358,7 +284,7 @@ def test_another_base_and_other_rows_are_refused(folder, tmp_path, monkeypatch):
     spec = TaskSpec("letters", prompt="{{ text | trim }}=", options=("n", "p"), label="label", cut="text")
     with monkeypatch.context() as patch:
         patch.setattr(setups, "task_of", lambda settings: Task(spec, full.train[1:41], full.dev[:20], full.test[:20]))
-        with pytest.raises(ValueError, match="the rows of task letters are not those that run"):
+        with pytest.raises(ValueError, match="the rows of task letters have changed since run"):
             tune(given, resume=True)
     torch.manual_seed(1)
     LlamaForCausalLM(LlamaForCausalLM.from_pretrained(model).config).to(torch.bfloat16).save_pretrained(model)
@@ -389,7 +315,6 @@ def test_any_cuts_lead_to_the_bits_of_the_straight_run(folder, straight, tmp_pat
 FULL = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import tests.tune.test_resume
 from zerograd.cli import main
 from zerograd.text.data import splits
 from zerograd.text.data.tasks import Task, TaskSpec
@@ -414,7 +339,7 @@ def test_a_disk_that_fills_ends_a_run_in_one_line_and_it_goes_on_when_there_is_r
     error = done.stderr.strip().splitlines()[-1]
     assert "stopped after step " in error
     assert "File too large" in error
-    assert f"nothing that was recorded is lost: mend that, and go on with --resume {out}" in error
+    assert f"the journal has all steps: fix the problem and continue with --resume {out}" in error
     taken = sum(isinstance(record, Step) for record in records(out))
     assert 0 < taken < 12
     tune(settings(folder, out, **KINDS["upper"]), resume=True)
@@ -529,7 +454,7 @@ def test_two_runs_do_not_share_a_folder(folder, tmp_path, monkeypatch):
     def stepping(examples: Any) -> float:
         if len(seen) == 2:
             before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-            with pytest.raises(journal.JournalLocked, match="is being written by another process"):
+            with pytest.raises(journal.FileLocked, match="is being written by another process"):
                 run(second)
             assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
         seen.append(1)
@@ -545,12 +470,12 @@ def test_a_task_that_was_changed_is_refused(folder, tmp_path, monkeypatch):
     assert cut_off(set_up(given), monkeypatch, "after a record", 5)
     made = set_up(given, resume=True)
     made.task.spec = dataclasses.replace(made.task.spec, prompt="{{ text }} so=")
-    with pytest.raises(ValueError, match=r"task letters is not as run .* began with it"):
+    with pytest.raises(ValueError, match=r"task letters has changed since run .* began"):
         run(made)
 
 
 def test_a_rate_that_diverges_in_a_range_test_leaves_no_count(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(lr_finder, "FACTORS", (1.0, 2.0))
+    monkeypatch.setattr(lr_finder, "LR_FACTORS", (1.0, 2.0))
     made = set_up(settings(folder, tmp_path / "run", lr="auto"), self_check=False)
     losses, find, finding = made.objective, lr_finder.lr_range_test, []
 

@@ -1,4 +1,4 @@
-"""A leaderboard as one self-contained page: what `zerograd.report` draws and writes of its tables."""
+"""A leaderboard as data for `zerograd.report`, which draws and writes its page."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from zerograd.bench.tables import Line, Place, Table
 from zerograd.report import leaderboard_page
 
 
-def write(path: Path, found: Sequence[Row]) -> None:
-    """Write the page of some rows. Raises ValueError when there are none."""
-    made = tables.tables(found)
-    if not made:
-        raise ValueError("there is no row to show; zerograd bench run makes some")
+def write(path: Path, leaderboard_rows: Sequence[Row]) -> None:
+    """Write the leaderboard page of rows. Raises ValueError without rows."""
+    all_tables = tables.tables(leaderboard_rows)
+    if not all_tables:
+        raise ValueError("there are no rows; zerograd bench run makes them")
     groups = []
-    for place, some in groupby(made, lambda table: table.place):
-        group = list(some)
-        timed = next((table for table in group if len(table.machines) < 2), None)  # seconds of two machines are not alike
-        mine = [row for row in found if timed and Place.of(row) == place and rows.machine(row) in timed.machines]
+    for place, of_place in groupby(all_tables, lambda table: table.place):
+        group = list(of_place)
+        timed = next((table for table in group if len(table.machines) < 2), None)  # seconds of two machines are not comparable
+        timed_rows = [
+            row for row in leaderboard_rows if timed and Place.of(row) == place and rows.machine_name(row) in timed.machines
+        ]
         groups.append(
             {
                 "tables": [_table(table) for table in group],
                 "timed": _table(timed) if timed else None,
-                "curves": _curves(timed, mine) if timed and mine else [],  # of all tasks together there is none
+                "curves": _curves(timed, timed_rows) if timed and timed_rows else [],  # all tasks together have no curve
             }
         )
     leaderboard_page.write(path, groups)
@@ -52,17 +54,17 @@ def _table(table: Table) -> dict[str, Any]:
 
 
 def _name(line: Line, table: Table) -> str:
-    """A method's name, with its scheme where it has several."""
+    """A method's name, with its scheme if the table has several schemes of the method."""
     return f"{line.method} on {line.scheme}" if sum(other.method == line.method for other in table.lines) > 1 else line.method
 
 
-def _curves(table: Table, found: Sequence[Row]) -> list[dict[str, Any]]:
+def _curves(table: Table, timed_rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Dev losses and seconds, means over seeds, of the reference and then of the other methods, the best first."""
     curves = []
     for line in sorted(table.lines, key=lambda line: not line.is_reference):
-        of_seeds = [row.get("curve", []) for row in found if (row["method"], row["scheme"]) == (line.method, line.scheme)]
-        looks = list(zip(*of_seeds, strict=False))  # the first evaluation of each seed, the second, ...
-        seconds = [fmean(look["seconds"] for look in each) for each in looks]
-        losses = [fmean(look.get("dev_loss", float("nan")) for look in each) for each in looks]
+        of_seeds = [row.get("curve", []) for row in timed_rows if (row["method"], row["scheme"]) == (line.method, line.scheme)]
+        evaluations = list(zip(*of_seeds, strict=False))  # the first evaluation of each seed, the second, ...
+        seconds = [fmean(look["seconds"] for look in each) for each in evaluations]
+        losses = [fmean(look.get("dev_loss", float("nan")) for look in each) for each in evaluations]
         curves.append({"name": line.method, "seconds": seconds, "losses": losses})
     return curves

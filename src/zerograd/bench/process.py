@@ -1,7 +1,7 @@
-"""One run in a process of its own, so that its peak of memory and its first steps are its own.
+"""One run in a fresh process, so that no other run affects its peak of memory and its first steps.
 
-`python -m zerograd.bench.process` reads a request, one JSON object, from standard input, and writes what it does as JSON lines to
-standard output: `done`, a share; `dev`, a look at the dev split; and last `result`, or `error`.
+`python -m zerograd.bench.process` reads a request, one JSON object, from standard input, and writes JSON lines to
+standard output: `done`, the share of training; `dev`, an evaluation on the dev split; and last `result` or `error`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from zerograd.errors import RunFailed
 from zerograd.machine import environment, memory, provenance
 from zerograd.machine.files import write_text
 from zerograd.machine.quiet import quiet
 from zerograd.text.judge import Judge
 from zerograd.text.metrics import metric
-from zerograd.tune.hidden_states import hidden_states_kept
+from zerograd.tune.hidden_states import cached_hidden_states
 from zerograd.tune.loop import Loop
 from zerograd.tune.progress import Progress
 from zerograd.tune.schedule import Limits, evaluations_of
@@ -31,30 +32,30 @@ from zerograd.tune.settings import TuneSettings, from_record
 from zerograd.tune.setup import Setup, set_up
 from zerograd.tune.sinks import Sinks
 
-Say = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], None]
 
 MODULE = "zerograd.bench.process"
 
 
 @contextlib.contextmanager
-def started(settings: TuneSettings, untouched: Path | None = None) -> Iterator[Iterator[dict[str, Any]]]:
-    """What a run says, line by line; it is stopped when nobody listens any more.
+def start_run(settings: TuneSettings, baseline_folder: Path | None = None) -> Iterator[Iterator[dict[str, Any]]]:
+    """Start a run; gives its messages. The run is stopped at the end of the block.
 
-    untouched: the folder that has, or gets, what untouched models answer; None for a run that is not to be tested. The run's own
-    folder, which hidden states are kept in, is there while it runs.
-    Raises RunFailed with the one line that the run ended with.
+    baseline_folder: the folder of untrained models' answers, which is filled when needed; None for a run without a
+    test. The run's own folder, with the cache of hidden states, exists while it runs. Raises RunFailed with the error
+    of the run.
     """
-    request = {"settings": dataclasses.asdict(settings), "untouched": untouched and str(untouched)}
+    request = {"settings": dataclasses.asdict(settings), "baseline_folder": baseline_folder and str(baseline_folder)}
     child = subprocess.Popen(
         [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )  # Ctrl-C is its parent's
+    )  # only the parent handles Ctrl-C
     assert child.stdin is not None
     assert child.stdout is not None
     try:
-        with contextlib.suppress(BrokenPipeError):  # its end says why
+        with contextlib.suppress(BrokenPipeError):  # its exit is reported below
             child.stdin.write(json.dumps(request))
             child.stdin.close()
-        yield _lines(child)
+        yield _messages(child)
     finally:
         child.kill()
         child.wait()
@@ -62,57 +63,53 @@ def started(settings: TuneSettings, untouched: Path | None = None) -> Iterator[I
         shutil.rmtree(settings.out, ignore_errors=True)
 
 
-def _lines(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+def _messages(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     assert child.stdout is not None
     for line in child.stdout:
-        said = json.loads(line)
-        if "error" in said:
-            raise RunFailed(said["error"])
-        yield said
-        if "result" in said:
+        message = json.loads(line)
+        if "error" in message:
+            raise RunFailed(message["error"])
+        yield message
+        if "result" in message:
             return
     raise RunFailed(f"the run ended with exit code {child.wait()} and no result")
 
 
-class RunFailed(ValueError):
-    """A run ended without a result; in one line why."""
+class DevTracker:
+    """A tracker that sends evaluations on the dev split."""
 
-
-class Dev:
-    """A tracker that says what was seen on the dev split."""
-
-    def __init__(self, say: Say) -> None:
-        self.say = say
+    def __init__(self, send: Send) -> None:
+        self.send = send
         self.curve: list[dict[str, float]] = []
 
     def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Say it, where it is a look at the dev split."""
+        """Send it, where it is a look at the dev split."""
         if "dev_loss" in values:
             names = ("evaluations", "seconds", "dev_loss", "dev_value")
             self.curve.append({name: values[name] for name in names if math.isfinite(values.get(name, math.nan))})
-            self.say({"dev": self.curve[-1]})
+            self.send({"dev": self.curve[-1]})
 
     def end(self, result: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
 
-def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str, Any]:
-    """Train until every limit of the settings is reached, and test the weights as they are at each.
+def train(settings: TuneSettings, baseline_folder: Path | None, send: Send) -> dict[str, Any]:
+    """Train until every limit of the settings is reached, and test the weights at each limit.
 
-    Nothing depends on what the test rows say, and nothing stays written but what the untouched model says of them. Without
-    `untouched` no test row is scored at all.
+    Test results influence nothing, and only the untrained model's answers stay on disk. Without `baseline_folder` no
+    test row is scored.
     """
-    listen, dev = _Share(say), Dev(say)
-    setup = set_up(settings, listen, self_check=untouched is not None)
-    test = TestRows(setup) if untouched else None
-    before = test.before(untouched) if test and untouched else {}
+    listen, dev = _SendProgress(send), DevTracker(send)
+    setup = set_up(settings, listen, self_check=baseline_folder is not None)
+    test = TestRows(setup) if baseline_folder else None
+    before = test.baseline(baseline_folder) if test and baseline_folder else {}
     setup.warm_up(listen)
     memory.reset_peak()
     setup.folder.mkdir(parents=True, exist_ok=True)
-    with hidden_states_kept(setup):
+    with cached_hidden_states(setup):
         loop = Loop(setup, sinks=Sinks(listen, trackers=[dev]), probing=False)
         parts, peak = _to_each_limit(loop, test)
     return {
@@ -130,7 +127,7 @@ def train(settings: TuneSettings, untouched: Path | None, say: Say) -> dict[str,
 
 
 def _to_each_limit(loop: Loop, test: TestRows | None) -> tuple[dict[str, Any], int]:
-    """Train to one limit after the other. Returns (what was spent and answered at each, the peak of memory in training)."""
+    """Train to each limit in turn. Returns (costs and right answers at each limit, peak bytes of training)."""
     settings, state = loop.setup.settings, loop.state
     limits = {"evaluations": settings.evaluations, "seconds": 60 * settings.minutes}
     limits = {name: limit for name, limit in limits.items() if limit}
@@ -155,38 +152,40 @@ def _to_each_limit(loop: Loop, test: TestRows | None) -> tuple[dict[str, Any], i
     return parts, peak
 
 
-class _Share:
-    """Takes progress, and says the share of training that is done, in steps of a percent."""
+class _SendProgress:
+    """Sends the share of training that is done, in steps of a percent."""
 
-    def __init__(self, say: Say) -> None:
-        self.say = say
-        self._said = 0.0
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self._sent = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        if progress.phase == "training" and abs(progress.done - self._said) >= 0.01:
-            self._said = progress.done
-            self.say({"done": self._said})
+        if progress.phase == "training" and abs(progress.done - self._sent) >= 0.01:
+            self._sent = progress.done
+            self.send({"done": self._sent})
 
 
 class TestRows:
-    """The test rows of a run, and which of them the model answers right."""
+    """The test rows of a run, and the rows that the model answers right."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.judge = Judge(setup.scorer, setup.task.test, metric("accuracy"))
 
     def right(self) -> str:
-        """A digit a row, 1 where the model as it is now answers right."""
-        found = self.judge.rows(self.setup.answers(self.setup.task.test, "test"))
-        assert found is not None
-        return "".join("01"[value == 1] for value in found)
+        """A digit per row: 1 if the present model answers right, else 0."""
+        values = self.judge.rows(self.setup.answers(self.setup.task.test, "test"))
+        assert values is not None
+        return "".join("01"[value == 1] for value in values)
 
-    def before(self, folder: Path) -> dict[str, Any]:
-        """What a row says of the test rows and of the untouched model, which is asked once for all runs that share the folder."""
+    def baseline(self, folder: Path) -> dict[str, Any]:
+        """The fields of a row about the test rows and the untrained model, which is tested once for all runs that share
+        the folder.
+        """
         setup, settings = self.setup, self.setup.settings
         ids = json.dumps([example.id for example in setup.task.test])
         name = hashlib.blake2b((setup.task.spec.to_yaml() + ids).encode(), digest_size=8).hexdigest()
-        path = folder / f"{name}-{setup.identity}-{settings.max_tokens}-{settings.chat}-{settings.storage}.json"
+        path = folder / f"{name}-{setup.identity}-{settings.max_tokens}-{settings.chat}-{settings.precision}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps({"right": self.right()}))
@@ -195,24 +194,24 @@ class TestRows:
 
 
 def main() -> None:
-    """A run as it was requested."""
+    """Run the request on standard input."""
     environment.prepare()
     quiet()
-    lines, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no line of ours
+    messages, sys.stdout = sys.stdout, sys.stderr  # output of libraries is not a message
 
-    def say(what: dict[str, Any]) -> None:
-        print(json.dumps(what), file=lines, flush=True)
+    def send(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=messages, flush=True)
 
     request = json.loads(sys.stdin.read())
-    folder = request["untouched"]
+    folder = request["baseline_folder"]
     try:
         settings = from_record(request["settings"], "the request")
-        say({"result": train(settings, Path(folder) if folder else None, say)})
+        send({"result": train(settings, Path(folder) if folder else None, send)})
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        said = " ".join(str(error).split())
-        say({"error": said if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {said}"})
+        text = " ".join(str(error).split())
+        send({"error": text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"})
         sys.exit(1)
 
 

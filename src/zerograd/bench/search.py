@@ -1,12 +1,14 @@
-"""Which settings of a method learn best: successive halving on the dev split, kept in a file so that it may be cut off and go on.
+"""The search for a method's best settings: successive halving on the dev split, with a log from which an interrupted
+search continues.
 
-The halving is asynchronous (Li et al. 2020, arXiv 1810.05934): a run that comes to a rung goes on when it is among the best
-1 / factor of the runs that came so far, or the best of fewer; those that were cut off do not count. Runs come one after another, so
-that a promoted one just goes on in its process, and nothing is saved or trained twice; a run that another overtakes later has cost
-more than it need have, and changes no choice. The settings in the middle of a grid should stand first: the first run always goes to
-the end, and the others are held against it. The learning rate's schedule is that of a whole run.
+The halving is asynchronous (Li et al. 2020, arXiv 1810.05934). A run that reaches a rung continues if it is among the
+best 1 / factor of the runs that reached the rung so far, or is the best of fewer; interrupted runs do not count. Runs
+come one after another, so a promoted run just continues in its process, and nothing is saved or trained twice. A run
+that a later one overtakes has cost more than necessary, and does not change the choice. The likeliest settings should
+come first in a grid: the first run always runs to the end, and the others are compared with it. The learning rate's
+schedule is that of a complete run.
 
-A run is judged by its dev loss, which orders settings more finely than accuracy does, and the test split is never scored.
+The criterion is the dev loss, which orders settings more finely than accuracy. A search never scores the test split.
 """
 
 from __future__ import annotations
@@ -20,17 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zerograd.bench.study import Config, Search, named
+from zerograd.bench.study import Config, Search, short_hash
 
 Start = Callable[[Config, int], AbstractContextManager[Iterator[dict[str, Any]]]]
-"""Starts a run of a config with so many equal looks at the dev split; what it gives are the lines of `process`."""
+"""Starts a run of a config with a number of equally spaced evaluations on the dev split; gives the messages of
+`process`.
+"""
 
 Listen = Callable[[int, float, float], None]
-"""Hears of the run in progress: its number, the lowest dev loss of whole runs, and the share of it that is done."""
+"""Takes the number of the present run, the lowest dev loss of complete runs, and the share of the run that is done."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SearchResult:
     """The best config, its dev loss, and every run as (config, state, last dev loss)."""
 
     config: Config
@@ -46,9 +50,10 @@ def best(
     evaluations: int,
     start: Start,
     listen: Listen = lambda number, low, done: None,
-) -> Chosen:
-    """The best of a grid: from the file where that is known, and else by runs that are told to it. key: names the search.
-    evaluations: of a run that is not stopped.
+) -> SearchResult:
+    """The best config of a grid, by runs that are logged in a file; logged runs are not repeated.
+
+    path: the log. key: the name of the search. evaluations: of a complete run.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -59,12 +64,12 @@ def best(
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [json.dumps(config, sort_keys=True) for config in grid]
     study = optuna.create_study(
-        study_name=f"{key} {named([names, vars(search)])}",
+        study_name=f"{key} {short_hash([names, vars(search)])}",
         storage=JournalStorage(JournalFileBackend(str(path))),
         load_if_exists=True,
     )
     for trial in study.trials:
-        if trial.state == TrialState.RUNNING:  # the process that ran it is gone
+        if trial.state == TrialState.RUNNING:  # its process was interrupted
             study.tell(trial.number, state=TrialState.FAIL)
     ended = (TrialState.COMPLETE, TrialState.PRUNED)
     for config, name in zip(grid, names, strict=True):
@@ -73,16 +78,16 @@ def best(
             continue
         trial = study.ask()
         trial.set_user_attr("config", name)
-        whole = [t.value for t in study.get_trials(states=(TrialState.COMPLETE,)) if t.value is not None]
-        tell = functools.partial(listen, trial.number, min(whole, default=math.nan))
-        tell(0.0)
-        losses = [t.intermediate_values for t in before if t.value is None or math.isfinite(t.value)]  # what diverged is no rival
-        loss, state = _run(trial, start(config, search.factor**search.rungs), losses, search, evaluations, tell)
+        complete = [t.value for t in study.get_trials(states=(TrialState.COMPLETE,)) if t.value is not None]
+        report = functools.partial(listen, trial.number, min(complete, default=math.nan))
+        report(0.0)
+        losses = [t.intermediate_values for t in before if t.value is None or math.isfinite(t.value)]  # without diverged runs
+        loss, state = _run(trial, start(config, search.factor**search.rungs), losses, search, evaluations, report)
         study.tell(trial, loss if state == TrialState.COMPLETE else None, state)
     trials = [(json.loads(t.user_attrs["config"]), t.state.name.lower(), _last(t)) for t in study.get_trials(states=ended)]
-    won = study.best_trial
-    assert won.value is not None
-    return Chosen(json.loads(won.user_attrs["config"]), won.value, trials)
+    best_trial = study.best_trial
+    assert best_trial.value is not None
+    return SearchResult(json.loads(best_trial.user_attrs["config"]), best_trial.value, trials)
 
 
 def _run(
@@ -93,8 +98,10 @@ def _run(
     evaluations: int,
     listen: Callable[[float], None],
 ) -> tuple[float, Any]:
-    """Its last dev loss, and whether it came to the end. others: the losses of runs before it, by look, the share of the
-    evaluations at which it was due. A run of steps so large that they pass a rung is judged there by its next look.
+    """(the run's last dev loss, its state).
+
+    others: the dev losses of earlier runs, by rung. A run whose step passes a rung is compared there by its next dev
+    evaluation.
     """
     from optuna.trial import TrialState
 
@@ -118,12 +125,12 @@ def _run(
 
 
 def _at(rung: int, others: list[Mapping[int, float]]) -> list[float]:
-    """The losses of runs at a rung, or at their first look beyond it."""
+    """The losses of runs at a rung, or at their first dev evaluation after it."""
     return [one[min(looks)] for one in others if (looks := [look for look in one if look >= rung])]
 
 
 def _is_behind(loss: float, others: list[float], factor: int) -> bool:
-    """Whether a loss is not among the best 1 / factor of all that came to a rung."""
+    """Whether a loss is not among the best 1 / factor of the losses at a rung."""
     ranked = sorted(math.inf if math.isnan(one) else one for one in [loss, *others])
     return not loss <= ranked[max(1, len(ranked) // factor) - 1]
 

@@ -1,4 +1,4 @@
-"""A study: which methods are compared on what, how they are tuned, and for how long they run; a YAML file of its fields."""
+"""A study: a YAML file of the methods and tasks to compare, the search for settings, and the budget of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zerograd.tune.defaults import default_lr
 from zerograd.tune.settings import TuneSettings
 
 LR_FACTORS = (1, 0.25, 0.5, 2, 4)
-"""Factors of the usual rate that are tried where a study names none."""
+"""Factors of the default learning rate in a grid, where a study names none."""
 
 SET_BY_STUDY = (
     *(
@@ -44,10 +44,10 @@ SET_BY_STUDY = (
     ),
     *("method_options", "metric", "shots", "minutes", "steps", "evaluations", "evals", "keep", "patience", "trackers", "out"),
 )
-"""Settings of a run that a study sets itself, or that would let runs see what others do not."""
+"""Settings of a run that a study sets itself, or that would treat runs differently."""
 
 GRID_SETTINGS = ("eps", "weight_decay")
-"""Settings of every run that a grid may name beside lr and a method's own."""
+"""Settings that a grid may name beside lr and a method's own settings."""
 
 Config = Mapping[str, Any]
 """A point of a grid: `lr`, a factor of `tune.defaults.default_lr`, and settings by name."""
@@ -55,7 +55,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """What runs of several seeds have in common."""
+    """A cell of the comparison: everything but the seed of a run."""
 
     model: str
     method: str
@@ -65,19 +65,20 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Its name: of files and hub ids their last part, with a number that tells them from others of that name."""
-        return "/".join(f"{Path(part).stem}-{named(part)}" if "/" in part else part for part in dataclasses.astuple(self))
+        """The name of the cell; of files and hub ids it has the last part, with a hash of the whole."""
+        return "/".join(f"{Path(part).stem}-{short_hash(part)}" if "/" in part else part for part in dataclasses.astuple(self))
 
 
 @dataclass(frozen=True)
 class Study:
     """The fields of a study. Raises ValueError naming what is wrong.
 
-    methods: names, or "all". grids: by method, and `default` for the others: values by name of a setting, tried in all
-    combinations, `lr` in factors of `tune.defaults.default_lr`. prompts: see `prompts.PROMPTS`. seeds: of the reported runs.
-    evaluations, seconds: the budget of a run, in evaluations of the batch and in seconds of training; 0 for none. A run goes on
-    until both are spent, and is tested where each is. search: see `Search`. curve: looks at the dev split in a run. rows: the most
-    of each split. settings: more of `zerograd tune`'s, for all runs. reference: the method that others are compared with.
+    methods: names, or "all". grids: by method, with `default` for other methods: values by setting, tried in all
+    combinations; `lr` in factors of `tune.defaults.default_lr`. prompts: see `prompts.PROMPTS`. seeds: of the reported
+    runs. evaluations, seconds: the budget of a run, in evaluations of the batch and in seconds of training; 0 for no
+    budget. A run continues until both are spent, and is tested at each. search: see `Search`. curve: evaluations on the
+    dev split in a run. rows: the most rows of each split. settings: more settings of `zerograd tune`, for all runs.
+    reference: the method that others are compared with.
     """
 
     name: str
@@ -112,7 +113,7 @@ class Study:
         for name, least in (("evaluations", 0), ("seconds", 0), ("curve", 1)):
             require_at_least(name, getattr(self, name), least)
         if not self.evaluations and not self.seconds:
-            raise ValueError("evaluations and seconds are both 0: the runs would have no end; give one of them, or both")
+            raise ValueError("evaluations and seconds are both 0: the runs would not end; give one of them, or both")
         if self.reference not in METHODS:
             raise ValueError(f"reference is {self.reference!r}; choose of {', '.join(METHODS)}")
         if min(self.seeds) < 0:
@@ -124,7 +125,7 @@ class Study:
         if not self.search.evaluations and not self.evaluations:
             raise ValueError("search.evaluations is 0, and so is evaluations; say for how many a setting is tried")
         if self.settings.get("schedule", "constant") != "constant" and self.evaluations and self.seconds:
-            raise ValueError("settings has a schedule that falls to one end, and there are two budgets; give one of them")
+            raise ValueError("settings has a schedule that ends with the run, and there are two budgets; give one budget")
         self._require_settings()
 
     def _require_settings(self) -> None:
@@ -133,7 +134,7 @@ class Study:
                 raise ValueError(f"settings has {name!r}, which is none of zerograd tune's, or one that the study sets itself")
         for name in self.grids:
             if name not in ("default", *METHODS):
-                raise ValueError(f"grids has {name!r}; it is no method, nor default")
+                raise ValueError(f"grids has {name!r}; it must be a method, or default")
         for name, grid in self.grids.items():
             if not isinstance(grid, Mapping):
                 raise ValueError(f"grids.{name} is {grid!r}; it must be lists of values by setting")
@@ -143,29 +144,29 @@ class Study:
             if isinstance(count, bool) or not isinstance(count, int) or count < 2:
                 raise ValueError(f"rows.{name} is {count!r}; it must be a whole number of at least 2")
         for task, prompt in itertools.product(self.tasks, self.prompts):
-            prompts.varied(tasks.spec(task), prompt, self.rows)
+            prompts.with_prompt(tasks.spec(task), prompt, self.rows)
         for model, method, scheme in itertools.product(self.models, self.methods, self.schemes):
             for config in self.grid(method):
                 try:
                     cell = Cell(model, method, scheme, self.tasks[0], self.prompts[0])
-                    own = self.run(cell, config, self.seeds[0], self.tasks[0], 1).own_options()
-                    METHODS[method](nn.Linear(2, 2), **{name: value for name, value in own.items() if name != "checkpointing"})
+                    options = self.run(cell, config, self.seeds[0], self.tasks[0], 1).own_options()
+                    METHODS[method](nn.Linear(2, 2), **{name: value for name, value in options.items() if name != "checkpointing"})
                 except (ValueError, TypeError) as error:
                     raise ValueError(f"method {method}, scheme {scheme}: {error}") from None
 
     @property
     def cells(self) -> Iterator[Cell]:
-        """All of them, the runs of a search together."""
+        """All cells; cells with the same search follow each other."""
         for model, method, scheme in itertools.product(self.models, self.methods, self.schemes):
             for task, prompt in itertools.product(self.tasks, self.prompts):
                 yield Cell(model, method, scheme, task, prompt)
 
-    def searched(self, cell: Cell) -> Cell:
-        """The cell whose search gives a cell its settings."""
+    def search_cell(self, cell: Cell) -> Cell:
+        """The cell whose search finds a cell's settings."""
         return dataclasses.replace(cell, task=self.search.task, prompt=self.prompts[0]) if self.search.task else cell
 
     def grid(self, method: str) -> list[Config]:
-        """What is tried of a method, in that order."""
+        """The configs to try for a method, in order."""
         values = self.grids.get(method, self.grids.get("default", {"lr": LR_FACTORS}))
         for name, some in values.items():
             if not isinstance(some, (list, tuple)) or not some:
@@ -173,10 +174,10 @@ class Study:
         return [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
 
     def run(self, cell: Cell, config: Config, seed: int, task: str, evals: int) -> TuneSettings:
-        """The settings of a run. task: a built-in one, or the file of one. Raises ValueError for what is wrong with them."""
+        """The settings of a run. task: a built-in task, or a task's file. Raises ValueError for wrong settings."""
         factor = config.get("lr", 1)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
-            raise ValueError(f"lr is {factor!r} in a grid; it must be a number, a factor of the usual rate")
+            raise ValueError(f"lr is {factor!r} in a grid; it must be a number, a factor of the default rate")
         direct = {name: config[name] for name in GRID_SETTINGS if name in config}
         options = tuple(f"{name}={_text(value)}" for name, value in config.items() if name not in ("lr", *GRID_SETTINGS))
         fields = {"schedule": "constant"} | dict(self.settings) | direct
@@ -188,21 +189,21 @@ class Study:
 
     @property
     def protocol(self) -> str:
-        """A name of all that rows which are compared must have in common, beside the columns of a table."""
-        same = {
+        """A hash of everything that comparable rows must have in common, beside the columns of a table."""
+        protocol = {
             "evaluations": self.evaluations, "seconds": self.seconds, "search": dataclasses.asdict(self.search),
             "rows": dict(self.rows), "settings": dict(self.settings), "curve": self.curve,
         }  # fmt: skip
-        return named(same)
+        return short_hash(protocol)
 
 
 @dataclass(frozen=True)
 class Search:
-    """How the settings of a method are chosen: by successive halving on the dev loss.
+    """The search for a method's settings: successive halving on the dev loss.
 
-    seed: of its runs. task: the one that it is done on, with the first prompt; each of a study's own when empty. evaluations: of a
-    run that is not stopped; those of the study when 0. factor: of the runs that come to a rung, one in so many goes on. rungs:
-    how often that is asked, the last time at evaluations / factor.
+    seed: of the search's runs. task: the task of the search, with the first prompt; when empty, each task has its own
+    search. evaluations: of a complete run; those of the study when 0. factor: one in `factor` runs continues at a rung.
+    rungs: the number of rungs, the last one at evaluations / factor.
     """
 
     seed: int = 100
@@ -235,8 +236,8 @@ def _study(fields: dict[str, Any]) -> Study:
     return from_mapping(Study, fields, "it")
 
 
-def named(value: Any) -> str:
-    """A short name of a value that JSON can hold."""
+def short_hash(value: Any) -> str:
+    """A short hash of a value that JSON can represent."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Tables of a leaderboard: who is ahead at a budget, by how much more or less than the reference, and what it cost."""
+"""Tables of a leaderboard: methods by accuracy at a budget, with their gains over the reference and their costs."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from zerograd.bench.rows import Row
 from zerograd.machine.format import Measure, percent, seconds
 from zerograd.text import intervals
 
-MATCHES = (("evaluations", "evaluations"), ("seconds", "seconds"), ("seconds", "evaluations"))
-"""At which budget methods are seen, and the reference that they are held against."""
+COMPARISONS = (("evaluations", "evaluations"), ("seconds", "seconds"), ("seconds", "evaluations"))
+"""(budget of the methods, budget of the reference that they are compared with) of each table."""
 
-ALL = "all tasks"
-"""The task of a table of means over several."""
+ALL_TASKS = "all tasks"
+"""The task name of a table of means over several tasks."""
 
-HEADS = (
+HEADINGS = (
     "method", "scheme", "% right", "95 % interval", "against {}", "", "evaluations", "seconds", "s / 100 evaluations", "peak MB",
     "state MB", "lr", "seeds",
 )  # fmt: skip
 
 
-SHARE = Measure(is_share=True)
+ACCURACY = Measure(is_share=True)
 
 
 @dataclass(frozen=True)
 class Line:
     """A method with a scheme in a table: means over its seeds, and over the table's tasks.
 
-    interval: of the mean over seeds, by Student's t; None for one seed. gain: over the reference, in the same seeds and test rows,
-    None for the reference itself, and where there is nothing to compare. gain_interval: of that.
+    interval: of the mean over seeds, by Student's t; None for one seed. gain: over the reference, on the same seeds and
+    test rows; None for the reference itself, and without common seeds. gain_interval: the interval of the gain.
     """
 
     method: str
@@ -52,7 +52,7 @@ class Line:
 
     @property
     def verdict(self) -> str:
-        """ "above" or "below" where the interval of the gain leaves out 0, "even" where it does not; nothing without one."""
+        """ "above" or "below" if the interval of the gain excludes 0, else "even"; "" without an interval."""
         if self.gain_interval is None:
             return ""
         low, high = self.gain_interval
@@ -61,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """What the rows of a table have in common."""
+    """The fields that the rows of a table have in common."""
 
     protocol: str
     model: str
@@ -70,16 +70,17 @@ class Place:
 
     @staticmethod
     def of(row: Row) -> Place:
-        """Where a row belongs."""
+        """The place of a row."""
         return Place(*(str(row[spec.name]) for spec in dataclasses.fields(Place)))
 
 
 @dataclass(frozen=True)
 class Table:
-    """Methods at one budget, the best first. before: the share of test rows that the untouched model has right.
+    """Methods at one budget, the best first.
 
-    against: the budget of the reference, and its seconds there where that is another than the table's. machines: that its rows were
-    measured on. is_one_of_several: whether the same table is there of another machine's rows.
+    budget, limit: the methods' budget. against: the reference's budget. reference_seconds: the reference's mean seconds
+    at its budget. before: accuracy of the untrained model. machines: of the rows. is_one_of_several: whether other
+    machines have the same table.
     """
 
     place: Place
@@ -97,7 +98,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        """What is compared, and at what."""
+        """The title: task, prompt, model and budget."""
         what = f"{self.place.task}, {self.place.prompt} prompt, {self.place.model}"
         on = f", on {self.machines[0]}" * self.is_one_of_several
         if self.budget == self.against:
@@ -106,19 +107,23 @@ class Table:
 
     @property
     def note(self) -> str:
-        """What is needed to read it."""
-        several = "; their seconds are not alike" * (len(self.machines) > 1)
+        """A note on rows, study, machines and intervals."""
+        several = "; seconds of different machines are not comparable" * (len(self.machines) > 1)
         return (
-            f"{self.test_rows:,} test rows, of which the untouched model has {percent(self.before)} right. "
+            f"{self.test_rows:,} test rows, of which the untrained model gets {percent(self.before)} right. "
             f"{'Study' if len(self.studies) == 1 else 'Studies'} {', '.join(self.studies)}, protocol {self.place.protocol}. "
             + f"Measured on {' and '.join(self.machines)}{several}. " * any(self.machines)
-            + f"The interval of the mean is over seeds; that against {self.reference} over seeds and test rows, paired."
+            + f"The interval of the mean is over seeds; the interval against {self.reference} is paired, over seeds and test rows."
         )
 
 
 @dataclass(frozen=True)
-class End:
-    """Where a seed's runs of all of a table's tasks ended: means over tasks, and every right answer, so many of each task."""
+class SeedResult:
+    """The result of a seed's runs on all tasks of a table.
+
+    value, evaluations, seconds: means over tasks. right: 0 or 1 for each test row of all tasks. widths: the number of
+    test rows of each task. tests: the hash of each task's test rows.
+    """
 
     value: float
     evaluations: float
@@ -127,119 +132,137 @@ class End:
     widths: list[int]
     tests: list[str]
 
+    def is_comparable(self, other: SeedResult) -> bool:
+        """Whether both have every right answer of the same test rows."""
+        return self.tests == other.tests and self.widths == other.widths and min(self.widths) > 0
 
-def tables(found: Iterable[Row]) -> list[Table]:
-    """Tables of each protocol, model, prompt and task, and of all its tasks: at each budget, then at one against another."""
-    made = []
+
+def tables(leaderboard_rows: Iterable[Row]) -> list[Table]:
+    """The tables of each protocol, model, prompt and task, and of all tasks together, for each of COMPARISONS."""
+    all_tables = []
     for (protocol, model, prompt), group in groupby(
-        sorted(found, key=Place.of), lambda row: dataclasses.astuple(Place.of(row))[:3]
+        sorted(leaderboard_rows, key=Place.of), lambda row: dataclasses.astuple(Place.of(row))[:3]
     ):
-        rows_of = {task: list(some) for task, some in groupby(group, lambda row: str(row["task"]))}
-        together = {ALL: [row for some in rows_of.values() for row in some]} if len(rows_of) > 1 else {}
-        for task, some in (together | rows_of).items():
-            for budget, against in MATCHES:
-                alike = _alike(some) if budget == "seconds" else [some]
-                for mine in alike:
-                    table = _table(Place(protocol, model, prompt, task), mine, budget, against, len(alike) > 1)
+        rows_of = {task: list(task_rows) for task, task_rows in groupby(group, lambda row: str(row["task"]))}
+        together = {ALL_TASKS: [row for task_rows in rows_of.values() for row in task_rows]} if len(rows_of) > 1 else {}
+        for task, task_rows in (together | rows_of).items():
+            for budget, against in COMPARISONS:
+                groups = _by_machine(task_rows) if budget == "seconds" else [task_rows]
+                for table_rows in groups:
+                    table = _table(Place(protocol, model, prompt, task), table_rows, budget, against, len(groups) > 1)
                     if table is not None:
-                        made.append(table)
-    return made
+                        all_tables.append(table)
+    return all_tables
 
 
-def _alike(some: Sequence[Row]) -> list[list[Row]]:
-    """Rows by machine, those of most rows first."""
-    by_machine = [list(mine) for _, mine in groupby(sorted(some, key=rows.machine), rows.machine)]
+def _by_machine(task_rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each machine, the machine with most rows first."""
+    by_machine = [list(machine_rows) for _, machine_rows in groupby(sorted(task_rows, key=rows.machine_name), rows.machine_name)]
     return sorted(by_machine, key=len, reverse=True)
 
 
-def _table(place: Place, some: Sequence[Row], budget: str, against: str, is_one_of_several: bool) -> Table | None:
-    """None where no run has the budget, and where the reference took no longer to the other one."""
-    if all(rows.matched(row, budget) is None for row in some):
+def _table(place: Place, table_rows: Sequence[Row], budget: str, against: str, is_one_of_several: bool) -> Table | None:
+    """A table; None if no run has the budget, or if the reference took no longer than a table of two budgets allows."""
+    if all(rows.at_budget(row, budget) is None for row in table_rows):
         return None
-    first = some[0]
-    names = sorted({str(row["task"]) for row in some})
+    first = table_rows[0]
+    names = sorted({str(row["task"]) for row in table_rows})
     reference = str(first.get("reference", "mezo"))
-    of: dict[tuple[str, str], list[Row]] = {}
-    for row in some:
-        of.setdefault((str(row["method"]), str(row["scheme"])), []).append(row)
-    theirs = {scheme: _ends(mine, names, against) for (method, scheme), mine in of.items() if method == reference}
-    seconds = [end.seconds for ends in theirs.values() for end in ends.values()]
+    by_method: dict[tuple[str, str], list[Row]] = {}
+    for row in table_rows:
+        by_method.setdefault((str(row["method"]), str(row["scheme"])), []).append(row)
+    by_scheme = {
+        scheme: _seed_results(method_rows, names, against)
+        for (method, scheme), method_rows in by_method.items()
+        if method == reference
+    }
+    seconds = [result.seconds for results in by_scheme.values() for result in results.values()]
     limit = float(first.get("budget", {}).get(budget, 0))
     if budget != against and not (seconds and fmean(seconds) > limit):
         return None
     lines = []
-    for (method, scheme), mine in of.items():
-        ends = _ends(mine, names, against if method == reference else budget)
-        held = theirs.get(scheme) or next(iter(theirs.values()), {})
-        if ends:
-            lines.append(_line(method, scheme, mine, ends, held, method == reference))
+    for (method, scheme), method_rows in by_method.items():
+        results = _seed_results(method_rows, names, against if method == reference else budget)
+        reference_results = by_scheme.get(scheme) or next(iter(by_scheme.values()), {})
+        if results:
+            lines.append(_line(method, scheme, method_rows, results, reference_results, method == reference))
     if not lines:
         return None
-    tests = {str(row["task"]): (row.get("accuracy_before", float("nan")), row.get("test_rows", 0)) for row in some}
+    tests = {str(row["task"]): (row.get("accuracy_before", float("nan")), row.get("test_rows", 0)) for row in table_rows}
     return Table(
         place, budget, against, limit, reference, fmean(seconds) if seconds else float("nan"),
         fmean(before for before, _ in tests.values()), sum(count for _, count in tests.values()),
-        tuple(sorted({str(row["study"]) for row in some})), tuple(sorted({rows.machine(row) for row in some})), is_one_of_several,
+        tuple(sorted({str(row["study"]) for row in table_rows})), tuple(sorted({rows.machine_name(row) for row in table_rows})),
+        is_one_of_several,
         sorted(lines, key=lambda line: (-line.value, line.method, line.scheme)),
     )  # fmt: skip
 
 
-def _ends(mine: Sequence[Row], names: Sequence[str], budget: str) -> dict[int, End]:
-    """By seed, where all tasks are there."""
-    ends = {}
-    for seed in dict.fromkeys(row["seed"] for row in mine):
-        by_task = {str(row["task"]): (rows.matched(row, budget), str(row.get("test"))) for row in mine if row["seed"] == seed}
+def _seed_results(method_rows: Sequence[Row], names: Sequence[str], budget: str) -> dict[int, SeedResult]:
+    """The result of each seed that has rows of all tasks."""
+    results = {}
+    for seed in dict.fromkeys(row["seed"] for row in method_rows):
+        by_task = {
+            str(row["task"]): (rows.at_budget(row, budget), str(row.get("test"))) for row in method_rows if row["seed"] == seed
+        }
         parts = [(part, test) for part, test in (by_task.get(name, (None, "")) for name in names) if part is not None]
         if len(parts) == len(names):
             value, evaluations, seconds = (fmean(numbers) for numbers in zip(*(part[:3] for part, _ in parts), strict=True))
             right = [part[3] for part, _ in parts]
             tests = [test for _, test in parts]
-            ends[seed] = End(value, evaluations, seconds, [bit for bits in right for bit in bits], [*map(len, right)], tests)
-    return ends
+            results[seed] = SeedResult(
+                value, evaluations, seconds, [bit for bits in right for bit in bits], [*map(len, right)], tests
+            )
+    return results
 
 
-def _line(method: str, scheme: str, mine: Sequence[Row], ends: dict[int, End], held: dict[int, End], is_reference: bool) -> Line:
-    alike = [
-        (seed, end)
-        for seed, end in ends.items()
-        if seed in held and held[seed].tests == end.tests and held[seed].widths == end.widths and min(end.widths)
-    ]
-    pairs = [(seed, end) for seed, end in alike if end.tests == alike[-1][1].tests]  # the last, where a task's rows are others now
-    differences = [[a - b for a, b in zip(end.right, held[seed].right, strict=True)] for seed, end in pairs]
+def _line(
+    method: str,
+    scheme: str,
+    method_rows: Sequence[Row],
+    results: dict[int, SeedResult],
+    reference_results: dict[int, SeedResult],
+    is_reference: bool,
+) -> Line:
+    common = {seed: (result, reference_results[seed]) for seed, result in results.items() if seed in reference_results}
+    comparable = [(ours, theirs) for ours, theirs in common.values() if ours.is_comparable(theirs)]
+    # the latest test rows, if a task's have changed
+    pairs = [(ours, theirs) for ours, theirs in comparable if ours.tests == comparable[-1][0].tests]
+    differences = [[a - b for a, b in zip(ours.right, theirs.right, strict=True)] for ours, theirs in pairs]
     gain = gain_interval = None
     if pairs and not is_reference:
-        gain = fmean(end.value - held[seed].value for seed, end in pairs)
-        gain_interval = intervals.crossed(differences, pairs[0][1].widths)
-    values = [end.value for end in ends.values()]
+        gain = fmean(ours.value - theirs.value for ours, theirs in pairs)
+        gain_interval = intervals.crossed_bootstrap(differences, pairs[0][0].widths)
+    values = [result.value for result in results.values()]
     interval = [min(1.0, max(0.0, side)) for side in intervals.student(values)] if len(values) > 1 else None
     return Line(
         method, scheme, fmean(values), interval, gain, gain_interval,
-        fmean(end.evaluations for end in ends.values()), fmean(end.seconds for end in ends.values()),
-        fmean(row["peak_bytes"] for row in mine), fmean(row.get("state_bytes", 0) for row in mine),
-        fmean(row.get("lr", float("nan")) for row in mine), len(values), is_reference,
+        fmean(result.evaluations for result in results.values()), fmean(result.seconds for result in results.values()),
+        fmean(row["peak_bytes"] for row in method_rows), fmean(row.get("state_bytes", 0) for row in method_rows),
+        fmean(row.get("lr", float("nan")) for row in method_rows), len(values), is_reference,
     )  # fmt: skip
 
 
 def cells(line: Line) -> list[str]:
-    """A line as texts, one a heading of `HEADS`."""
+    """A line as texts, one per heading."""
     gain = "reference" if line.is_reference else ""
     if line.gain is not None and line.gain_interval is not None:
-        gain = f"{SHARE.gain(line.gain)} ({SHARE.gain_interval(line.gain_interval)})"
-    interval = SHARE.interval(line.interval) if line.interval else ""
+        gain = f"{ACCURACY.gain(line.gain)} ({ACCURACY.gain_interval(line.gain_interval)})"
+    interval = ACCURACY.interval(line.interval) if line.interval else ""
     return [
-        line.method, line.scheme, SHARE.value(line.value), interval, gain, line.verdict, f"{line.evaluations:,.0f}",
+        line.method, line.scheme, ACCURACY.value(line.value), interval, gain, line.verdict, f"{line.evaluations:,.0f}",
         f"{line.seconds:,.0f}", f"{100 * line.seconds / max(1, line.evaluations):.1f}", f"{line.peak_bytes / 1e6:,.0f}",
         f"{line.state_bytes / 1e6:,.1f}", f"{line.lr:.3g}", str(line.seeds),
     ]  # fmt: skip
 
 
 def heads(table: Table) -> list[str]:
-    """The headings of a table."""
-    return [head.format(table.reference) for head in HEADS]
+    """The headings of a table, with the reference's name."""
+    return [head.format(table.reference) for head in HEADINGS]
 
 
 def markdown(table: Table) -> str:
-    """A table with its title and its note."""
+    """A table in Markdown, with title and note."""
     head = heads(table)
     body = [head, ["---", *["---:"] * (len(head) - 1)], *map(cells, table.lines)]
     return "\n".join([f"### {table.title}", "", *("| " + " | ".join(line) + " |" for line in body), "", table.note])

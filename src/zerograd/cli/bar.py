@@ -1,4 +1,4 @@
-"""A live line for long work: the phase, how far it is, and what there is to say of it."""
+"""A progress bar: the phase, the share that is done, and a text beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Bar:
-    """Shows progress on a console. state: what to say beside the bar."""
+    """Shows progress on a console. state: makes the text beside the bar."""
 
     def __init__(self, console: Any, state: Callable[[Any], str] = lambda progress: "") -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -24,13 +24,13 @@ class Bar:
 
     def __exit__(self, *error: Any) -> None:
         if error[0] is not None:
-            self._progress.live.transient = True  # what is wrong stands alone
+            self._progress.live.transient = True  # leave only the error on the screen
         elif self._task is not None:
             self._progress.update(self._task, completed=1.0)
         self._progress.stop()
 
     def show(self, progress: Any) -> None:
-        """Hear of progress: an object with `phase` and `done`."""
+        """Show progress, an object with `phase` and `done`."""
         if progress.phase != self._phase:
             if self._task is not None:
                 self._progress.update(self._task, completed=1.0)

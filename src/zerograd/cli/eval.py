@@ -1,4 +1,4 @@
-"""zerograd eval: what a model, or a run's tuned model, is worth on a task."""
+"""zerograd eval: evaluate a model, or the tuned model of a finished run, on a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from zerograd.cli import flags, shown
+from zerograd.cli import flags, screen
 from zerograd.cli.bar import Bar
 from zerograd.machine.quiet import quiet
 from zerograd.tune.settings import TaskSettings
@@ -18,17 +18,17 @@ def add(verbs: Any) -> None:
         "run_folder", metavar="RUN", nargs="?", default="", help="a finished run's folder, or its shipped file; or give --model"
     )
     flags.add(parser, TaskSettings)
-    parser.add_argument("--base", metavar="MODEL", default="", help="what a shipped run began from (default: where it was then)")
+    parser.add_argument("--base", metavar="MODEL", default="", help="the base model of a shipped run (default: as in the run)")
     parser.add_argument("--split", choices=("train", "dev", "test"), default="test", help="which rows (default: test)")
-    parser.add_argument("--calibrate", action="store_true", help="choose options by how much the row's content raises their scores")
-    parser.add_argument("--json", action="store_true", help="make the last line of standard output one JSON object")
+    parser.add_argument("--calibrate", action="store_true", help="compare each option's score with its score for an empty text")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line of standard output")
     parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
     settings = flags.read(TaskSettings, parsed)
     if parsed.show_config:
-        print(flags.shown(settings))
+        print(flags.to_yaml(settings))
         return 0
     name = settings.model if settings.model.endswith(".zg") else parsed.run_folder
     if name:
@@ -47,7 +47,7 @@ def run(parsed: argparse.Namespace) -> int:
         finished = open_run_or_file(name, parsed.base) if name else None
         result = evaluate(settings, finished, parsed.split, parsed.calibrate, bar.show)
     metric = result["metric"]
-    value = f"{shown.title(metric)} {shown.value(metric, result['value'], result['ci'])}, loss {result['loss']:.3f}"
+    value = f"{screen.title(metric)} {screen.value(metric, result['value'], result['ci'])}, loss {result['loss']:.3f}"
     console.print(f"{result['model']} on {result['rows']:,} {result['split']} rows of {result['task']}: {value}", highlight=False)
     if parsed.json:
         print(json.dumps(result))

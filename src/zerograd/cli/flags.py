@@ -1,4 +1,4 @@
-"""Flags of a verb from the fields of its settings, and the same fields from a YAML file; flags win."""
+"""Flags of a verb from the fields of its settings, and the same fields from a YAML file; flags take precedence."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from zerograd.settings.fields import Settings, from_mapping, kinds_of
 
 
 def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
-    """One flag a field, `--batch-size` for batch_size, with its default and its choices in --help; --config and --show-config."""
-    parser.add_argument("--config", metavar="FILE", default="", help="a YAML file of the same fields; flags win")
-    parser.add_argument("--show-config", action="store_true", help="print the settings as such a file, and end")
+    """Add a flag for each field, `--batch-size` for batch_size, with default and choices in --help; and --config and
+    --show-config.
+    """
+    parser.add_argument("--config", metavar="FILE", default="", help="a YAML file of the same settings; flags take precedence")
+    parser.add_argument("--show-config", action="store_true", help="print the settings as such a file, and exit")
     for field in dataclasses.fields(settings):
         kind, *others = kinds_of(settings)[field.name]
         flag = "--" + field.name.replace("_", "-")
@@ -28,22 +30,24 @@ def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
             parser.add_argument(flag, nargs="+", metavar="NAME", **common)
         else:
             words = [word for other in others if get_origin(other) is Literal for word in get_args(other)]
-            parser.add_argument(flag, type=_or_word(kind, words), metavar=kind.__name__.upper().replace("STR", "NAME"), **common)
+            parser.add_argument(
+                flag, type=_value_or_word(kind, words), metavar=kind.__name__.upper().replace("STR", "NAME"), **common
+            )
 
 
 def read(kind: type[Settings], parsed: argparse.Namespace) -> Settings:
-    """The settings that the file and the flags give. Raises ValueError or FileNotFoundError with the mend."""
+    """The settings of the file and the flags. Raises ValueError or FileNotFoundError."""
     fields = read_yaml(Path(parsed.config), "config", "--show-config writes one") if parsed.config else {}
     return from_mapping(kind, fields | given(kind, parsed), f"config {parsed.config}")
 
 
 def given(kind: type[Any], parsed: argparse.Namespace) -> dict[str, Any]:
-    """The fields that were flags."""
+    """The fields that were given as flags."""
     return {field.name: value for field in dataclasses.fields(kind) if (value := getattr(parsed, field.name, None)) is not None}
 
 
-def shown(settings: Any) -> str:
-    """Settings as YAML, each with what it says of itself."""
+def to_yaml(settings: Any) -> str:
+    """Settings as YAML, each with its help as a comment."""
     lines = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -52,13 +56,13 @@ def shown(settings: Any) -> str:
     return "\n".join(lines)
 
 
-def _or_word(kind: type[Any], words: Sequence[str]) -> Callable[[str], Any]:
-    """What reads a flag's text: a word as it is, anything else as a value of the kind."""
+def _value_or_word(kind: type[Any], words: Sequence[str]) -> Callable[[str], Any]:
+    """A converter of a flag's text: one of the words as it is, any other text to the kind."""
 
     def read(text: str) -> Any:
         return text if text in words else kind(text)
 
-    read.__name__ = kind.__name__  # how argparse's messages call it
+    read.__name__ = kind.__name__  # the name in argparse's messages
     return read
 
 

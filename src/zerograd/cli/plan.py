@@ -1,4 +1,4 @@
-"""zerograd plan: what fits a machine, and what a step takes, before anything is loaded."""
+"""zerograd plan: list the methods that fit in a machine's memory, with seconds per step; no weight is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zerograd.planner.settings import PlanSettings
 
 
 def add(verbs: Any) -> None:
-    parser = verbs.add_parser("plan", help="say what fits this machine, or another, and what a step takes", description=__doc__)
+    parser = verbs.add_parser("plan", help="list what fits in this machine's memory, or another's", description=__doc__)
     parser.add_argument(
         "planned_model", metavar="MODEL", nargs="?", default="", help="a model, or a size such as 8B; the same as --model"
     )
@@ -29,48 +29,48 @@ def run(parsed: argparse.Namespace) -> int:
         parsed.model = parsed.planned_model
     settings = flags.read(PlanSettings, parsed)
     if parsed.show_config:
-        print(flags.shown(settings))
+        print(flags.to_yaml(settings))
         return 0
     from zerograd.machine.quiet import quiet
-    from zerograd.planner import planned
+    from zerograd.planner import make_plan
 
     quiet()
-    plan = planned(settings, lambda line: print(line, file=sys.stderr))
+    plan = make_plan(settings, lambda line: print(line, file=sys.stderr))
     if parsed.json:
         print(json.dumps(plan.as_json()))
         return 0
     from rich.console import Console
 
     console = Console()
-    console.print(table(plan))
-    for line in (f"... is {_start(plan)}", *plan.basis, f"what we would run: {plan.advice}"):
+    console.print(plan_table(plan))
+    for line in (f"... stands for {_common_start(plan)}", *plan.basis, f"recommendation: {plan.advice}"):
         console.print(line, highlight=False, markup=False)
     return 0
 
 
-def table(plan: Any) -> Any:
-    """The rows of a plan."""
+def plan_table(plan: Any) -> Any:
+    """The rows of a plan as a table."""
     from rich import box
     from rich.table import Table
 
     from zerograd.machine.format import quantity
 
     title = f"{plan.settings.model or 'a model'}: {plan.shape.parameters:,} parameters\n{plan.machine}"
-    shared = _start(plan)
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    made.add_column("", no_wrap=True)
+    start = _common_start(plan)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
     for heading in ("memory", "fits", "s/step"):
-        made.add_column(heading, justify="right", no_wrap=True)
-    made.add_column("command", overflow="fold")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("command", overflow="fold")
     for row in plan.rows:
-        taken = "?" if row.seconds is None else f"{row.seconds:.2g}" if row.seconds < 100 else f"{row.seconds:,.0f}"
+        step_seconds = "?" if row.seconds is None else f"{row.seconds:.2g}" if row.seconds < 100 else f"{row.seconds:,.0f}"
         fits = "yes" if plan.fits(row) else "no"
-        made.add_row(row.name, quantity(row.memory, "B"), fits, taken, row.command.replace(shared, "..."))
-    return made
+        table.add_row(row.name, quantity(row.memory, "B"), fits, step_seconds, row.command.replace(start, "..."))
+    return table
 
 
-def _start(plan: Any) -> str:
-    """What the commands of all methods begin with."""
+def _common_start(plan: Any) -> str:
+    """The common start of the commands of all methods."""
     commands = [row.command.split() for row in plan.rows if row.command.startswith("zerograd tune")]
-    alike = itertools.takewhile(lambda words: len(set(words)) == 1, zip(*commands, strict=False))
-    return " ".join(words[0] for words in alike)
+    common = itertools.takewhile(lambda words: len(set(words)) == 1, zip(*commands, strict=False))
+    return " ".join(words[0] for words in common)

@@ -1,4 +1,4 @@
-"""zerograd predict: what a run's tuned model answers to new rows."""
+"""zerograd predict: answer new rows with the tuned model of a finished run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser("predict", help="answer new rows with a finished run's model", description=__doc__)
     parser.add_argument("run_folder", metavar="RUN", nargs="?", default="", help="a finished run's folder, or its shipped file")
     parser.add_argument("--model", metavar="FILE", default="", help="a shipped file, in place of RUN")
-    parser.add_argument("--base", metavar="MODEL", default="", help="what a shipped run began from (default: where it was then)")
+    parser.add_argument("--base", metavar="MODEL", default="", help="the base model of a shipped run (default: as in the run)")
     parser.add_argument("--data", metavar="FILE", required=True, help="rows with the columns that the run's prompt reads")
-    parser.add_argument("--out", metavar="FILE", required=True, help=f"where the answers go; one of {', '.join(ENDINGS)}")
+    parser.add_argument(
+        "--out", metavar="FILE", required=True, help=f"the file of answers; its ending is one of {', '.join(ENDINGS)}"
+    )
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--threads", metavar="INT", type=int, default=0, help="CPU threads; 0 for all cores (default: 0)")
     parser.set_defaults(run=run)
@@ -33,7 +35,7 @@ def run(parsed: argparse.Namespace) -> int:
     if out.suffix not in ENDINGS:
         raise ValueError(f"out is {parsed.out}; it must end in one of {', '.join(ENDINGS)}")
     if bool(parsed.run_folder) == bool(parsed.model):
-        raise ValueError("model stands in place of RUN; give one of them")
+        raise ValueError("model is a shipped file in place of RUN; give one of them")
     settings = TaskSettings(device=parsed.device, threads=parsed.threads)
     from rich.console import Console
 

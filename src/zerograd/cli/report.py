@@ -1,4 +1,4 @@
-"""zerograd report: one finished run's report, written anew, or several runs beside each other."""
+"""zerograd report: write the report of a finished run again, or compare several runs on one page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 
 def add(verbs: Any) -> None:
-    parser = verbs.add_parser("report", help="write the report of a run, or compare several", description=__doc__)
-    parser.add_argument("folders", metavar="RUN", nargs="+", help="folders of finished runs; several must be of one task")
+    parser = verbs.add_parser("report", help="write the report of a run, or compare several runs", description=__doc__)
     parser.add_argument(
-        "--out", metavar="FILE", default="", help="where the page goes; RUN/report.html, or comparison.html, when empty"
+        "folders", metavar="RUN", nargs="+", help="folders of finished runs; several must have the same task and metric"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", default="", help="the page (default: RUN/report.html, or comparison.html for several runs)"
     )
     parser.set_defaults(run=run)
 

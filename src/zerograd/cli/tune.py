@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from zerograd.cli import flags, shown
+from zerograd.cli import flags, screen
 from zerograd.cli.bar import Bar
 from zerograd.machine.format import clock, mebibytes, minutes, passes, percent, seconds
 from zerograd.machine.quiet import quiet
@@ -18,9 +18,16 @@ from zerograd.tune.settings import TuneSettings
 def add(verbs: Any) -> None:
     parser = verbs.add_parser("tune", help="fine-tune a language model with forward passes only", description=__doc__)
     flags.add(parser, TuneSettings)
-    parser.add_argument("--json", action="store_true", help="make the last line of standard output one JSON object")
-    parser.add_argument("--resume", metavar="RUN", default="", help="go on with a run that was cut off, or has more to do now")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, say what a run would do and take, and end")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line of standard output")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        default="",
+        help="continue an interrupted run, or a finished one with more --steps, --minutes or --evaluations",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print an estimate of time, memory and disk, and exit"
+    )
     parser.set_defaults(run=run)
 
 
@@ -32,7 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
     more = flags.given(TuneSettings, parsed)
     settings = resumed_settings(Path(parsed.resume), more) if parsed.resume else flags.read(TuneSettings, parsed)
     if parsed.show_config:
-        print(flags.shown(settings.resolved()))
+        print(flags.to_yaml(settings.resolved()))
         return 0
     from rich.console import Console
 
@@ -41,8 +48,8 @@ def run(parsed: argparse.Namespace) -> int:
     quiet()
     console = Console(stderr=parsed.json)
     with Bar(console, _state) as bar:
-        act = rehearse if parsed.dry_run else tune
-        result = act(settings, bar.show, bar.say, resume=bool(parsed.resume))
+        work = rehearse if parsed.dry_run else tune
+        result = work(settings, bar.show, bar.say, resume=bool(parsed.resume))
     if parsed.dry_run:
         console.print(estimate(result), highlight=False)
         return 0
@@ -56,63 +63,63 @@ def run(parsed: argparse.Namespace) -> int:
 def _state(progress: Any) -> str:
     if not progress.step:
         return ""
-    dev = "" if math.isnan(progress.dev) else f" {progress.dev_name} {shown.value(progress.dev_name.split()[-1], progress.dev)}"
+    dev = "" if math.isnan(progress.dev) else f" {progress.dev_name} {screen.value(progress.dev_name.split()[-1], progress.dev)}"
     left = "" if math.isnan(progress.seconds_left) else f" ETA {clock(progress.seconds_left)}"
     pace = f"{progress.examples_per_second:.0f} ex/s {seconds(progress.seconds_per_step, 2)}/step"
     return f"loss {progress.loss:.3f}{dev} {pace}{left}"
 
 
 def table(result: dict[str, Any]) -> Any:
-    """The values of the run with their 95 % intervals, and what tuning gains over each, paired."""
+    """The results with 95 % intervals, and the paired gain of the tuned model over each."""
     from rich import box
     from rich.table import Table
 
     metric = result["metric"]
-    title = f"{result['task']}: {shown.title(metric)} of {result['test_rows']:,} test rows (95 % interval)"
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    made.add_column("", no_wrap=True)
+    title = f"{result['task']}: {screen.title(metric)} of {result['test_rows']:,} test rows (95 % interval)"
+    values = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    values.add_column("", no_wrap=True)
     for heading in (metric, "tuned gains"):
-        made.add_column(heading, justify="right", no_wrap=True)
+        values.add_column(heading, justify="right", no_wrap=True)
     names = {"majority": "majority", "before": "zero-shot", "shots": "in-context", "calibrated": "threshold-fitted"}
     for name, label in names.items():
         if f"value_{name}" in result:
             value = result[f"value_{name}"]
             interval = result.get("ci_gain" if name == "before" else f"ci_gain_{name}")
-            gain = shown.gain(metric, result["value_after"] - value, interval) if interval else ""
-            made.add_row(label, shown.value(metric, value, result.get(f"ci_{name}")), gain)
-    made.add_row("tuned", shown.value(metric, result["value_after"], result["ci_after"]), "", style="bold")
-    return made
+            gain = screen.gain(metric, result["value_after"] - value, interval) if interval else ""
+            values.add_row(label, screen.value(metric, value, result.get(f"ci_{name}")), gain)
+    values.add_row("tuned", screen.value(metric, result["value_after"], result["ci_after"]), "", style="bold")
+    return values
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Time, forwards, memory, and where everything is."""
+    """Steps, time and memory of the run, and the paths of its report and model."""
     over = result["peak_bytes"] - result["inference_peak_bytes"]
     spent = passes(result["forwards"], result.get("backward_passes", 0))
     skipped = f", {result['skipped_steps']} skipped (loss not finite)" if result["skipped_steps"] else ""
     lines = [
-        f"{result['steps']} steps{skipped}, {spent}: {seconds(result['seconds'])} of "
-        f"training, {seconds(result['seconds_per_step'], 2)} a step, {seconds(result['seconds_total'])} in all",
-        f"peak memory {mebibytes(result['peak_bytes'])} training, {mebibytes(result['inference_peak_bytes'])} evaluating as many "
-        f"rows ({percent(over / result['weight_bytes'], sign='+')} of the weights)",
-        f"report {result['run']}/report.html, model {result['run']}/model",
+        f"{result['steps']} steps{skipped}, {spent}; training {seconds(result['seconds'])}, "
+        f"{seconds(result['seconds_per_step'], 2)} per step; total {seconds(result['seconds_total'])}",
+        f"peak memory: training {mebibytes(result['peak_bytes'])}, inference {mebibytes(result['inference_peak_bytes'])} "
+        f"(difference {percent(over / result['weight_bytes'], sign='+')} of the weights)",
+        f"report: {result['run']}/report.html, model: {result['run']}/model",
     ]
     if result.get("flat_steps"):
-        flat = f"{result['flat_steps']} of {result['steps']} steps taught nothing, their branches scoring the same"
+        flat = f"{result['flat_steps']} of {result['steps']} steps had no signal: all branches had the same score"
         lines.insert(1, f"{flat}; a larger --eps or --batch-size helps")
     if result["stopped"]:
         lines.insert(0, result["stopped"])
     return "\n".join(lines)
 
 
-def estimate(found: dict[str, Any]) -> str:
-    """What a run would take, and write."""
+def estimate(expected: dict[str, Any]) -> str:
+    """The estimate of a dry run: time, memory and disk."""
     return "\n".join(
         [
-            f"trains {found['trained_parameters']:,} of {found['parameters']:,} parameters on {found['rows']['train']:,} rows, "
-            f"chooses on {found['rows']['dev']:,}, reports on {found['rows']['test']:,}",
-            f"a step takes about {seconds(found['seconds_per_step'], 2)}, so about {found['steps']:,} steps in "
-            f"{minutes(found['seconds'])}; evaluations add about {found['evaluation_seconds'] / 60:.1f}",
-            f"peak memory about {mebibytes(found['peak_bytes'])}, of which weights {mebibytes(found['weight_bytes'])}",
-            f"would write {', '.join(found['files'])} to {found['run']}, about {mebibytes(found['disk_bytes'])}",
+            f"trained parameters: {expected['trained_parameters']:,} of {expected['parameters']:,}",
+            f"rows: train {expected['rows']['train']:,}, dev {expected['rows']['dev']:,}, test {expected['rows']['test']:,}",
+            f"time: about {seconds(expected['seconds_per_step'], 2)} per step, {expected['steps']:,} steps in "
+            f"{minutes(expected['seconds'])}, evaluations {minutes(expected['evaluation_seconds'])} more",
+            f"peak memory: about {mebibytes(expected['peak_bytes'])}, including {mebibytes(expected['weight_bytes'])} of weights",
+            f"disk: about {mebibytes(expected['disk_bytes'])} in {expected['run']}: {', '.join(expected['files'])}",
         ]
     )

@@ -30,7 +30,9 @@ def examples(batch: Any) -> int:
 
 
 def vectors(batch: Any, total: int) -> int:
-    """How many vectors a model makes of its largest tensor of `total` examples: one of each integer, or of each last dimension."""
+    """How many vectors a model makes of its largest tensor of `total` examples: one of each integer, or of each last
+    dimension.
+    """
     held = [t for t in tensors(batch) if t.ndim and len(t) % total == 0]
     return max((t.numel() // (t.shape[-1] if t.is_floating_point() and t.ndim > 1 else 1) for t in held), default=0)
 

@@ -24,8 +24,8 @@ def caught(
 ) -> dict[int, Any]:
     """The outputs of modules in a forward pass, by their place in `modules`; or, with entering, their first arguments.
 
-    run: does the pass. It ends as soon as every module is reached, or when an `Enough` of the caller is raised inside it. A module
-    that the pass does not reach is not in the result.
+    run: does the pass. It ends as soon as every module is reached, or when an `Enough` of the caller is raised inside
+    it. A module that the pass does not reach is not in the result.
     """
     caller = caller or object()
     values: dict[int, Any] = {}

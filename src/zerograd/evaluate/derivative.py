@@ -1,4 +1,6 @@
-"""Exact derivatives, for the methods that are compared with evaluations: forward mode along a direction, and backward mode."""
+"""Exact derivatives, for the methods that are compared with evaluations: forward mode along a direction, and backward
+mode.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from zerograd.directions.family import Directions
+from zerograd.directions import Directions
 from zerograd.evaluate import batch as batches
-from zerograd.evaluate.score import Objective
-from zerograd.spaces.weights import Slot
+from zerograd.evaluate.evaluator import LocalBatch, Radii
+from zerograd.queries import Plan, Scores
+from zerograd.spaces import Space
 
 
 class Replaced(TorchFunctionMode):
@@ -30,56 +33,68 @@ class Replaced(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def along(
-    slots: Sequence[Slot], directions: Directions, objective: Objective, batch: Any, count: int, micro_batch: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(losses, derivatives along direction 0) of each of `count` examples: float32 (count,), by one dual forward.
+class Duals(LocalBatch):
+    """Evaluates objective(batch) by one dual forward: its scores are the losses, then the derivatives along direction
+    0.
 
-    Sums and weights are brought to their quotient as elsewhere; weights are taken not to depend on what is optimised.
+    Sums and weights are brought to their quotient as elsewhere; weights are taken not to depend on what is trained. A
+    dual forward counts as three evaluations.
     """
-    parts = []
-    with forward_ad.dual_level(), torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        duals = {}
-        for slot in slots:
-            tangent = directions.z(slot, 0).mul_(slot.scale).to(slot.parameter.dtype)
-            duals[id(slot.parameter)] = forward_ad.make_dual(slot.parameter.detach(), tangent)  # type: ignore[no-untyped-call]
-        for part in _parts(batch, count, micro_batch, count):
-            with Replaced(duals):
-                losses = objective(part)
-            given = losses if isinstance(losses, tuple) else (losses,)
-            dual = forward_ad.unpack_dual(given[0])  # type: ignore[no-untyped-call]
-            tangent = torch.zeros_like(dual.primal) if dual.tangent is None else dual.tangent
-            parts.append([t.float().cpu() for t in (dual.primal, tangent, *given[1:])])
-    found = [torch.cat(some) for some in zip(*parts, strict=True)]
-    weight = found[2].mean() if len(found) == 3 else torch.ones((), dtype=torch.float32)
-    return found[0] / weight, found[1] / weight
+
+    def scores(self, plan: Plan, directions: Directions, radii: Radii) -> Scores:
+        self.count(self.share(3))
+        parts = []
+        with forward_ad.dual_level(), torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            duals = {}
+            for space in self.spaces:
+                tangent = directions.z(space, 0).mul_(space.scale).to(space.dtype)
+                duals[id(space.parameter)] = forward_ad.make_dual(space.parameter.detach(), tangent)  # type: ignore[no-untyped-call]
+            for part in _parts(self):
+                with Replaced(duals):
+                    losses = self.objective(part)
+                given = losses if isinstance(losses, tuple) else (losses,)
+                dual = forward_ad.unpack_dual(given[0])  # type: ignore[no-untyped-call]
+                tangent = torch.zeros_like(dual.primal) if dual.tangent is None else dual.tangent
+                parts.append([t.float().cpu() for t in (dual.primal, tangent, *given[1:])])
+        found = [torch.cat(some) for some in zip(*parts, strict=True)]
+        weight = found[2].mean() if len(found) == 3 else torch.ones((), dtype=torch.float32)
+        return Scores(plan, torch.stack([found[0] / weight, found[1] / weight]))
 
 
-def backward(
-    slots: Sequence[Slot], objective: Objective, batch: Any, count: int, micro_batch: int | None, total: int | None = None
-) -> float:
-    """The mean loss of the first `count` examples of a batch, its gradient in each parameter's `grad`. total: how many it has, when
-    there are more.
+def backward(ask: LocalBatch, spaces: Sequence[Space]) -> tuple[float, list[torch.Tensor | None]]:
+    """(the mean loss of an evaluator's examples, its gradient in each of its spaces or None outside `spaces`), by a
+    backward pass.
+
+    A backward pass with its forward counts as three evaluations.
     """
+    ask.count(ask.share(3))
     summed = weight = 0.0
-    for slot in slots:
-        slot.parameter.grad = None
-    with torch.enable_grad():
-        for part in _parts(batch, count, micro_batch, total or count):
-            losses = objective(part)
-            sums, weights = losses if isinstance(losses, tuple) else (losses, torch.ones_like(losses))
-            whole = sums.sum()
-            if whole.requires_grad:
-                whole.backward()
-            summed += float(whole.detach())
-            weight += float(weights.detach().sum())
-    for slot in slots:
-        if slot.parameter.grad is not None:
-            slot.parameter.grad /= weight
-    return summed / weight
+    wanted = {id(space.parameter) for space in spaces}
+    frozen = [space.parameter for space in ask.spaces if id(space.parameter) not in wanted]
+    for space in ask.spaces:
+        space.parameter.grad = None
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            for part in _parts(ask):
+                losses = ask.objective(part)
+                sums, weights = losses if isinstance(losses, tuple) else (losses, torch.ones_like(losses))
+                whole = sums.sum()
+                if whole.requires_grad:
+                    whole.backward()
+                summed += float(whole.detach())
+                weight += float(weights.detach().sum())
+        found = [None if space.parameter.grad is None else space.parameter.grad / weight for space in ask.spaces]
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for space in ask.spaces:
+            space.parameter.grad = None
+    return summed / weight, found
 
 
-def _parts(batch: Any, count: int, micro_batch: int | None, total: int) -> Iterator[Any]:
-    size = micro_batch or count
-    for first in range(0, count, size):
-        yield batches.part(batch, total, first, min(first + size, count), 1)[0]
+def _parts(ask: LocalBatch) -> Iterator[Any]:
+    size = ask.micro_batch if isinstance(ask.micro_batch, int) else ask.examples
+    for first in range(ask.first, ask.stop, size):
+        yield batches.part(ask.batch, ask.total, first, min(first + size, ask.stop), 1)[0]

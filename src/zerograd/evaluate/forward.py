@@ -7,27 +7,28 @@ optimised parameter is computed as if each expanded example saw its own perturbe
     generic.py       any other operation, variant by variant
     row_tracking.py  operations on the batch alone: which example each row of the result belongs to
 
-`operations.py` says by name what an operation does to rows and which rule computes it. `trace.py` holds the slots, directions,
-plan and marks that all of them read. What cannot be resolved to rows is refused, naming the parameter.
+`operations.py` says by name what an operation does to rows and which rule computes it. `trace.py` holds the spaces,
+directions, plan and marks that all of them read. What cannot be resolved to rows is refused, naming the parameter.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from zerograd.directions.family import Directions
+from zerograd.directions import Directions
+from zerograd.errors import UnresolvedOperation
 from zerograd.evaluate import generic, row_tracking
 from zerograd.evaluate.operations import METADATA, OPERATIONS, UNKNOWN, Operation
 from zerograd.evaluate.rules import RULES
-from zerograd.evaluate.trace import Trace, UnresolvedOperation
-from zerograd.queries.plan import Plan
-from zerograd.spaces.weights import Slot
+from zerograd.evaluate.trace import Trace
+from zerograd.queries import Plan
+from zerograd.spaces import Space
 
 _ASSIGNED = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
@@ -35,16 +36,19 @@ _ASSIGNED = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 class PerturbedForward(TorchFunctionMode):
     """Evaluate whatever runs inside the `with` block under a plan. Weights are read, never written.
 
-    slots: the optimised tensors. directions: where their noise comes from. plan: which example sees which direction.
+    spaces: the optimised tensors. directions: where their noise comes from. plan: which example sees which direction.
+    radii: the smoothing radius of each space, by its id.
     whole: everything inside sees the plan's only variant; no example needs to be told from another (closures).
     Raises UnresolvedOperation for what it cannot split by example.
 
     trace: mark the batch with it before the block, and resolve the losses with it after.
     """
 
-    def __init__(self, slots: Sequence[Slot], directions: Directions, plan: Plan, *, whole: bool = False) -> None:
+    def __init__(
+        self, spaces: Sequence[Space], directions: Directions, plan: Plan, radii: Mapping[int, float], *, whole: bool = False
+    ) -> None:
         super().__init__()
-        self.trace = Trace(slots, directions, plan, whole=whole)
+        self.trace = Trace(spaces, directions, plan, radii, whole=whole)
 
     def __enter__(self) -> Self:
         self._gradients = torch.is_grad_enabled()
@@ -64,7 +68,7 @@ class PerturbedForward(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         trace = self.trace
-        if func in METADATA or not trace.slots:
+        if func in METADATA or not trace.spaces:
             return func(*args, **kwargs)
         ours, batched = trace.meets(args, kwargs)
         if ours is None and not batched:
@@ -86,7 +90,7 @@ class PerturbedForward(TorchFunctionMode):
             if result is not NotImplemented:
                 return result
         if trace.whole:
-            return generic.evaluate(trace, func, args, kwargs, trace.plan.variants[0])
+            return generic.evaluate(trace, func, args, kwargs, trace.plan.variant(0))
         if not batched:
             return generic.derive(trace, func, args, kwargs, ours)
         return generic.split(trace, operation, func, args, kwargs, called, str(trace.name(ours)))

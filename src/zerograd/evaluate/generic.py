@@ -1,7 +1,7 @@
 """Operations without a fast rule: computed variant by variant, with the perturbed tensor made for each.
 
-An operation on slots alone gives a derived tensor, which carries a recipe. An operation on slots and the batch is split: each
-variant's rows are computed by themselves. What cannot be split by example is refused, naming the parameter.
+An operation on spaces alone gives a derived tensor, which carries a recipe. An operation on spaces and the batch is
+split: each variant's rows are computed by themselves. What cannot be split by example is refused, naming the parameter.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from zerograd.errors import UnresolvedOperation
 from zerograd.evaluate import row_tracking
 from zerograd.evaluate.operations import OPERATIONS, UNKNOWN, Operation, is_in_place
 from zerograd.evaluate.tensors import tensors
-from zerograd.evaluate.trace import MARK, Derived, Trace, UnresolvedOperation
-from zerograd.queries.plan import Variant
+from zerograd.evaluate.trace import MARK, Derived, Trace
+from zerograd.queries import Variant
 
 
 def evaluate(trace: Trace, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], variant: Variant) -> Any:
@@ -24,7 +25,7 @@ def evaluate(trace: Trace, func: Callable[..., Any], args: Sequence[Any], kwargs
 
 
 def derive(trace: Trace, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], ours: torch.Tensor) -> Any:
-    """An operation on slots without the batch: its result is derived. ours: an argument that is a slot or derived."""
+    """An operation on spaces without the batch: its result is derived. ours: an argument that is a space or derived."""
     name, called = str(trace.name(ours)), getattr(func, "__name__", str(func))
     target = args[0] if args else None
     old = trace.derived(target)
@@ -61,9 +62,10 @@ def split(
     called: str,
     name: str,
 ) -> Any:
-    """An operation on slots and the batch: variant by variant, over that variant's rows.
+    """An operation on spaces and the batch: variant by variant, over that variant's rows.
 
-    called: the operation's name. name: the parameter's. Raises UnresolvedOperation when its rows cannot be told apart by example.
+    called: the operation's name. name: the parameter's. Raises UnresolvedOperation when its rows cannot be told apart
+    by example.
     """
     refusal = f"{name} is used by {called} in a way that cannot be split by example; freeze it or pass a closure"
     in_place = is_in_place(called)
@@ -83,7 +85,7 @@ def split(
     def seen(value: Any, variant: Variant) -> Any:
         """An argument as a variant sees it, and only its rows."""
         perturbed = trace.value(value, variant)
-        expanded = trace.slot(value) is None and perturbed.ndim == ndim and perturbed.shape[0] == leading > 1
+        expanded = trace.space(value) is None and perturbed.ndim == ndim and perturbed.shape[0] == leading > 1
         expanded &= leaders is None or any(value is one for one in leaders)
         if trace.batched(value) is not None and perturbed.ndim:
             return perturbed[trace.at(variant, trace.repeat(value, name))]
@@ -91,7 +93,7 @@ def split(
 
     result: torch.Tensor | None = None
     each: int | torch.Tensor = repeat
-    for variant in trace.plan.variants:
+    for variant in trace.plan.variants():
         at = trace.at(variant, repeat)
         try:
             part = func(*_map(args, seen, variant), **_map(kwargs, seen, variant))
@@ -101,7 +103,7 @@ def split(
             if not isinstance(at, slice):
                 batched[0][at] = part
             continue
-        count = len(variant.examples) if isinstance(repeat, int) else len(at)  # type: ignore[arg-type]
+        count = variant.examples if isinstance(repeat, int) else len(at)  # type: ignore[arg-type]
         if not isinstance(part, torch.Tensor) or not part.ndim or part.shape[0] % max(1, count):
             raise UnresolvedOperation(refusal)
         if isinstance(repeat, int):

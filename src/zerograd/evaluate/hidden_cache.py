@@ -24,9 +24,9 @@ _ENTRY = struct.Struct("<III")
 class Source:
     """Rows of tokens that hidden states come from.
 
-    tokens: int64 (rows, tokens) each, padded on the right: all that the states of a row depend on, such as its tokens and its
-    attention. lengths: tokens of each row before its padding, whose states are not kept; of the whole row where the states of
-    tokens depend on the padding.
+    tokens: int64 (rows, tokens) each, padded on the right: all that the states of a row depend on, such as its tokens
+    and its attention. lengths: tokens of each row before its padding, whose states are not kept; of the whole row where
+    the states of tokens depend on the padding.
     """
 
     tokens: tuple[torch.Tensor, ...]
@@ -37,8 +37,8 @@ class Source:
 class Layout:
     """Which source the states of a prefix come from, and what a row of them is like.
 
-    sample: the states of some rows. sources: of each state, the place of its source; the rows of the first source are those that
-    are kept together, each with the rows of the others that belong to it.
+    sample: the states of some rows. sources: of each state, the place of its source; the rows of the first source are
+    those that are kept together, each with the rows of the others that belong to it.
     """
 
     sample: Entered
@@ -74,14 +74,13 @@ class Layout:
 
 
 class HiddenCache:
-    """Hidden states by what they come from, in two files of a run's folder: a run that goes on reads the bits that it had before,
-    whatever rows share a batch with a row then.
+    """Hidden states by what they come from, in two files of a run's folder: a run that goes on reads the bits that it
+    had before, whatever rows share a batch with a row then.
 
-    When the disk is full no more states are kept, and the others are computed in each epoch, in batches whose other rows
-    some processors round them by: a run that goes on from there then ends within rounding of one that was not cut off.
-    The states of a batch are kept together, unless the disk is full: an entry of the index has their CRC-32 and its own.
-    folder: an existing one. about: what all states come from. again: keep the files' contents, if they are about the same; else
-    begin anew.
+    When the disk is full no more states are kept, and the others are computed in each epoch. Some processors round a
+    row by the rows beside it, so a resumed run then ends within rounding of an uninterrupted one. The states of a batch
+    are kept together, unless the disk is full: an entry of the index has their CRC-32 and its own. folder: an existing
+    one. about: what all states come from. again: keep the files' contents, if they are about the same; else begin anew.
     Raises OSError when no file can be made there.
     """
 

@@ -1,7 +1,7 @@
 """The perturbed forward's own kernels: what a direction of an example's own adds to an activation, in one pass over it.
 
-Noise is drawn where it is used; an activation is read and written once and stays in its dtype, float32 or bfloat16, with
-sums in float32. Each row of tokens is computed alone, so the result does not depend on the number of threads.
+Noise is drawn where it is used; an activation is read and written once and stays in its dtype, float32 or bfloat16,
+with sums in float32. Each row of tokens is computed alone, so the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def vectors(
 ) -> torch.Tensor:
     """A vector for each variant: weight + signs[v] * amplitude * z of directions[v], float32 (variants, n).
 
-    weight, remainder: (1, n). order: int64, the variants so that equal directions are neighbours. directions: int64 and signs:
-    float32, (variants,).
+    weight, remainder: (1, n). order: int64, the variants so that equal directions are neighbours. directions: int64 and
+    signs: float32, (variants,).
     """
     out = torch.empty(len(directions), weight.shape[1], dtype=torch.float32)
     low = np.empty(0, np.int16) if remainder is None else remainder.numpy()[0]
@@ -153,11 +153,12 @@ def add_products(
     rows: slice,
     shifts: torch.Tensor | None = None,
 ) -> None:
-    """y[t] += scales[g] * sum_j (x[t] . b_j) a_j + shifts[h] for the tokens t of each group g, with a_j and b_j of its direction.
+    """y[t] += scales[g] * sum_j (x[t] . b_j) a_j + shifts[h] for the tokens t of each group g, with a_j and b_j of its
+    direction.
 
-    y: (tokens, n) and x: (tokens, m), contiguous. directions: int64 and scales: float32, (groups,), of as many consecutive tokens
-    each. into, onto: the domain and the step of b and of a, and the column where they begin. rows: the factors' rows in the
-    address. shifts: float32 (other groups, n).
+    y: (tokens, n) and x: (tokens, m), contiguous. directions: int64 and scales: float32, (groups,), of as many
+    consecutive tokens each. into, onto: the domain and the step of b and of a, and the column where they begin. rows:
+    the factors' rows in the address. shifts: float32 (other groups, n).
     """
     seed, _, tensor, _ = place(address)
     arguments = (storage(y), y.shape[1], storage(x), x.shape[1], len(y) // len(directions), directions.numpy(), scales.numpy())
@@ -169,7 +170,8 @@ def add_products(
 def scale_rows(x: torch.Tensor, factors: torch.Tensor | None, shifts: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
     """out[t] <- x[t] * factors[g] + shifts[g] for the tokens t of each group g, in float32, rounded once. Returns out.
 
-    x, out: (..., n), contiguous. factors, shifts: float32 (groups, n), of as many consecutive tokens each; None leaves it out.
+    x, out: (..., n), contiguous. factors, shifts: float32 (groups, n), of as many consecutive tokens each; None leaves
+    it out.
     """
     width = x.shape[-1]
     flat, to = x.view(-1, width), out.view(-1, width)

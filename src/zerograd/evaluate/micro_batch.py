@@ -20,10 +20,12 @@ GROWTH = 1.25
 """How much larger an example may be than the one that was measured before another one is measured."""
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations inside the block make, until they are freed: the same on every run.
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations inside the block make, until they are freed: the same on every
+    run.
 
-    peak: the most at one time since the block was entered; what there was before is not counted, nor other threads' tensors.
+    peak: the most at one time since the block was entered; what there was before is not counted, nor other threads'
+    tensors.
     """
 
     def __init__(self) -> None:
@@ -56,10 +58,11 @@ class Live(TorchDispatchMode):
         self._now -= self._bytes.pop(key, 0)
 
 
-class Fit:
+class MicroBatch:
     """Remembers what a pass of some examples holds, and what was too much.
 
-    memory: bytes that a pass may hold beside weights and batch; None for a share of what is free when it is first asked.
+    memory: bytes that a pass may hold beside weights and batch; None for a share of what is free when it is first
+    asked.
     """
 
     def __init__(self, memory: int | None = None) -> None:

@@ -1,8 +1,8 @@
 """The torch operations that the perturbed forward knows by name: what each does to rows, and its fast rule.
 
-`OPERATIONS` is the only list of names. A new operation is one name, or one line, in it. An operation that is not in the table
-computes row by row: row i of its result comes from row i of its arguments. The self-check compares the outcome with really
-perturbed weights.
+`OPERATIONS` is the only list of names. A new operation is one name, or one line, in it. An operation that is not in the
+table computes row by row: row i of its result comes from row i of its arguments. The self-check compares the outcome
+with really perturbed weights.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def _metadata(name: str) -> Any:
 
 
 METADATA = frozenset(_metadata(name) for name, operation in OPERATIONS.items() if operation.rows == "metadata")
-"""The functions themselves of the table's metadata: models call them more often than any other, so they are known first."""
+"""The functions themselves of the table's metadata: models call them more often than any other, so they are known
+first.
+"""
 
 
 _AUGMENTED = frozenset(

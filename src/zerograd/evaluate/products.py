@@ -1,7 +1,7 @@
 """Products of the batch with a perturbed matrix.
 
-Low-rank directions add (x b) a^T to the plain product. Dense ones walk the weight in chunks: a worker perturbs a chunk once for
-all signs of a direction, and multiplies with it. Products are computed in the dtype of the activations.
+Low-rank directions add (x b) a^T to the plain product. Dense ones walk the weight in chunks: a worker perturbs a chunk
+once for all signs of a direction, and multiplies with it. Products are computed in the dtype of the activations.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import torch
 import torch.nn.functional as F
 
 from zerograd import noise
-from zerograd.directions.family import SHAPED
+from zerograd.directions.directions import MODULATED
 from zerograd.evaluate.trace import MatrixPart, Trace
 from zerograd.machine import workers
 from zerograd.noise import LEFT, RIGHT
 from zerograd.noise.reference import PerturbRows
-from zerograd.queries.plan import Variant
-from zerograd.spaces.weights import Slot
+from zerograd.queries import Variant
+from zerograd.spaces import Space
 
 BUFFER = 12 << 20
-"""Bytes of the chunk buffers of all workers together. Larger chunks make faster products, smaller ones stay in cache."""
+"""Bytes of the chunk buffers of all workers together. Larger chunks make faster products, smaller ones stay in cache.
+"""
 
 DEVICE_BUFFER = 256 << 20
 """The same on an accelerator, where one thread asks for all chunks."""
@@ -36,14 +37,14 @@ CAST = 1 << 20
 """Values of a weight that are cast to another dtype at a time."""
 
 
-def of_slot(slot: Slot) -> MatrixPart:
-    """The only matrix of a slot."""
-    return MatrixPart(slot, 0, slot.view[1])
+def of_space(space: Space) -> MatrixPart:
+    """The only matrix of a space."""
+    return MatrixPart(space, 0, space.view[1])
 
 
-def of_stack(slot: Slot, e: int) -> MatrixPart:
-    """Matrix `e` of a slot's stack."""
-    return MatrixPart(slot, e * slot.view[1], (e + 1) * slot.view[1])
+def of_stack(space: Space, e: int) -> MatrixPart:
+    """Matrix `e` of a space's stack."""
+    return MatrixPart(space, e * space.view[1], (e + 1) * space.view[1])
 
 
 def plain(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
@@ -73,29 +74,29 @@ def low_rank(
     shifts: float32 (groups, n), to be added to the product. Returns the product, and whether shifts have been added.
     """
     y = plain(x, part.weight(), transposed)
-    directions, plan, slot = trace.directions, trace.plan, part.slot
+    directions, plan, space = trace.directions, trace.plan, part.space
     seen = slice(None) if isinstance(repeat, int) else repeat
-    coefficients = (plan.signs * trace.amplitude(slot))[seen]
+    coefficients = (plan.example_coefficients * trace.amplitude(space))[seen]
     if not len(coefficients) or not x.numel():
         return y, False
-    e, rank = part.first // slot.view[1], directions.family.rank
+    e, rank = part.first // space.view[1], directions.family.rank_in(space)
     within = slice(e * rank, (e + 1) * rank)
-    if directions.family.has_shape(slot):
-        return _shaped(trace, x, part, coefficients, seen, transposed, y), False
-    if part.ids is None and directions.family.is_drawn_in_kernels and noise.is_fast(x, y):
-        rows = (LEFT, directions.step, part.first - e * slot.view[1])
-        columns = (RIGHT, directions.family.right_step(directions.step), 0)
+    if directions.family.is_modulated(space):
+        return _modulated(trace, x, part, coefficients, seen, transposed, y), False
+    steps = directions.family.factor_steps(directions.step)
+    if part.ids is None and steps is not None and noise.is_fast(x, y):
+        rows, columns = (LEFT, steps[0], part.first - e * space.view[1]), (RIGHT, steps[1], 0)
         into, onto = (rows, columns) if transposed else (columns, rows)
         from zerograd.evaluate import kernels
 
-        flat, address = x.reshape(-1, x.shape[-1]).contiguous(), directions.address(slot)
+        flat, address = x.reshape(-1, x.shape[-1]).contiguous(), directions.address(space)
         noise_of = (directions.family.distribution, address, into, onto, within)
-        kernels.add_products(y.view(-1, y.shape[-1]), flat, plan.direction[seen], coefficients, *noise_of, shifts)
+        kernels.add_products(y.view(-1, y.shape[-1]), flat, plan.example_directions[seen], coefficients, *noise_of, shifts)
         return y, True
-    a, b = directions.factors(slot, plan.directions)
-    a = a[..., part.first - e * slot.view[1] : part.stop - e * slot.view[1]] if part.ids is None else a[..., part.ids]
+    a, b = directions.factors(space, plan.directions)
+    a = a[..., part.first - e * space.view[1] : part.stop - e * space.view[1]] if part.ids is None else a[..., part.ids]
     a, b = a[:, within].to(x.dtype), b[:, within].to(x.dtype)  # (directions, rank, rows), (directions, rank, columns)
-    index = plan.places[seen]
+    index = plan.example_places[seen]
     b, a = (a, b) if transposed else (b, a)
     u = torch.bmm(x.reshape(len(index), -1, x.shape[-1]), b[index].transpose(1, 2))  # (groups, tokens, rank)
     u *= coefficients.to(x.dtype)[:, None, None]
@@ -103,7 +104,7 @@ def low_rank(
     return y, False
 
 
-def _shaped(
+def _modulated(
     trace: Trace,
     x: torch.Tensor,
     part: MatrixPart,
@@ -112,29 +113,31 @@ def _shaped(
     transposed: bool,
     y: torch.Tensor,
 ) -> torch.Tensor:
-    """y plus the product with factored perturbations of shape F, by example: sum_j a_j * (F (b_j * x)), rows of F in chunks."""
-    directions, plan, slot = trace.directions, trace.plan, part.slot
-    index = plan.places[seen]
-    e, rank = part.first // slot.view[1], directions.family.rank
-    a, b = directions.factors(slot, plan.directions)
-    a = a[..., part.first - e * slot.view[1] : part.stop - e * slot.view[1]] if part.ids is None else a[..., part.ids]
+    """y plus factored perturbations under a modulation F: sum_j a_j * (F (b_j * x)) example by example, rows of F in
+    chunks.
+    """
+    directions, plan, space = trace.directions, trace.plan, part.space
+    index = plan.example_places[seen]
+    e, rank = part.first // space.view[1], directions.family.rank_in(space)
+    a, b = directions.factors(space, plan.directions)
+    a = a[..., part.first - e * space.view[1] : part.stop - e * space.view[1]] if part.ids is None else a[..., part.ids]
     within = slice(e * rank, (e + 1) * rank)
     a, b = a[index, within].to(x.dtype), b[index, within].to(x.dtype)  # (groups, rank, rows), (groups, rank, columns)
     flat = x.reshape(len(index), -1, x.shape[-1])
     grouped, scale = y.view(len(index), -1, y.shape[-1]), coefficients.to(x.dtype)[:, None, None]
     where = torch.arange(part.first, part.stop, device=x.device) if part.ids is None else part.ids
-    step = max(1, SHAPED // slot.view[2])
+    step = max(1, MODULATED // space.view[2])
     for first in range(0, len(where), step):
         some = slice(first, min(first + step, len(where)))
-        shape = directions.shape(slot, where[some])
-        assert shape is not None
-        shape = shape.to(x.dtype)
+        factors = directions.modulation(space, where[some])
+        assert factors is not None
+        factors = factors.to(x.dtype)
         for j in range(rank):
             left, right = a[:, j, None, some], b[:, j, None]
             if transposed:
-                grouped += torch.matmul(flat[..., some] * left, shape) * (right * scale)
+                grouped += torch.matmul(flat[..., some] * left, factors) * (right * scale)
             else:
-                grouped[..., some] += torch.matmul(flat * right, shape.t()) * (left * scale)
+                grouped[..., some] += torch.matmul(flat * right, factors.t()) * (left * scale)
     return y
 
 
@@ -146,15 +149,16 @@ def dense(
     transposed: bool,
     shifts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A product with dense perturbations, in chunks of the result's columns; one draw of noise for all signs of a direction.
+    """A product with dense perturbations, in chunks of the result's columns; one draw of noise for all signs of a
+    direction.
 
     shifts: in the dtype of x, (variants, n) or (1, n), to be added to the product.
     """
     flat = x.reshape(-1, x.shape[-1])
-    width = part.slot.view[2] if transposed else part.rows
+    width = part.space.view[2] if transposed else part.rows
     y = flat.new_empty((len(flat), width))
     branches: dict[int, list[Branch]] = {}
-    for i, variant in enumerate(trace.plan.variants):
+    for i, variant in enumerate(trace.plan.variants()):
         rows = _tokens(trace, variant, repeat, len(flat) // max(1, x.shape[0]))
         to = y[rows] if isinstance(rows, slice) else None
         shift = None if shifts is None else shifts[i if len(shifts) > 1 else 0]
@@ -184,8 +188,8 @@ def dense(
 class Branch(NamedTuple):
     """A variant of a product.
 
-    rows: its rows of the flattened batch. x: these rows' activations. to: where their products go, when rows are a slice.
-    shift: what is added to their products.
+    rows: its rows of the flattened batch. x: these rows' activations. to: where their products go, when rows are a
+    slice. shift: what is added to their products.
     """
 
     variant: Variant
@@ -196,7 +200,8 @@ class Branch(NamedTuple):
 
 
 class Chunks:
-    """The perturbed chunks of a matrix: rows of it, or columns for a transposed product, in buffers of the worker that asks.
+    """The perturbed chunks of a matrix: rows of it, or columns for a transposed product, in buffers of the worker that
+    asks.
 
     variants: those of each direction. step: rows or columns of a chunk, at most.
     """
@@ -211,31 +216,33 @@ class Chunks:
         step: int,
     ) -> None:
         self.trace, self.part, self.transposed, self.dtype, self.variants = trace, part, transposed, dtype, variants
-        self.size = step * (part.rows if transposed else part.slot.view[2])
+        self.size = step * (part.rows if transposed else part.space.view[2])
         self.whole = {} if transposed or part.ids is not None else {d: self._perturber(d, slice(None)) for d in variants}
-        self.amplitude = trace.amplitude(part.slot)
+        self.amplitude = trace.amplitude(part.space)
         self.of_worker = threading.local()
 
     def perturbed(self, direction: int, begin: int, end: int) -> list[torch.Tensor]:
-        """A chunk for each variant of a direction, begin .. end of the matrix's rows, or of its columns when it is transposed.
+        """A chunk for each variant of a direction, begin .. end of the matrix's rows, or of its columns when it is
+        transposed.
 
-        They are good until the worker asks again. A chunk of sign 0 is the weight itself where it has the dtype that is wanted.
+        They are good until the worker asks again. A chunk of coefficient 0 is the weight itself where it has the wanted
+        dtype.
         """
         part, variants = self.part, self.variants[direction]
         if part.ids is not None:
             ids, columns = (part.ids, slice(begin, end)) if self.transposed else (part.ids[begin:end], slice(None))
-            return [self.trace.perturbed(part.slot, variant, ids, self.dtype)[:, columns] for variant in variants]
+            return [self.trace.perturbed(part.space, variant, ids, self.dtype)[:, columns] for variant in variants]
         columns = slice(begin, end) if self.transposed else slice(None)
         start, stop = (0, part.rows) if self.transposed else (begin, end)
         weight = part.weight()[start:stop, columns]
         chunks, outs, coefficients = [], [], []
         for variant, buffer in zip(variants, self._buffers(len(variants)), strict=False):
-            if variant.sign == 0 and weight.dtype == self.dtype:
+            if variant.coefficient == 0 and weight.dtype == self.dtype:
                 chunks.append(weight)
                 continue
             chunks.append(buffer[: weight.numel()].view(weight.shape))
             outs.append(chunks[-1])
-            coefficients.append(variant.sign * self.amplitude)
+            coefficients.append(variant.coefficient * self.amplitude)
         if outs:
             perturb = self._perturber(direction, columns) if self.transposed else self.whole[direction]
             perturb(outs, coefficients, start, stop)
@@ -244,11 +251,11 @@ class Chunks:
     def _buffers(self, count: int) -> list[torch.Tensor]:
         buffers: list[torch.Tensor] = self.of_worker.__dict__.setdefault("buffers", [])
         while len(buffers) < count:
-            buffers.append(torch.empty(self.size, dtype=self.dtype, device=self.part.slot.parameter.device))
+            buffers.append(torch.empty(self.size, dtype=self.dtype, device=self.part.space.device))
         return buffers
 
     def _perturber(self, direction: int, columns: slice) -> PerturbRows:
-        return self.trace.directions.perturber(self.part.slot, direction, slice(self.part.first, self.part.stop), columns)
+        return self.trace.directions.perturber(self.part.space, direction, slice(self.part.first, self.part.stop), columns)
 
 
 def _step(width: int, row_bytes: int, directions: int, threads: int, buffer: int) -> int:

@@ -1,9 +1,9 @@
 """Which example each row of a tensor belongs to, followed through the operations of a model.
 
-A tensor that depends on the batch carries a `Batched` mark. Its rows are known to be examples x k in order, or mapped to examples
-one by one, or lost: mixed, or moved to another dimension. A parameter that meets lost rows is refused; nothing is guessed.
-Operations that move elements are followed by moving the numbers of the examples in the same way. `operations.py` says which
-operation does what to rows.
+A tensor that depends on the batch carries a `Batched` mark. Its rows are known to be examples x k in order, or mapped
+to examples one by one, or lost: mixed, or moved to another dimension. A parameter that meets lost rows is refused;
+nothing is guessed. Operations that move elements are followed by moving the numbers of the examples in the same way.
+`operations.py` says which operation does what to rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Fast rules of the perturbed forward: the operations in which models spend their time.
 
-A rule takes (trace, func, args, kwargs) and returns the result, or NotImplemented to leave the operation to `generic.py`.
-`operations.py` says which operation has which rule. Products are computed in the dtype of the activations. A perturbed chunk is
-formed in float32 and rounded once. Vectors (biases, scales of norms) stay float32 until they have met the activation.
+A rule takes (trace, func, args, kwargs) and returns the result, or NotImplemented to leave the operation to
+`generic.py`. `operations.py` says which operation has which rule. Products are computed in the dtype of the
+activations. A perturbed chunk is formed in float32 and rounded once. Vectors (biases, scales of norms) stay float32
+until they have met the activation.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import torch
 import torch.nn.functional as F
 
 from zerograd import noise
+from zerograd.errors import UnresolvedOperation
 from zerograd.evaluate import products
 from zerograd.evaluate.generic import derive
 from zerograd.evaluate.operations import OPERATIONS, is_in_place
-from zerograd.evaluate.trace import MARK, Derived, MatrixPart, Trace, UnresolvedOperation
-from zerograd.queries.plan import Variant
-from zerograd.spaces.weights import Slot
+from zerograd.evaluate.trace import MARK, Derived, MatrixPart, Trace
+from zerograd.queries import Variant
+from zerograd.spaces import Space
 
 SMALL = 1 << 16
-"""A tensor of at most this many values is repeated for each example, so that an elementwise operation needs one call."""
+"""A tensor of at most this many values is repeated for each example, so that an elementwise operation needs one call.
+"""
 
 Args = Sequence[Any]
 Rule = Callable[[Trace, Callable[..., Any], Args, dict[str, Any]], Any]
@@ -53,45 +56,45 @@ def matmul(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str,
 def embedding(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """W[ids]: only the rows that ids name are perturbed."""
     ids, weight, _, max_norm = _arguments(("input", "weight", "padding_idx", "max_norm"), args, kwargs)
-    slot = trace.slot(weight)
+    space = trace.space(weight)
     if max_norm is not None:
         raise UnresolvedOperation(f"{trace.name(weight)} is renormalised by its lookup (max_norm); build the embedding without it")
-    if slot is None or slot.parameter.ndim != 2:
+    if space is None or space.parameter.ndim != 2:
         return NotImplemented
     if ids.device.type == "cpu" and ids.numel() and int(ids.min()) < 0:  # elsewhere the lookup itself refuses it
-        raise IndexError(f"{slot.name} is looked up by a negative id")
-    return _lookup(trace, ids, slot)
+        raise IndexError(f"{space.name} is looked up by a negative id")
+    return _lookup(trace, ids, space)
 
 
 def getitem(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """W[e]: a matrix of a stack, or a row; W[ids] is an embedding."""
     weight, index = args
-    slot = trace.slot(weight)
-    if slot is None:
+    space = trace.space(weight)
+    if space is None:
         return NotImplemented
     scalar = isinstance(index, int) or (isinstance(index, torch.Tensor) and index.ndim == 0 and not index.dtype.is_floating_point)
-    if scalar and slot.view[0] > 1 and slot.parameter.ndim == 3:
-        e = int(index) % slot.view[0]
-        return _derive_rows(trace, func(weight, e), products.of_stack(slot, e))
-    if isinstance(index, slice) and slot.parameter.ndim == 2:
-        first, stop, step = index.indices(slot.view[1])
+    if scalar and space.view[0] > 1 and space.parameter.ndim == 3:
+        e = int(index) % space.view[0]
+        return _rows_of(trace, func(weight, e), products.of_stack(space, e))
+    if isinstance(index, slice) and space.parameter.ndim == 2:
+        first, stop, step = index.indices(space.view[1])
         if step == 1 and first < stop:
-            return _derive_rows(trace, func(weight, index), MatrixPart(slot, first, stop))
+            return _rows_of(trace, func(weight, index), MatrixPart(space, first, stop))
     if scalar:
         return NotImplemented if trace.whole else derive(trace, func, (weight, int(index)), {}, weight)
-    if isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32) and slot.parameter.ndim == 2:
-        from_start = torch.where(index < 0, index + slot.view[1], index)
+    if isinstance(index, torch.Tensor) and index.dtype in (torch.int64, torch.int32) and space.parameter.ndim == 2:
+        from_start = torch.where(index < 0, index + space.view[1], index)
         mark = trace.batched(index)
-        return _lookup(trace, from_start if mark is None else trace.mark(from_start, mark.rows, lost=mark.lost), slot)
+        return _lookup(trace, from_start if mark is None else trace.mark(from_start, mark.rows, lost=mark.lost), space)
     return NotImplemented
 
 
 def cast(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
     """A matrix in another dtype is still that matrix: products choose their own dtype."""
-    slot, derived = trace.slot(args[0]), trace.derived(args[0])
+    space, derived = trace.space(args[0]), trace.derived(args[0])
     part = None if derived is None else derived.part
-    if slot is not None and slot.parameter.ndim == 2:
-        part = products.of_slot(slot)
+    if space is not None and space.parameter.ndim == 2:
+        part = products.of_space(space)
     like = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, torch.Tensor)]
     if like and not trace.whole and trace.name(like[0]) is None:
         return cast(trace, torch.Tensor.to, (args[0], like[0].dtype), {})
@@ -120,7 +123,7 @@ def rms_norm(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[st
 
 
 def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
-    """A small slot or derived tensor combined with the batch: repeated for each example, one call for all."""
+    """A small space or derived tensor combined with the batch: repeated for each example, one call for all."""
     if trace.whole or len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args):
         return NotImplemented
     ours = [i for i, a in enumerate(args) if trace.name(a) is not None]
@@ -130,7 +133,7 @@ def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict
     mark, derived = trace.batched(other), trace.derived(small)
     part = None if derived is None else derived.part
     if mark is not None and part is not None and part.ids is not None and small.shape == other.shape and not kwargs:
-        rows = _rows_by_id(trace, part.ids.view(small.shape[:-1]), part.slot, trace.repeat(other, part.slot.name))
+        rows = _looked_up(trace, part.ids.view(small.shape[:-1]), part.space, trace.repeat(other, part.space.name))
         rows = rows.to(small.dtype)  # a cast may stand between the lookup and here
         result = func(*((rows, other) if ours[0] == 0 else (other, rows)))
         return result if result is other else trace.mark(result, mark.rows)
@@ -168,11 +171,11 @@ def _arguments(names: Sequence[str], args: Args, kwargs: dict[str, Any]) -> list
 
 
 def _affine(trace: Trace, x: Any, weight: Any, bias: Any, *, transposed: bool) -> Any:
-    slot, derived = trace.slot(weight), trace.derived(weight)
-    part = products.of_slot(slot) if slot is not None and slot.view[0] == 1 else derived.part if derived is not None else None
-    if trace.name(x) is not None or (part is None and (trace.name(weight) is not None or trace.slot(bias) is None)):
+    space, derived = trace.space(weight), trace.derived(weight)
+    part = products.of_space(space) if space is not None and space.view[0] == 1 else derived.part if derived is not None else None
+    if trace.name(x) is not None or (part is None and (trace.name(weight) is not None or trace.space(bias) is None)):
         return NotImplemented
-    if part is not None and (weight.ndim != 2 or part.slot.parameter.ndim - (part.slot.view[0] > 1) != 2):
+    if part is not None and (weight.ndim != 2 or part.space.parameter.ndim - (part.space.view[0] > 1) != 2):
         return NotImplemented
     mark = trace.batched(x)
     if not trace.whole and mark is None:
@@ -187,10 +190,10 @@ def _affine(trace: Trace, x: Any, weight: Any, bias: Any, *, transposed: bool) -
     shifts = _vectors_of_groups(trace, bias, repeat) if bias is not None and bias.shape == (width,) else None
     if part is None:
         y = products.plain(x, weight, transposed)
-    elif trace.directions.family.has_factors(part.slot):
+    elif trace.directions.family.rank_in(part.space):
         y, shifted = products.low_rank(trace, x, part, repeat, transposed, shifts)
         bias = None if shifted and shifts is not None else bias
-    elif shifts is not None and x.dtype == torch.float32 and _is_by_variant(trace, shifts, repeat):
+    elif shifts is not None and x.dtype == torch.float32 and _is_by_variant(shifts, repeat):
         y, bias = products.dense(trace, x, part, repeat, transposed, shifts), None
     else:
         y = products.dense(trace, x, part, repeat, transposed)
@@ -204,51 +207,51 @@ def _affine(trace: Trace, x: Any, weight: Any, bias: Any, *, transposed: bool) -
     return y if mark is None else trace.mark(y, mark.rows)
 
 
-def _is_by_variant(trace: Trace, shifts: torch.Tensor, repeat: int | torch.Tensor) -> bool:
-    """Whether vectors from `_vectors_of_groups` are one for all rows, or one a variant, and not one a row or an example."""
-    return len(shifts) == 1 or (isinstance(repeat, int) and (trace.whole or trace.plan.in_blocks))
+def _is_by_variant(shifts: torch.Tensor, repeat: int | torch.Tensor) -> bool:
+    """Whether vectors from `_vectors` are one for all rows, or one a variant, and not one a row or an example."""
+    return len(shifts) == 1 or isinstance(repeat, int)
 
 
-def _lookup(trace: Trace, ids: torch.Tensor, slot: Slot) -> torch.Tensor:
+def _lookup(trace: Trace, ids: torch.Tensor, space: Space) -> torch.Tensor:
     plan = trace.plan
     if trace.whole:
-        return trace.perturbed(slot, plan.variants[0], ids)
+        return trace.perturbed(space, plan.variant(0), ids)
     mark = trace.batched(ids)
-    if mark is None:  # ids without the batch, such as positions
-        result = slot.parameter.detach()[ids]
-        part = MatrixPart(slot, 0, slot.view[1], ids.flatten())
-        setattr(result, MARK, Derived(trace, slot.name, lambda variant: trace.perturbed(slot, variant, ids), part))
+    if mark is None:  # ids that no example brought, positions for instance
+        result = space.weight(ids.flatten()).view(*ids.shape, -1)
+        part = MatrixPart(space, 0, space.view[1], ids.flatten())
+        setattr(result, MARK, Derived(trace, space.name, lambda variant: trace.perturbed(space, variant, ids), part))
         return result
-    return trace.mark(_rows_by_id(trace, ids, slot, trace.repeat(ids, slot.name)), mark.rows)
+    return trace.mark(_looked_up(trace, ids, space, trace.repeat(ids, space.name)), mark.rows)
 
 
-def _rows_by_id(trace: Trace, ids: torch.Tensor, slot: Slot, repeat: int | torch.Tensor) -> torch.Tensor:
-    """The rows of a matrix that ids name, as each example sees them: (*ids.shape, columns)."""
+def _looked_up(trace: Trace, ids: torch.Tensor, space: Space, repeat: int | torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix that ids name, as each example sees them: (*ids.shape, columns)."""
     plan, directions, flat = trace.plan, trace.directions, ids.reshape(-1)
-    if not directions.family.has_factors(slot) or not ids.numel():
-        out = slot.flat.new_empty((*ids.shape, slot.view[2]))
-        for variant in plan.variants:
-            at = trace.at(variant, repeat)
-            out[at] = trace.perturbed(slot, variant, ids[at])
+    if not directions.family.rank_in(space) or not ids.numel():
+        out = torch.empty((*ids.shape, space.view[2]), dtype=space.dtype, device=space.device)
+        for one in plan.variants():
+            at = trace.at(one, repeat)
+            out[at] = trace.perturbed(space, one, ids[at])
         return out
-    a, b = directions.factors(slot, plan.directions)
-    variants = plan.variant_of if isinstance(repeat, int) else plan.variant_of[repeat]  # of groups of consecutive tokens
-    each, direction = ids.reshape(len(variants), -1), plan.variant_places[variants]
-    coefficients = plan.variant_directions[1][variants] * trace.amplitude(slot)
-    u = a.transpose(1, 2)[direction[:, None], each] * coefficients[:, None, None]
-    exact = noise.to_float(slot.flat[flat], None if slot.flat_remainder is None else slot.flat_remainder[flat])
-    rows, shape = exact.view(*each.shape, -1), directions.shape(slot, flat)
-    rows = rows.baddbmm_(u, b[direction]) if shape is None else rows + torch.bmm(u, b[direction]) * shape.view(rows.shape)
-    return rows.view(*ids.shape, -1).to(slot.parameter.dtype)
+    a, b = directions.factors(space, plan.directions)
+    variant = plan.variant_of if isinstance(repeat, int) else plan.variant_of[repeat]  # of groups of consecutive tokens
+    each, amplitudes = ids.reshape(len(variant), -1), plan.variant_coefficients[variant] * trace.amplitude(space)
+    direction = plan.variant_places[variant]
+    u = a.transpose(1, 2)[direction[:, None], each] * amplitudes[:, None, None]
+    made, modulation = space.exact(flat).view(*each.shape, -1), directions.modulation(space, flat)
+    product = torch.bmm(u, b[direction])
+    made = made + (product if modulation is None else product * modulation.view(made.shape))
+    return made.view(*ids.shape, -1).to(space.dtype)
 
 
-def _derive_rows(trace: Trace, result: torch.Tensor, part: MatrixPart) -> torch.Tensor:
-    """Mark a tensor as consecutive rows of a slot."""
+def _rows_of(trace: Trace, result: torch.Tensor, part: MatrixPart) -> torch.Tensor:
+    """Mark a tensor as consecutive rows of a space."""
 
     def value(variant: Variant) -> torch.Tensor:
-        return trace.perturbed(part.slot, variant, slice(part.first, part.stop))
+        return trace.perturbed(part.space, variant, slice(part.first, part.stop))
 
-    setattr(result, MARK, Derived(trace, part.slot.name, value, part))
+    setattr(result, MARK, Derived(trace, part.space.name, value, part))
     return result
 
 
@@ -292,7 +295,7 @@ def _vectors_of_groups(trace: Trace, value: torch.Tensor, repeat: int | torch.Te
     values = _values_of_variants(trace, value).float()
     if isinstance(repeat, torch.Tensor):
         return values[trace.plan.variant_of[repeat]]
-    return values if trace.whole or trace.plan.in_blocks else values[trace.plan.variant_of]
+    return values
 
 
 def _values_of_rows(trace: Trace, value: torch.Tensor, shape: torch.Size, repeat: int | torch.Tensor, ndim: int) -> torch.Tensor:
@@ -302,30 +305,32 @@ def _values_of_rows(trace: Trace, value: torch.Tensor, shape: torch.Size, repeat
 
 
 def _values_of_variants(trace: Trace, value: torch.Tensor) -> torch.Tensor:
-    """A small tensor's value for each variant: (variants, *shape), float32 for a slot's vector and for rows by ids."""
-    slot, derived = trace.slot(value), trace.derived(value)
-    if slot is not None and slot.view[0] * slot.view[1] == 1:
-        return _vector_of_variants(trace, slot).view(-1, *value.shape)
+    """A small tensor's value for each variant: (variants, *shape), float32 where it is a vector of ours or rows looked
+    up.
+    """
+    space, derived = trace.space(value), trace.derived(value)
+    if space is not None and space.flat_rows == 1:
+        return _vector_of_variants(trace, space).view(-1, *value.shape)
     part = None if derived is None else derived.part
     if part is not None and part.ids is not None:
-        return _rows_of_variants(trace, part.slot, part.ids).view(-1, *value.shape)
-    return torch.stack([trace.value(value, variant) for variant in trace.plan.variants])
+        return _rows_of_variants(trace, part.space, part.ids).view(-1, *value.shape)
+    return torch.stack([trace.value(value, variant) for variant in trace.plan.variants()])
 
 
-def _vector_of_variants(trace: Trace, slot: Slot) -> torch.Tensor:
-    """A slot's vector for each variant: float32 (variants, n)."""
-    flat, directions = slot.flat, trace.directions
-    if not noise.is_fast(flat) or directions.family.has_shape(slot):
-        return _rows_of_variants(trace, slot, torch.zeros(1, dtype=torch.int64, device=flat.device))[:, 0]
+def _vector_of_variants(trace: Trace, space: Space) -> torch.Tensor:
+    """A vector of ours for each variant: float32 (variants, n)."""
+    directions, stored = trace.directions, space.kernel_storage()
+    if stored is None or not noise.is_fast(stored[0]) or directions.family.is_modulated(space):
+        return _rows_of_variants(trace, space, torch.zeros(1, dtype=torch.int64, device=space.device))[:, 0]
     from zerograd.evaluate import kernels
 
-    variants = (trace.plan.variant_order, *trace.plan.variant_directions, trace.amplitude(slot))
-    return kernels.vectors(flat, slot.flat_remainder, directions.family.distribution, directions.address(slot), *variants)
+    plan, (weight, remainder) = trace.plan, stored
+    noise_of = (directions.family.distribution, directions.address(space), plan.variant_order, plan.variant_directions)
+    return kernels.vectors(weight, remainder, *noise_of, plan.variant_coefficients, trace.amplitude(space))
 
 
-def _rows_of_variants(trace: Trace, slot: Slot, rows: torch.Tensor) -> torch.Tensor:
-    """Rows of a slot for each variant: float32 (variants, rows, columns)."""
+def _rows_of_variants(trace: Trace, space: Space, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of a space for each variant: float32 (variants, rows, columns)."""
     directions, plan = trace.directions, trace.plan
-    z = directions.at_rows(slot, plan.directions, rows)[plan.variant_places]
-    exact = noise.to_float(slot.flat[rows], None if slot.flat_remainder is None else slot.flat_remainder[rows])
-    return exact + z * (plan.variant_directions[1] * trace.amplitude(slot))[:, None, None]
+    z = directions.raw_rows(space, plan.directions, rows)[plan.variant_places]
+    return space.exact(rows) + z * (plan.variant_coefficients * trace.amplitude(space))[:, None, None]

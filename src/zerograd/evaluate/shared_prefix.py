@@ -1,8 +1,9 @@
 """Layers below the first trained one, run once: their result is the same for every branch of a step.
 
-When only upper layers are trained, the hidden states that enter them do not depend on the perturbation. `Prefix` runs the layers
-below once for the batch, and the branches ride from there. It asks only that a model keeps the layers that follow each other in a
-`ModuleList` with a name of `BLOCKS`. An encoder-decoder has two such lists, and each is cut where it can be.
+When only upper layers are trained, the hidden states that enter them do not depend on the perturbation. `Prefix` runs
+the layers below once for the batch, and the branches ride from there. It asks only that a model keeps the layers that
+follow each other in a `ModuleList` with a name of `BLOCKS`. An encoder-decoder has two such lists, and each is cut
+where it can be.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ Run = Callable[[], torch.Tensor]
 
 
 class Shared:
-    """What the outputs of a model's cuts have beside tensors of rows: a batch is split and repeated without looking into it.
+    """What the outputs of a model's cuts have beside tensors of rows: a batch is split and repeated without looking
+    into it.
 
-    leaves: of each cut, the parts of its output, with None in place of tensors of rows. specs: how the parts are put together.
+    leaves: of each cut, the parts of its output, with None in place of tensors of rows. specs: how the parts are put
+    together.
     """
 
     def __init__(self, leaves: list[list[Any]], specs: list[TreeSpec]) -> None:
@@ -47,8 +50,9 @@ class Shared:
 class Entered:
     """A batch where it enters the rest of a model.
 
-    states: (rows, ...) each, in the order of the cuts; of each cut the hidden states, (rows, tokens, width), stand first. A decoder
-    may have more rows than its encoder, a multiple of them. shared: the rest of what the layers hand on.
+    states: (rows, ...) each, in the order of the cuts; of each cut the hidden states, (rows, tokens, width), stand
+    first. A decoder may have more rows than its encoder, a multiple of them. shared: the rest of what the layers hand
+    on.
     """
 
     states: tuple[torch.Tensor, ...]
@@ -65,8 +69,8 @@ class Entered:
 class Cut:
     """One place where a model is cut.
 
-    name: of `module`, whose output enters the rest. skipped: the modules that need not run when that output is known, with
-    `module`. rows: which leaves of the output are tensors of rows.
+    name: of `module`, whose output enters the rest. skipped: the modules that need not run when that output is known,
+    with `module`. rows: which leaves of the output are tensors of rows.
     """
 
     name: str
@@ -105,7 +109,9 @@ class Prefix:
         return Entered(tuple(states), Shared(leaves, specs))
 
     def above(self, entered: Entered, run: Run) -> torch.Tensor:
-        """What `run` gives, with `entered` in place of the layers below: embeddings and masks are made, layers are not run."""
+        """What `run` gives, with `entered` in place of the layers below: embeddings and masks are made, layers are not
+        run.
+        """
         states = iter(entered.states)
         outputs = []
         for cut, leaves, spec in zip(self.cuts, entered.shared.leaves, entered.shared.specs, strict=True):
@@ -122,7 +128,8 @@ class Prefix:
 
 
 def prefix_of(model: nn.Module, run: Run) -> Prefix | None:
-    """The prefix of a model whose trained parameters all lie in upper layers, or None where there is none that can be used.
+    """The prefix of a model whose trained parameters all lie in upper layers, or None where there is none that can be
+    used.
 
     run: runs the model on two rows or more, for which the cut model must give the bits of the whole one.
     """
@@ -139,8 +146,8 @@ def prefix_of(model: nn.Module, run: Run) -> Prefix | None:
 
 
 def cuts_of(model: nn.Module, run: Run) -> list[Cut]:
-    """The places at which a pass can be cut: behind the last layer of each list that no trained parameter has touched, or behind
-    the module that holds the list, where no parameter has touched that either.
+    """The places at which a pass can be cut: behind the last layer of each list that no trained parameter has touched,
+    or behind the module that holds the list, where no parameter has touched that either.
 
     The pass needs no values: tensors may be fake.
     """

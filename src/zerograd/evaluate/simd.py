@@ -1,7 +1,8 @@
 """Rows of activations in LLVM's vector types: what the low-rank products and the norms do to each element.
 
-Four rows go together, so that what they share is loaded once; each is computed as it would be alone. Activations are given by their
-bits, uint32 for float32 and uint16 for bfloat16; what they meet is float32, and so are the sums, rounded once.
+Four rows go together, so that what they share is loaded once; each is computed as it would be alone. Activations are
+given by their bits, uint32 for float32 and uint16 for bfloat16; what they meet is float32, and so are the sums, rounded
+once.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def _adds(rows: int) -> Any:
     def adds(
         typing_context: Any, out: Any, at: Any, base: Any, first: Any, stride: Any, scales: Any, a: Any, shift: Any, count: Any
     ) -> Any:
-        """out[at + i stride + k] <- base[first + i stride + k] + scales[i] a[k] + shift[k], for each row i and 0 <= k < count.
+        """out[at + i stride + k] <- base[first + i stride + k] + scales[i] a[k] + shift[k], for each row i and 0 <= k <
+        count.
 
         out, base: uint32 or uint16, they may be one array. scales, a, shift: float32. at, first, stride, count: int64.
         """

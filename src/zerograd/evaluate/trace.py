@@ -2,8 +2,8 @@
 
 Three kinds of tensors matter:
 
-    slot      an optimised parameter
-    derived   a tensor that depends on a slot but not on the batch (`-exp(A_log)`, a relative position bias): it carries a
+    space     an optimised parameter
+    derived   a tensor that depends on a space but not on the batch (`-exp(A_log)`, a relative position bias): it carries a
               recipe that makes its value for a variant
     batched   a tensor that depends on the batch; its leading dimension is examples, or examples x k, in order, or is
               mapped to examples explicitly after an operation that selected rows (experts do)
@@ -13,15 +13,16 @@ Derived and batched tensors carry a mark, as an attribute. A `Trace` sets and re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from zerograd.directions.family import Directions
+from zerograd.directions import Directions
+from zerograd.errors import UnresolvedOperation
 from zerograd.evaluate.tensors import tensors
-from zerograd.queries.plan import Plan, Variant
-from zerograd.spaces.weights import Slot
+from zerograd.queries import Plan, Variant
+from zerograd.spaces import Space
 
 MARK = "_zerograd"
 """The attribute of a tensor that holds its mark."""
@@ -30,18 +31,14 @@ UNWRITTEN = -2
 """In place of an example: this row of a buffer holds nothing of the batch yet."""
 
 
-class UnresolvedOperation(RuntimeError):
-    """An operation mixes a perturbed parameter with the batch in a way that cannot be split by example."""
-
-
 class MatrixPart(NamedTuple):
-    """Rows of one matrix of a slot.
+    """Rows of one matrix of a space.
 
-    first, stop: the flat rows of the slot from `first` to before `stop`, within one matrix of its stack.
+    first, stop: the flat rows of the space from `first` to before `stop`, within one matrix of its stack.
     ids: numbers of rows of a single matrix, which then are the rows of this part.
     """
 
-    slot: Slot
+    space: Space
     first: int
     stop: int
     ids: torch.Tensor | None = None
@@ -52,7 +49,7 @@ class MatrixPart(NamedTuple):
 
     def weight(self) -> torch.Tensor:
         """The unperturbed matrix: (rows, columns), a view unless ids name its rows."""
-        return self.slot.flat[self.first : self.stop] if self.ids is None else self.slot.flat[self.ids]
+        return self.space.weight(slice(self.first, self.stop) if self.ids is None else self.ids)
 
 
 class Batched:
@@ -72,9 +69,9 @@ class Batched:
 
 
 class Derived:
-    """Mark of a tensor that depends on slots but not on the batch.
+    """Mark of a tensor that depends on spaces but not on the batch.
 
-    value: makes the tensor for a variant. name: of a slot it comes from. part: which rows of a slot it is, when it is rows of one.
+    value: makes the tensor for a variant. name: of a space it comes from. part: the rows of one space that it is, if any.
     """
 
     __slots__ = ("name", "owner", "part", "value")
@@ -93,26 +90,30 @@ class Derived:
 
 
 class Trace:
-    """The slots, directions and plan of one evaluation, and the marks of its tensors.
+    """The spaces, directions and plan of one evaluation, and the marks of its tensors.
 
-    slots: the optimised tensors. directions: where their noise comes from. plan: which example sees which direction.
+    spaces: the optimised tensors. directions: where their noise comes from. plan: which example sees which direction.
+    radii: the smoothing radius of each space, by its id.
     whole: every operation sees the plan's only variant, and no example is told from another (closures).
     """
 
-    def __init__(self, slots: Sequence[Slot], directions: Directions, plan: Plan, *, whole: bool = False) -> None:
-        if whole and len(plan.variants) != 1:
-            raise ValueError(f"a whole evaluation has one variant, this plan has {len(plan.variants)}")
+    def __init__(
+        self, spaces: Sequence[Space], directions: Directions, plan: Plan, radii: Mapping[int, float], *, whole: bool = False
+    ) -> None:
+        if whole and len(plan) != 1:
+            raise ValueError(f"a whole evaluation has one variant, this plan has {len(plan)}")
+        self.radii = radii
         self.directions = directions
-        self.plan = plan.to(slots[0].parameter.device) if slots else plan
+        self.plan = plan.to(spaces[0].device) if spaces else plan
         self.whole = whole
-        self.slots = {id(slot.parameter): slot for slot in slots}
+        self.spaces = {id(space.parameter): space for space in spaces}
         self._in_order = Batched(self)
 
     # What a tensor is
 
-    def slot(self, value: Any) -> Slot | None:
-        """The slot of a parameter, or None."""
-        return self.slots.get(id(value))
+    def space(self, value: Any) -> Space | None:
+        """The space of a parameter, or None."""
+        return self.spaces.get(id(value))
 
     def batched(self, value: Any) -> Batched | None:
         """The mark of a tensor that depends on the batch, or None."""
@@ -125,18 +126,18 @@ class Trace:
         return mark if type(mark) is Derived and mark.owner is self else None
 
     def name(self, value: Any) -> str | None:
-        """The name of the slot that a tensor is or comes from, or None."""
-        slot = self.slot(value)
-        if slot is not None:
-            return slot.name
+        """The name of the space that a tensor is or comes from, or None."""
+        space = self.space(value)
+        if space is not None:
+            return space.name
         derived = self.derived(value)
         return derived.name if derived else None
 
     def meets(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, bool]:
-        """The first argument that is a slot or derived from one, and whether an argument depends on the batch."""
-        ours, batched, slots = None, False, self.slots
+        """The first argument that is a space or derived from one, and whether an argument depends on the batch."""
+        ours, batched = None, False
         for value in tensors(args, kwargs):
-            if id(value) in slots:
+            if id(value) in self.spaces:
                 ours = value if ours is None else ours
                 continue
             mark = getattr(value, MARK, None)
@@ -157,27 +158,28 @@ class Trace:
 
     # What a perturbed tensor is
 
-    def amplitude(self, slot: Slot) -> float:
-        """What multiplies z, or the product of its factors, in a perturbation of sign one."""
-        return self.directions.amplitude(slot)
+    def amplitude(self, space: Space) -> float:
+        """What multiplies raw z, or the product of its raw factors, in a perturbation of coefficient 1."""
+        return self.radii[space.id] * self.directions.length(space)
 
     def perturbed(
-        self, slot: Slot, variant: Variant, rows: slice | torch.Tensor | None = None, dtype: torch.dtype | None = None
+        self, space: Space, variant: Variant, rows: slice | torch.Tensor | None = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """A slot's tensor for a variant, formed in float32 and rounded once.
+        """A space's tensor for a variant, formed in float32 and rounded once.
 
         rows: a slice of its flat rows, all by default: the result is (rows, columns). Or ids of the rows of a single matrix: the
         result is (*ids.shape, columns). dtype: the parameter's own by default.
         """
+        coefficient = variant.coefficient * self.radii[space.id]
         if isinstance(rows, torch.Tensor):
-            return self.directions.picked(slot, variant.direction, variant.sign, rows, dtype)
-        return self.directions.perturbed(slot, variant.direction, [variant.sign], rows, dtype)[0]
+            return self.directions.perturbed_rows(space, variant.direction, coefficient, rows, dtype)
+        return self.directions.perturbed(space, variant.direction, [coefficient], rows, dtype)[0]
 
     def value(self, value: Any, variant: Variant) -> Any:
         """An argument as one variant sees it."""
-        slot = self.slot(value)
-        if slot is not None:
-            return self.perturbed(slot, variant).view(slot.parameter.shape)
+        space = self.space(value)
+        if space is not None:
+            return self.perturbed(space, variant).view(space.shape)
         derived = self.derived(value)
         return derived.value(variant) if derived else value
 
@@ -226,10 +228,8 @@ class Trace:
     def at(self, variant: Variant, repeat: int | torch.Tensor) -> slice | torch.Tensor:
         """The rows of a variant, as an index of the leading dimension."""
         if isinstance(repeat, torch.Tensor):
-            return torch.isin(repeat, variant.examples).nonzero()[:, 0]
-        if variant.span:
-            return slice(variant.span[0] * repeat, variant.span[1] * repeat)
-        return (variant.examples[:, None] * repeat + torch.arange(repeat, device=variant.examples.device)).flatten()
+            return ((repeat >= variant.first) & (repeat < variant.stop)).nonzero()[:, 0]
+        return slice(variant.first * repeat, variant.stop * repeat)
 
     def resolved(self, losses: torch.Tensor) -> torch.Tensor:
         """Losses as each expanded example sees them. Raises UnresolvedOperation when they are not in the order of the examples."""
@@ -243,6 +243,7 @@ class Trace:
         if derived is None or losses.shape != (len(self.plan),):
             return losses.detach()
         result = torch.empty(losses.shape, dtype=torch.float32, device=losses.device)
-        for variant in self.plan.variants:
-            result[variant.examples] = derived.value(variant)[variant.examples].float()
+        for variant in self.plan.variants():
+            rows = slice(variant.first, variant.stop)
+            result[rows] = derived.value(variant)[rows].float()
         return result

@@ -1,1 +1,1 @@
-"""Trainers of other libraries with zerograd's steps."""
+"""Integrations: zerograd's steps in trainers of other libraries."""

@@ -1,11 +1,11 @@
-"""The transformers shell: a mixin that lets `Trainer`, and trainers made from it, step with evaluations alone.
+"""A mixin for transformers' `Trainer` and its subclasses that trains with forward passes only.
 
     class ZOTrainer(ZerothOrderMixin, Trainer): ...
 
     ZOTrainer(model, args, train_dataset=data, zeroth_order=ZerothOrderConfig(method="per-example")).train()
 
-`training_step` takes the whole step, so schedulers, callbacks, logging, evaluation, checkpoints and resume act as they do in any
-training. Rows are drawn in the order of `zerograd tune`, a function of the seed.
+`training_step` takes the whole step, so schedulers, callbacks, logging, evaluation, checkpoints and resume work as in
+any training. Batches have the order of `zerograd tune`, a function of the seed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from zerograd.optim import METHODS
+from zerograd.optim import METHODS, method_of
 from zerograd.text.data import order
 from zerograd.text.models import head as heads
 
 
 @dataclass(frozen=True)
 class ZerothOrderConfig:
-    """What TrainingArguments do not say of a step. Learning rate, decay, schedule, batch size and steps are theirs.
+    """Settings of a step beside TrainingArguments, which have learning rate, decay, schedule, batch size and steps.
 
-    method: one of `optim.METHODS`. eps: smoothing radius; None for the method's own default. options: of the method beside
-    these, such as rank, directions, distribution, relative, storage. seed: of directions and order; None for the arguments' seed.
-    micro_batch: examples of a pass; "auto" as many as fit in memory; None for all.
-    Raises ValueError for an unknown method, or an eps where nothing is perturbed.
+    method: one of `optim.METHODS`. eps: smoothing radius; None for 0.01. options: other arguments of
+    the method, such as rank, directions, distribution, relative, precision. seed: of directions and data order; None
+    for the arguments' seed. micro_batch: examples of a pass; "auto" for as many as fit in memory; None for all. Raises
+    ValueError for an unknown method, and for an eps if the method perturbs nothing.
     """
 
     method: str = "per-example"
@@ -41,15 +41,15 @@ class ZerothOrderConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; choose one of {', '.join(METHODS)}")
-        if METHODS[self.method].takes_backward:
-            raise ValueError(f"method is {self.method!r}, which takes backward passes; leave the mixin out for that")
-        if self.eps is not None and not METHODS[self.method].perturbs:
+        if method_of(self.method).takes_backward:
+            raise ValueError(f"method is {self.method!r}, which takes backward passes; use the Trainer without the mixin")
+        if self.eps is not None and not method_of(self.method).perturbs:
             raise ValueError(f"eps is {self.eps}, and method {self.method} perturbs nothing; leave it out")
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a language model as `text.head` takes them; see `text.scoring.Batch`."""
+    """The fields of `text.scoring.Batch` that `text.models.head` reads."""
 
     ids: torch.Tensor
     targets: torch.Tensor
@@ -58,8 +58,8 @@ class _Rows:
     counts: torch.Tensor | None = None
 
 
-class Order(torch.utils.data.Sampler[int]):
-    """The rows of an epoch in the order of `zerograd tune`: batches of like length, one after the other."""
+class ZerothOrderSampler(torch.utils.data.Sampler[int]):
+    """A sampler with the order of `zerograd tune`: batches of similar lengths, one after the other."""
 
     def __init__(self, lengths: list[int], size: int, seed: int) -> None:
         self.lengths = lengths
@@ -68,25 +68,26 @@ class Order(torch.utils.data.Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is drawn next; accelerate does."""
+        """Set the next epoch; accelerate calls this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        for batch in order.epoch_of(self.lengths, self.size, self.seed, self.epoch):
+        for batch in order.epoch_batches(self.lengths, self.size, self.seed, self.epoch):
             yield from batch
 
     def __len__(self) -> int:
         size = min(self.size, len(self.lengths))
-        pools, rest = divmod(len(self.lengths), order.POOL * size)
-        return size * (pools * order.POOL + rest // size)
+        pools, rest = divmod(len(self.lengths), order.POOL_BATCHES * size)
+        return size * (pools * order.POOL_BATCHES + rest // size)
 
 
 class ZerothOrderMixin:
-    """Steps of a `Trainer` by evaluations alone; stands before it among the bases of a class.
+    """Zeroth-order steps for a `Trainer`; put it before the Trainer among the bases of a class.
 
-    zeroth_order: a ZerothOrderConfig. Models with a loss of tokens or of classes are evaluated in one batched forward; what a
-    subclass computes otherwise in `compute_loss` is evaluated as a closure, which takes method mezo.
-    Raises ValueError for arguments that a forward cannot have: autocast, several devices, gradient checkpointing.
+    zeroth_order: a ZerothOrderConfig. A model with a loss of tokens or classes is evaluated in one batched forward
+    pass. A subclass's own `compute_loss` is evaluated as a closure, which needs a method with shared directions, such
+    as mezo. Raises ValueError for arguments that a perturbed forward pass cannot have: autocast, several devices,
+    gradient checkpointing.
     """
 
     args: Any
@@ -103,10 +104,10 @@ class ZerothOrderMixin:
         _require_plain(self.args)
         self.args.max_grad_norm = 0.0  # there is no gradient to clip
         self._gathered: list[dict[str, Any]] = []
-        self._way = ""
+        self._head_path = ""
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimiser of the method, on what requires a gradient."""
+        """The optimiser of the method, on all parameters with requires_grad."""
         if self.optimizer is None:
             config, args = self.zeroth_order, self.args
             options = dict(config.options) | ({} if config.eps is None else {"eps": config.eps})
@@ -118,7 +119,7 @@ class ZerothOrderMixin:
         return self.optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One step, on all the batches that are accumulated for it. Returns its loss; 0 for a batch that only waits."""
+        """One step on all batches that were accumulated for it. Returns the loss; 0 for a batch that is accumulated."""
         model.eval()
         self._gathered.append(self._prepare_inputs(inputs))  # type: ignore[attr-defined]
         if not self.accelerator.sync_gradients:
@@ -127,13 +128,13 @@ class ZerothOrderMixin:
         self._gathered = []
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         if self._has_own_loss():
-            if METHODS[self.zeroth_order.method].per_example:
+            if method_of(self.zeroth_order.method).per_example:
                 raise ValueError(
-                    f"compute_loss is not one loss a row, which method {self.zeroth_order.method} needs; use method mezo"
+                    f"compute_loss does not give one loss per row, which method {self.zeroth_order.method} needs; use method mezo"
                 )
 
             def closure() -> Any:
-                return self.compute_loss(model, dict(batch))  # type: ignore[attr-defined]  # which takes the labels out
+                return self.compute_loss(model, dict(batch))  # type: ignore[attr-defined]  # compute_loss removes the labels from its inputs
 
             loss = optimizer.take(closure)
         else:
@@ -145,17 +146,17 @@ class ZerothOrderMixin:
         rows = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(row["input_ids"]) if "input_ids" in row else 1 for row in rows]
         seed = self.args.seed if self.zeroth_order.seed is None else self.zeroth_order.seed
-        return Order(lengths, self.args.train_batch_size, seed)
+        return ZerothOrderSampler(lengths, self.args.train_batch_size, seed)
 
     def _has_own_loss(self) -> bool:
-        """Whether the trainer computes a loss that is not the plain one of tokens or classes."""
+        """Whether the trainer computes another loss than cross entropy of tokens or classes."""
         plain = type(self).compute_loss.__module__ in ("transformers.trainer", "trl.trainer.sft_trainer")  # type: ignore[attr-defined]
         smoothed = getattr(self.args, "label_smoothing_factor", 0) > 0
         other = getattr(self.args, "loss_type", "nll") not in ("nll", "chunked_nll")  # TRL's
         return self.compute_loss_func is not None or not plain or smoothed or other
 
     def _objective(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
-        """(one loss a row, what it takes)."""
+        """(objective with one loss per row, the batch for it)."""
         plain = self.accelerator.unwrap_model(model)
         labels = batch.get("labels")
         if labels is None:
@@ -184,29 +185,31 @@ class ZerothOrderMixin:
                 return losses.sum(1), (labels != -100).sum(1).float()
 
             return of_tokens, batch
-        if not self._way:
-            self._way = heads.shortest(plain, rows)
+        if not self._head_path:
+            self._head_path = heads.choose_head_path(plain, rows)
 
         def of_rows(rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
-            sums, weights = heads.answered(plain, heads.states(plain, rows, self._way), rows.targets, self._way)
+            sums, weights = heads.answer_log_likelihoods(
+                plain, heads.states(plain, rows, self._head_path), rows.targets, self._head_path
+            )
             return -sums, weights
 
         return of_rows, rows
 
 
 class _SteppedByTrainer:
-    """An optimiser whose step the trainer has taken when it calls `step`."""
+    """An optimiser whose `step` does nothing, since `training_step` has called `take`."""
 
     def step(self, closure: Any = None) -> None:
-        """Nothing: `take` has."""
+        """Do nothing: `take` has taken the step."""
 
     def take(self, *args: Any, **kwargs: Any) -> Any:
-        """The step of the method itself."""
+        """Take the method's step."""
         return super().step(*args, **kwargs)  # type: ignore[misc]
 
 
 def _rows(batch: dict[str, Any]) -> _Rows | None:
-    """A batch of a causal language model that pads on the right as rows of tokens and targets, or None for any other."""
+    """A batch of a causal language model with padding on the right as tokens and targets; None for any other batch."""
     if not set(batch) <= {"input_ids", "attention_mask", "labels"}:
         return None
     seen = batch.get("attention_mask")
@@ -218,7 +221,7 @@ def _rows(batch: dict[str, Any]) -> _Rows | None:
 
 
 def _joined(batches: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
-    """Accumulated batches as one, shorter ones padded on the right."""
+    """Accumulated batches as one batch, padded on the right."""
     if len(batches) == 1:
         return batches[0]
     pad = getattr(tokenizer, "pad_token_id", None) or 0
@@ -235,7 +238,7 @@ def _joined(batches: list[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
 
 
 def _is_causal(model: Any) -> bool:
-    """Whether labels are the tokens themselves, to be predicted one position before."""
+    """Whether the model is causal, so that labels are shifted by one position."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -245,11 +248,11 @@ def _is_causal(model: Any) -> bool:
 
 
 def _require_plain(args: Any) -> None:
-    """Raises ValueError for training arguments that a perturbed forward cannot have."""
+    """Raises ValueError for training arguments that a perturbed forward pass cannot have."""
     if args.bf16 or args.fp16:
         name = "bf16" if args.bf16 else "fp16"
         raise ValueError(f"{name}=True runs the model under autocast; load the model in bfloat16 and leave it out")
     if args.gradient_checkpointing:
-        raise ValueError("gradient_checkpointing=True is for backward passes, of which there is none; leave it out")
+        raise ValueError("gradient_checkpointing=True is for backward passes, which this trainer does not take; leave it out")
     if args.n_gpu > 1 or args.world_size > 1:
-        raise ValueError("several devices are not supported by this trainer; show it one, with CUDA_VISIBLE_DEVICES")
+        raise ValueError("several devices are not supported by this trainer; choose one with CUDA_VISIBLE_DEVICES")

@@ -1,15 +1,14 @@
 """The append-only record that a run is, and the way back from it to weights."""
 
-from zerograd.journal.format import JournalDamaged, Note, Reader, Record, Restore
-from zerograd.journal.identity import WrongBase, fit, identity, table
-from zerograd.journal.replaying import path, replay
-from zerograd.journal.writer import Writer
-from zerograd.machine.files import FileLocked as JournalLocked
-from zerograd.update.apply import Skip, Step
+from zerograd.errors import FileLocked, JournalDamaged, WrongBase
+from zerograd.journal.identity import fit, identity, table
+from zerograd.journal.replay import path, replay
+from zerograd.journal.steps import Note, Reader, Record, Restore, Writer
+from zerograd.update import Skip, Step
 
 __all__ = [
+    "FileLocked",
     "JournalDamaged",
-    "JournalLocked",
     "Note",
     "Reader",
     "Record",

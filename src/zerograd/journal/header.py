@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zerograd.directions.family import Family
-from zerograd.journal.format import Reader
-from zerograd.journal.identity import WrongBase, table
+from zerograd.directions import Draws
+from zerograd.errors import WrongBase
+from zerograd.journal.identity import table
+from zerograd.journal.steps import Reader
 from zerograd.noise import LAYOUT
-from zerograd.optim import METHODS, options_of
-from zerograd.optim.base import ZerothOrder
-from zerograd.update.state import State
+from zerograd.optim import METHODS, Method, ZerothOrder, method_of, options_of
+from zerograd.spaces import Space
+from zerograd.update import Memory
 from zerograd.version import __version__
 
-FORMAT = 2
-"""Version of the header's fields."""
+FORMAT = 3
+"""Version of the header's fields and of the records of steps."""
+
+READ_BY = {"1": "0.1", "2": "0.1"}
+"""The version of zerograd that reads an older format."""
 
 HIGHEST_RANK = 4096
 """The highest rank, and the most directions and steps of history, of a header: memory is taken by these numbers."""
@@ -28,19 +32,19 @@ HIGHEST_RANK = 4096
 def header_fields(optimizer: ZerothOrder, method: str, model: str, identity: str, lr: float) -> dict[str, Any]:
     """The fields from which weights can be replayed.
 
-    method: its name in METHODS. model: where the base model was loaded from. identity: a hash of its weights. lr: the learning rate
-    before schedule and back-offs.
+    method: its name in METHODS. model: where the base model was loaded from. identity: a hash of its weights. lr: the
+    learning rate before schedule and back-offs.
     """
     return {
         "format": FORMAT,
         "layout": LAYOUT,
         "groups": len(optimizer.param_groups),
         "method": method,
-        "parts": optimizer.chosen,
-        "seed": optimizer.seed,
+        "options": optimizer.settings.saved(),
+        "seed": optimizer.draws.seed,
         "lr": lr,
         "base": {"model": model, "identity": identity},
-        "tensors": table(optimizer.slots, optimizer.group_of),
+        "tensors": table(optimizer.spaces, optimizer.group_of),
         "versions": {"zerograd": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "threads": torch.get_num_threads(),
     }
@@ -54,28 +58,40 @@ def read_header(path: Path) -> Mapping[str, Any]:
         header = Reader(file, path.stat().st_size).header
     for name, own in (("format", FORMAT), ("layout", LAYOUT)):
         if header.get(name) != own:
-            raise ValueError(
-                f"journal {path} has {name} {header.get(name)!r}, and this zerograd {own}; use the version that wrote it"
-            )
+            reader = READ_BY.get(str(header.get(name))) if name == "format" else None
+            mend = f"use zerograd {reader}, which reads it" if reader else "use the version that wrote it"
+            raise ValueError(f"journal {path} has {name} {header.get(name)!r}, and zerograd {__version__} reads {own}; {mend}")
     return header
 
 
-def method_of(header: Mapping[str, Any]) -> tuple[Family, State, int]:
-    """(family, State, seed) of a header. Raises ValueError where it has none of these, or one that no run has."""
-    method, parts, seed = header.get("method"), header.get("parts"), header.get("seed")
+def recorded_method(header: Mapping[str, Any]) -> tuple[Method, int]:
+    """(method, seed) of a header. Raises ValueError where it has none of these, or one that no run has."""
+    method, options, seed = header.get("method"), header.get("options"), header.get("seed")
     if not isinstance(seed, int) or not 0 <= seed < 1 << 64:
         raise ValueError(f"the header's seed is {seed!r}")
-    known = set(options_of(method)) - {"sensitivity"} if isinstance(method, str) and method in METHODS else set()
-    if not isinstance(method, str) or method not in METHODS or not isinstance(parts, dict) or not known.issuperset(parts):
-        raise ValueError(f"the header's method is {method!r} with parts {parts!r}")
+    known = set(options_of(method)) if isinstance(method, str) and method in METHODS else set()
+    if not isinstance(method, str) or method not in METHODS or not isinstance(options, dict) or not known.issuperset(options):
+        raise ValueError(f"the header's method is {method!r} with options {options!r}")
+    if options.get("sensitivity") is not None:  # tensors, which no header has
+        raise ValueError(f"the header's sensitivity is {options['sensitivity']!r}")
     for name in ("rank", "directions", "history"):
-        if isinstance(parts.get(name), int) and parts[name] > HIGHEST_RANK:
-            raise ValueError(f"the header's {name} is {parts[name]:,}, more than {HIGHEST_RANK:,}")
+        if isinstance(options.get(name), int) and options[name] > HIGHEST_RANK:
+            raise ValueError(f"the header's {name} is {options[name]:,}, more than {HIGHEST_RANK:,}")
     try:
-        family, state = METHODS[method].parts(**parts)
-    except (TypeError, KeyError, ArithmeticError) as error:
-        raise ValueError(f"the header's method is {method!r} with parts {parts!r}: {error}") from None
-    return family, state, seed
+        return method_of(method, options), seed
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"the header's method is {method!r} with options {options!r}: {error}") from None
+
+
+def recorded_memory(
+    header: Mapping[str, Any], spaces: Sequence[Space], groups: Sequence[int], trained: Sequence[Space] | None = None
+) -> Memory:
+    """The memory of a header's method before the first step. groups: the parameter group of each space. trained: all
+    spaces of the run, where `spaces` are some of them.
+    """
+    method, seed = recorded_method(header)
+    method.draw.init(spaces if trained is None else trained)
+    return Memory(method.rule, method.query, Draws(method.draw, seed), spaces, groups, header["groups"])
 
 
 def require_base(header: Mapping[str, Any], identity: str, name: str) -> None:

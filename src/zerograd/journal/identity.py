@@ -10,16 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from zerograd.errors import WrongBase
 from zerograd.machine import workers
 from zerograd.machine.tensor_bytes import tensor_bytes
-from zerograd.spaces import weights
-from zerograd.spaces.weights import Slot
+from zerograd.spaces import Space
+from zerograd.spaces.collect import SAME_PARAMETERS
 
-_FIELDS: dict[str, type] = {"id": int, "name": str, "aliases": list, "shape": list, "storage": str, "scale": float, "group": int}
-
-
-class WrongBase(ValueError):
-    """A journal is of another model."""
+_FIELDS: dict[str, type] = {"id": int, "name": str, "aliases": list, "shape": list, "precision": str, "scale": float, "group": int}
 
 
 def identity(model: nn.Module) -> str:
@@ -39,25 +36,25 @@ def identity(model: nn.Module) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
-def table(slots: Sequence[Slot], groups: Sequence[int]) -> list[dict[str, Any]]:
+def table(spaces: Sequence[Space], groups: Sequence[int]) -> list[dict[str, Any]]:
     """What a header says of the tensors of a run. groups: which group each belongs to."""
     return [
         {
-            "id": slot.id,
-            "name": slot.name,
-            "aliases": list(slot.aliases),
-            "shape": list(slot.parameter.shape),
-            "storage": storage(slot),
-            "scale": slot.scale,
+            "id": space.id,
+            "name": space.name,
+            "aliases": list(space.aliases),
+            "shape": list(space.shape),
+            "precision": space.precision,
+            "scale": space.scale,
             "group": group,
         }
-        | ({"view": list(slot.view)} if slot.parameter.ndim > 2 else {})  # of fewer dimensions it goes by the shape
-        for slot, group in zip(slots, groups, strict=True)
+        | ({"view": list(space.view)} if space.parameter.ndim > 2 else {})  # of fewer dimensions it goes by the shape
+        for space, group in zip(spaces, groups, strict=True)
     ]
 
 
-def fit(slots: Iterable[Slot], said: Any, groups: int) -> list[int]:
-    """Give slots of a base the ids and scales that a header says, by name, and return the group of each, in order.
+def fit(spaces: Iterable[Space], said: Any, groups: int) -> list[int]:
+    """Give the spaces of a base the ids and scales that a header says, by name, and return the group of each, in order.
 
     Raises WrongBase naming a tensor that is not there, or is another, and ValueError for a table that is none.
     """
@@ -69,27 +66,22 @@ def fit(slots: Iterable[Slot], said: Any, groups: int) -> list[int]:
             raise ValueError(f"the header gives {row['name']} scale {row['scale']}, group {row['group']} and number {row['id']}")
         by_name[row["name"]] = row
     found = []
-    for slot in slots:
-        name = next((name for name in (slot.name, *slot.aliases) if name in by_name), None)
+    for space in spaces:
+        name = next((name for name in (space.name, *space.aliases) if name in by_name), None)
         if name is None:
-            raise WrongBase(f"this base trains {slot.name}, which the journal has not")
+            raise WrongBase(f"this base trains {space.name}, which the journal has not")
         row = by_name.pop(name)
-        shape, stored = list(slot.parameter.shape), storage(slot)
-        if (shape, stored) != (row["shape"], row["storage"]):
-            there, here = _said(row["shape"], row["storage"]), _said(shape, stored)
-            raise WrongBase(f"{slot.name} is {there} in the journal and {here} in this base")
-        if row.get("view", list(slot.view)) != list(slot.view):
-            raise WrongBase(f"{slot.name} was seen as {_times(row['view'])} and here as {_times(slot.view)}; {weights.SAME}")
-        slot.id, slot.scale = row["id"], row["scale"]
+        shape, stored = list(space.shape), space.precision
+        if (shape, stored) != (row["shape"], row["precision"]):
+            there, here = _said(row["shape"], row["precision"]), _said(shape, stored)
+            raise WrongBase(f"{space.name} is {there} in the journal and {here} in this base")
+        if row.get("view", list(space.view)) != list(space.view):
+            raise WrongBase(f"{space.name} was seen as {_times(row['view'])} and here as {_times(space.view)}; {SAME_PARAMETERS}")
+        space.id, space.scale = row["id"], row["scale"]
         found.append(row["group"])
     if by_name:
         raise WrongBase(f"the journal trains {next(iter(by_name))}, which this base has not")
     return found
-
-
-def storage(slot: Slot) -> str:
-    """How a slot is stored: one of `spaces.weights.STORAGES`."""
-    return "bfloat16" if slot.stochastic else "float32" if slot.remainder is None else "split"
 
 
 def _said(shape: Sequence[int], stored: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import torch
 from zerograd.machine.files import sync_folder
 from zerograd.machine.interrupts import uninterrupted
 from zerograd.machine.tensor_bytes import tensor_bytes
-from zerograd.optim.base import ZerothOrder
+from zerograd.spaces import Space
+from zerograd.update import Memory
 
 _TYPES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
+    torch.int8: "I8",
     torch.int16: "I16",
+    torch.int32: "I32",
     torch.float64: "F64",
     torch.int64: "I64",
     torch.bool: "BOOL",
@@ -28,14 +31,16 @@ _TYPES = {
 
 
 class Snapshot:
-    """Trained tensors, their remainders and the method's State, bit for bit: a safetensors file, whole or not there."""
+    """Every stored tensor of some spaces and a method's memory, bit for bit: a safetensors file, whole or not there."""
 
-    def __init__(self, path: Path, optimizer: ZerothOrder) -> None:
+    def __init__(self, path: Path, spaces: Sequence[Space], memory: Memory) -> None:
         self.path = path
-        self.optimizer = optimizer
+        self.spaces = spaces
+        self.memory = memory
 
     def take(self, about: Mapping[str, Any] | None = None) -> None:
-        """Write the weights as they are now and have them on the disk; an older snapshot is there until then. Raises OSError.
+        """Write the weights as they are now and have them on the disk; an older snapshot is there until then. Raises
+        OSError.
 
         about: what `about` gives back, JSON.
         """
@@ -45,7 +50,7 @@ class Snapshot:
             with partial.open("wb") as file:
                 file.write(self._header(about or {}))
                 for _, tensor in self._tensors():
-                    file.write(tensor_bytes(tensor.cpu()))
+                    file.write(tensor_bytes(tensor.cpu().contiguous()))
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.path)
@@ -71,11 +76,14 @@ class Snapshot:
             return None
 
     def restore(self) -> None:
-        """Set the weights to what they were when the snapshot was taken. Raises OSError when it is not there or was cut short."""
+        """Set the weights to what they were when the snapshot was taken. Raises OSError when it is not there or was cut
+        short.
+        """
         with self.path.open("rb") as file, uninterrupted():
             file.seek(8 + int.from_bytes(file.read(8), "little"))
             for _, tensor in self._tensors():
-                read = tensor if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")
+                direct = tensor.device.type == "cpu" and tensor.is_contiguous()
+                read = tensor if direct else torch.empty(tensor.shape, dtype=tensor.dtype)
                 if file.readinto(tensor_bytes(read)) != read.nbytes:
                     raise OSError(f"{self.path} was cut short; the weights are partly older")
                 if read is not tensor:
@@ -88,7 +96,7 @@ class Snapshot:
     def _header(self, about: Mapping[str, Any]) -> bytes:
         hashed = hashlib.blake2b(digest_size=16)
         for _, tensor in self._tensors():
-            hashed.update(tensor_bytes(tensor.cpu()))
+            hashed.update(tensor_bytes(tensor.cpu().contiguous()))
         text = self._header_text(about, hashed.hexdigest())
         return struct.pack("<Q", len(text)) + text
 
@@ -103,9 +111,8 @@ class Snapshot:
         return text + b" " * (-len(text) % 8)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for slot in self.optimizer.slots:
-            yield slot.name, slot.parameter.detach()
-            if slot.remainder is not None:
-                yield f"{slot.name}.remainder", slot.remainder
-        for name, tensor in self.optimizer.held.tensors.items():
-            yield f"state.{name}", tensor
+        for space in self.spaces:
+            for suffix, tensor in space.stored().items():
+                yield f"{space.name}{suffix}", tensor
+        for name, tensor in self.memory.tensors.items():
+            yield f"memory.{name}", tensor

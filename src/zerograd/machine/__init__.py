@@ -1,1 +1,1 @@
-"""The process and the computer it runs on: threads, memory, files, interrupts, provenance. Nothing here knows what is optimised."""
+"""The process and its computer: threads, memory, files, interrupts, provenance. Nothing here knows about optimisation."""

@@ -1,22 +1,22 @@
-"""What torch's libraries read from the environment; to be set before torch is imported."""
+"""Environment variables for torch's libraries, to be set before torch is imported."""
 
 from __future__ import annotations
 
 import os
 
 KERNEL_SHAPES = 32
-"""Shapes of matrix products that oneDNN keeps compiled."""
+"""The most shapes of matrix products for which oneDNN keeps compiled kernels."""
 
 SETTINGS = {
-    # oneDNN compiles a product for every shape and keeps 1,024 of them: batches of ever new lengths fill hundreds of megabytes.
+    # oneDNN compiles a kernel per shape and keeps 1,024 kernels: batches with ever new lengths fill hundreds of megabytes.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KERNEL_SHAPES),
     "LRU_CACHE_CAPACITY": str(KERNEL_SHAPES),
-    # Between two operations OpenMP's workers spin, in the way of our own threads.
+    # Between two operations OpenMP's workers spin, which slows zerograd's own threads.
     "OMP_WAIT_POLICY": "passive",
 }
 
 
 def prepare() -> None:
-    """Set what is not set by hand. Late calls still bound oneDNN until its first product."""
+    """Set the variables that are not set yet. A late call still bounds oneDNN before its first product."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

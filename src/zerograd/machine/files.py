@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, and that one process writes at a time."""
+"""Atomic writes of files and folders, and locks that let one process write at a time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zerograd.errors import FileLocked
+
 
 def read_yaml(path: Path, kind: str, otherwise: str) -> dict[str, Any]:
-    """The fields of a YAML file. kind: what it is, as messages call it. otherwise: where one comes from.
+    """The fields of a YAML file.
 
-    Raises FileNotFoundError or ValueError in one line.
+    kind: the file's name in messages. otherwise: a hint for a file that is not there. Raises FileNotFoundError or
+    ValueError.
     """
     import yaml
 
@@ -24,12 +27,12 @@ def read_yaml(path: Path, kind: str, otherwise: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{kind} {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"{kind} {path} holds a {type(fields).__name__}; it must be fields and values")
+        raise ValueError(f"{kind} {path} is a {type(fields).__name__}; it must be fields and values")
     return fields
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; a reader sees the old one or the whole new one, never a part. Raises OSError, which names the file."""
+    """Write a file atomically: a reader sees the old or the new content. Raises OSError naming the file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
@@ -42,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of what is at the path once it is whole. Raises OSError when it cannot be filled."""
+    """A folder to fill in the block, which then replaces the path. Raises OSError if it cannot be filled."""
     from safetensors import SafetensorError
 
     partial = path.with_name(f".{path.name}.partial")
@@ -52,19 +55,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield partial
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
-    except SafetensorError as error:  # what a full disk is to safetensors
+    except SafetensorError as error:  # safetensors' error for a full disk
         raise OSError(f"{path} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class FileLocked(ValueError):
-    """Another process writes this file, or files of this folder."""
-
-
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and lock it against other processes for the length of the block; an empty folder is removed at the end.
+    """Make a folder and lock it against other processes for the length of the block. An empty folder is removed at the
+    end.
 
     Raises FileLocked.
     """
@@ -81,13 +81,13 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def require_unlocked(path: Path) -> None:
-    """Raises FileLocked when another process has locked a file."""
+    """Raises FileLocked if another process has locked a file."""
     with path.open("rb") as file:
         lock(file.fileno(), path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names of a folder's files durable, where the system can."""
+    """Make the names of a folder's files durable, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -104,9 +104,9 @@ def write_all(handle: int, data: bytes) -> None:
 
 
 def lock(handle: int, path: Path, *, wait: bool = False) -> None:
-    """Lock an open file for this process until it closes the file or ends; a system without file locks locks nothing.
+    """Lock an open file until this process closes it or ends; does nothing on a system without file locks.
 
-    path: what the message names. wait: wait for another process. Raises FileLocked where it does not wait.
+    path: the name in the message. wait: whether to wait for another process. Raises FileLocked without waiting.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""How numbers are written for people, on the screen and on pages: percent, intervals, bytes, durations, counts.
+"""Numbers as text for screen and pages: percent, intervals, bytes, durations, counts.
 
 Texts are plain ASCII. Pages put typographic minus signs and spaces into them (`zerograd.report.document.typeset`).
 """
@@ -19,16 +19,16 @@ def percent(share: float, digits: int = 1, sign: str = "") -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """How the values of one metric are written: a share in percent, any other value as a plain number.
+    """Text for the values of a metric: a share in percent, any other value as a plain number.
 
-    Gains, which are differences of two values, have a sign and are written in points of a percent.
+    A gain is a difference of two values. It has a sign, and is in percentage points for a share.
     """
 
     is_share: bool
 
     @property
     def scale(self) -> int:
-        """The factor between a value and the number that is written."""
+        """The factor from a value to the number in the text."""
         return 100 if self.is_share else 1
 
     def value(self, value: float, unit: bool = False) -> str:
@@ -52,7 +52,7 @@ class Measure:
 
 
 def count(n: int, one: str, many: str = "") -> str:
-    """A number with its noun: 1 row, 2,000 rows. many: the plural, where it is not `one` with an s."""
+    """A number with its noun: 1 row, 2,000 rows. many: the plural, if it is not `one` with an s."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C held back while something is half done."""
+"""Delay of Ctrl-C during work that must not stop half way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block has ended, then hand it to whoever handled it before."""
+    """Delay Ctrl-C until the end of the block, then pass it to the previous handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

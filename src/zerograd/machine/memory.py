@@ -1,4 +1,4 @@
-"""Memory of the process and of the computer: the peak of a phase, and what is free now."""
+"""Memory of the process and of the computer: the peak of a phase, and the free bytes."""
 
 from __future__ import annotations
 
@@ -10,41 +10,46 @@ from pathlib import Path
 import torch
 
 M_MMAP_THRESHOLD = -3
-"""A name of glibc's malloc.h."""
+"""The option's number in glibc's malloc.h."""
 
 PROC, CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-"""Where Linux shows processes, and control groups: what a container may have."""
+"""Linux's folders of processes and of control groups, which limit containers."""
 
 FREE_WHERE_UNKNOWN = 4 << 30
-"""Bytes that count as free where the system reports nothing."""
+"""Bytes that count as free if the system reports nothing."""
 
 GROUP_FILES = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ("memory.max", "memory.current", "inactive_file"),
 )
-"""Of control groups of version 1 and of version 2: the files of the limit and of what is used, and which of it is file contents."""
+"""For control groups of version 1 and 2: the files of limit and usage, and the field of memory.stat for file contents.
+"""
 
 
 def reset_peak() -> None:
-    """Start a new phase: on Linux what the last one has freed goes back to the system, and the peak falls to what is
-    resident now; elsewhere the peak stays the process's.
+    """Begin a new phase for `peak_bytes`.
+
+    On Linux, freed memory goes back to the system and the peak falls to the resident memory; on other systems the peak
+    stays that of the process.
     """
-    with contextlib.suppress(OSError, TypeError, AttributeError):  # a C library of glibc's kind
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def give_back_at_once() -> None:
-    """From now on tensors of 1 MB and more go back to the system as soon as they are freed, where the C library is glibc's. It
-    keeps them otherwise, and the few that checkpointing keeps lie between those that it frees: two to three times their memory.
+    """With glibc, return tensors of 1 MB and more to the system as soon as they are freed.
+
+    Otherwise glibc keeps freed blocks, which the tensors of activation checkpointing fragment to two or three times
+    their size.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def peak_bytes() -> int:
-    """The most memory that has been resident since the last reset, in bytes; 0 where the system does not tell."""
+    """Peak resident bytes since the last reset; 0 if the system does not report it."""
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
@@ -57,7 +62,9 @@ def peak_bytes() -> int:
 
 
 def free_bytes() -> int:
-    """Bytes that can be allocated now without swapping, on the accelerator where there is one; 4 GB where nothing is reported."""
+    """Bytes that can be allocated now without swapping, on the accelerator if there is one; 4 GB if nothing is
+    reported.
+    """
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     free = host_bytes()
@@ -65,25 +72,25 @@ def free_bytes() -> int:
 
 
 def host_bytes(proc: Path = PROC, groups: Path = CONTROL_GROUPS) -> int | None:
-    """Bytes of the machine or its container that can be allocated now without swapping; None where nothing is reported."""
-    found = [left for _, left in container(proc, groups)]
+    """Bytes of the machine or its container that can be allocated now without swapping; None if nothing is reported."""
+    limits = [left for _, left in container(proc, groups)]
     with contextlib.suppress(OSError, StopIteration):
         lines = (proc / "meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    return min(found, default=None)
+        limits.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    return min(limits, default=None)
 
 
 def container(proc: Path = PROC, groups: Path = CONTROL_GROUPS) -> list[tuple[int, int]]:
-    """(limit, what is left of it) in bytes, of each control group above this process that has a limit of memory.
+    """(limit, free part of it) in bytes, for each control group above this process with a memory limit.
 
-    Files that were read and can be forgotten count as left, as they do in the machine's own MemAvailable. proc, groups: where Linux
-    shows processes, and control groups of version 1 or 2.
+    Cached file contents count as free, as in the machine's MemAvailable. proc, groups: the folders of processes, and of
+    control groups of version 1 or 2.
     """
     with contextlib.suppress(OSError):
         lines = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
         kinds = [(kind, path) for _, kind, path in lines if not kind or "memory" in kind.split(",")]
-        found = [_left(folder, not kind) for kind, path in kinds for folder in _above(groups / ("memory" if kind else ""), path)]
-        return [pair for pair in found if pair is not None]
+        limits = [_left(folder, not kind) for kind, path in kinds for folder in _above(groups / ("memory" if kind else ""), path)]
+        return [pair for pair in limits if pair is not None]
     return []
 
 
@@ -94,7 +101,7 @@ def _above(root: Path, path: str) -> list[Path]:
 
 
 def _left(group: Path, second: bool) -> tuple[int, int] | None:
-    """A control group's limit and what is left of it; None where it has none. second: whether it is of version 2."""
+    """(limit, free part of it) of a control group; None without a limit. second: whether the group is of version 2."""
     limit, used, old = GROUP_FILES[second]
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         most, now = (int((group / name).read_text()) for name in (limit, used))

@@ -1,4 +1,4 @@
-"""Where and with what something was measured."""
+"""Provenance of a measurement: machine, versions and commit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HERE = Path(__file__).parent
 
 
 def provenance() -> dict[str, Any]:
-    """Machine, versions, commit and whether files differ from it; committed results make no difference.
+    """Machine, versions, commit, and whether files differ from the commit; changed benchmark results do not count.
 
-    Of a package that is in no repository the commit is empty.
+    The commit is empty for a package outside a repository.
     """
     names = ("torch", "numpy", "numba", "transformers", "peft")
     model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
-    tracked = bool(_git("ls-files", Path(__file__).name))  # an environment may lie in somebody's repository
+    tracked = bool(_git("ls-files", Path(__file__).name))  # an environment may be inside another repository
     return {
         "machine": {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
@@ -30,7 +30,7 @@ def provenance() -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """The system's load average of the last minute; None where the system has none."""
+    """The system's load average of the last minute; None if the system has none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 

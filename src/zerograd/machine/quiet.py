@@ -1,4 +1,4 @@
-"""A screen that is for zerograd's own progress."""
+"""A quiet screen: no output of other libraries beside zerograd's progress."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One worker a core: each does its share on one thread, so that no two pools of threads spin against each other.
+"""One worker per core, each on one thread, so that pools of threads do not compete by spinning.
 
-torch's own threads serve an operation at a time and spin between them; a second pool that draws noise meanwhile is starved by
-them. A worker here sleeps when it has nothing to do, and torch's operations inside it run on that worker alone.
+torch's own threads run one operation at a time and spin in between, which starves a second pool that draws noise. A
+worker here sleeps while it has nothing to do, and torch's operations in a worker run on its thread alone.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ T = TypeVar("T")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # a child has the parent's pools without their threads
+    os.register_at_fork(after_in_child=_pools.clear)  # a forked child has the pools without their threads
 
 
 def count(device: torch.device) -> int:
-    """How many workers share what is done on a device: as many as torch has threads for the CPU, else one."""
+    """The number of workers for a device: torch's number of threads for the CPU, else one."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def use(threads: int) -> None:
-    """Work on so many threads; 0 for as many as there are cores."""
+    """Set the number of threads; 0 for all cores."""
     torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 def each(work: Callable[[T], object], items: Iterable[T], most: int | None = None) -> None:
-    """work(item) for every item, in no order, on as many workers as torch has threads, or `most`; here when that is one.
+    """work(item) for every item, in any order, on as many workers as torch has threads, at most `most`; with one
+    worker, in this thread.
 
-    The first error is raised when all workers have stopped; items not begun by then stay undone.
+    The first error is raised after all workers have stopped; items that had not begun are left out.
     """
     left = deque(items)
     threads = min(torch.get_num_threads() if most is None else most, len(left))
@@ -60,7 +61,7 @@ def each(work: Callable[[T], object], items: Iterable[T], most: int | None = Non
     try:
         wait(running)
     finally:
-        left.clear()  # an interrupt ends the wait, not the work: what has begun completes
+        left.clear()  # an interrupt ends the wait; work that has begun completes
         wait(running)
     for one in running:
         one.result()
@@ -72,12 +73,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         together = threading.Barrier(threads)
 
         def settle() -> None:
-            torch.get_num_threads()  # a thread takes the common number when it is first asked; only then one of its own
+            torch.get_num_threads()  # a thread reads the common number on first use; only then can it have its own
             torch.set_num_threads(1)
             torch.set_grad_enabled(False)
             together.wait()
 
         wait([pool.submit(settle) for _ in range(threads)])
-        torch.set_num_threads(threads)  # threads that torch has not seen yet take the number that was set last
+        torch.set_num_threads(threads)  # new threads of torch take the number that was set last
         _pools[threads] = pool
     return _pools[threads]

@@ -1,7 +1,7 @@
 """Noise is an address: z = noise(seed, step, direction, tensor, row, column), the same bits everywhere.
 
-`fill`, `perturb`, `update` and `update_low_rank` run on Numba where it is installed, on Triton for CUDA tensors, and on the torch
-reference elsewhere; which one ran never shows in the numbers.
+`fill`, `perturb`, `update` and `update_low_rank` run on Numba if it is installed, on Triton for CUDA tensors, and else
+on the torch reference. All back ends give the same bits.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _decided = False
 
 
 def backend(weight: torch.Tensor) -> ModuleType:
-    """The module whose fill, perturb, update and update_low_rank serve this tensor fastest here.
+    """The module with the fastest fill, perturb, update and update_low_rank for a tensor.
 
-    ZEROGRAD_NOISE=torch in the environment chooses the reference.
+    The environment variable ZEROGRAD_NOISE=torch chooses the reference.
     """
     if weight.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from zerograd.noise import gpu
@@ -53,7 +53,7 @@ def backend(weight: torch.Tensor) -> ModuleType:
 
 
 def is_fast(*tensors: torch.Tensor) -> bool:
-    """Whether Numba's kernels serve all of these tensors."""
+    """Whether Numba's kernels support all of these tensors."""
     global _fast, _decided
     if not _decided:
         _decided = True

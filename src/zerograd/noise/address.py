@@ -1,10 +1,10 @@
-"""Where a random number lives: its address, and the two Philox stages that turn an address into bits.
+"""The address of a random number, and the two Philox stages that turn an address into bits.
 
     stage one   counter (step, direction, tensor, domain), key seed      ->  four words k0 k1 k2 k3
     stage two   counter (column block, row, k2, k3),       key (k0, k1)  ->  128 bits
 
 Philox is a bijection of its counter for each key, so within one seed two different addresses never share
-a stage-two (counter, key). The layout is frozen: a number that was ever drawn stays what it was (`LAYOUT`).
+a stage-two (counter, key). The layout is frozen: the same address always gives the same number (`LAYOUT`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 LAYOUT = 1
-"""Version of the address and bit layout. A change of any number the generator gives changes it."""
+"""Version of the address and bit layout. Any change of the generator's numbers must change it."""
 
 DENSE, LEFT, RIGHT, ROUNDING, ORDER, COMMON, CHANCE = range(7)
-"""Domains: a dense direction; the left (rows) and right (columns) factors of a low-rank one; stochastic
-rounding; the order of the data; a matrix that all examples' directions have in common; what a step draws lots for."""
+"""Domains: a dense direction; the left (rows) and right (columns) factors of a low-rank direction; stochastic
+rounding; the order of the data; a matrix common to all examples' directions; other random choices of a step."""
 
 RADEMACHER_BLOCK = 128
-"""Columns that one stage-two call covers in a Rademacher row: one bit each, low bit of the first word first."""
+"""Columns per stage-two call in a Rademacher row: one bit each, low bit of the first word first."""
 
 GAUSSIAN_BLOCK = 64
-"""Columns that sixteen stage-two calls cover in a Gaussian row: column `64 g + 16 w + q` is word w of call 16 g + q."""
+"""Columns per sixteen stage-two calls in a Gaussian row: column `64 g + 16 w + q` is word w of call 16 g + q."""
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -54,7 +54,7 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 
 def check(address: Address) -> None:
-    """Raise ValueError when a part of the address is outside its range."""
+    """Raise ValueError if a part of the address is outside its range."""
     seed, *parts = address
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} is outside 0 .. 2**64 - 1; choose a smaller one")

@@ -1,11 +1,13 @@
-"""The Numba back end: noise is drawn and used in one pass, a block of columns at a time, no temporary of a tensor's size.
+"""The Numba back end: draws and uses noise in one pass, a block of columns at a time, without a temporary of a tensor's
+size.
 
-The functions have the signatures of `noise.reference` and give the same bits. Kernels release the GIL; `workers` runs each over
-disjoint rows, so the result does not depend on the number of threads. A kernel sees a matrix as its storage and a stride.
+The functions have the signatures of `noise.reference` and give the same bits. Kernels release the GIL; `workers` runs
+each kernel over disjoint rows, so the result does not depend on the number of threads. A kernel takes a matrix as flat
+storage and a stride.
 
-Compiled kernels are kept in __pycache__, or in the user's cache where that cannot be written, so that start-up is paid once. Numba
-looks at a kernel's own file alone: after a change of `noise/vectors.py` or `evaluate/simd.py`, or of a function that
-`evaluate/kernels.py` takes from here, delete them.
+Compiled kernels are cached in __pycache__, or in the user's cache if that is not writable. Numba checks only a kernel's
+own file for changes: delete the cache after a change of `noise/vectors.py` or `evaluate/simd.py`, or of a function here
+that `evaluate/kernels.py` uses.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from zerograd.noise.vectors import bits, from_bits, signs, sixteen_calls, subtra
 KINDS = {"rademacher": 0, "gaussian": 1}
 TABLE = quantiles().numpy()
 SCRATCH = 2048 + 256
-"""Values that a row's piece of 2,048 columns may take in scratch, with the rest of its first and last block."""
+"""Scratch values for 2,048 columns of a row and the rest of their first and last block."""
 
 _FLOAT32, _BFLOAT16 = 0, 1
 FORMATS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16}
@@ -77,7 +79,7 @@ def _select_all(addresses, keys):  # type: ignore[no-untyped-def]
 
 @jit
 def load(weight, remainder, form, at, count, scratch):  # type: ignore[no-untyped-def]
-    """`count` stored values from `at` on, as float32: in scratch, or where they are when they are float32.
+    """`count` stored values from `at` on, as float32: in scratch, or in place for float32 storage.
 
     weight: uint32 (float32 bits) or uint16 (bfloat16 bits).
     """
@@ -106,7 +108,7 @@ def nearest(value):  # type: ignore[no-untyped-def]
 
 @jit
 def _store(value, weight, remainder, form, rounding, words, row, column, at, count):  # type: ignore[no-untyped-def]
-    """float32 values into the storage: split in halves, or rounded stochastically; what is float32 is there already.
+    """Store float32 values: split in halves, or rounded stochastically. float32 storage already has them.
 
     column: a multiple of 128.
     """
@@ -245,8 +247,8 @@ def perturb(
     first: int,
 ) -> None:
     """See `reference.perturb`."""
-    made = tuple(storage(out) for out in outs)
-    into = (made, 0, outs[0].stride(0), FORMATS[outs[0].dtype], np.array(coefficients, np.float32))
+    bits_of_outs = tuple(storage(out) for out in outs)
+    into = (bits_of_outs, 0, outs[0].stride(0), FORMATS[outs[0].dtype], np.array(coefficients, np.float32))
     noise = (KINDS[family], _key(address), rows.numpy(), first, TABLE)
     over_rows(_perturb_rows, (*into, *_stored(weight, remainder), *noise), weight.shape[0], weight.numel())
 
@@ -259,8 +261,8 @@ def perturber(
     rows = np.arange(first_row, first_row + weight.shape[0])
 
     def perturb_rows(outs: Sequence[torch.Tensor], coefficients: Sequence[float], start: int, stop: int) -> None:
-        made = tuple(storage(out) for out in outs)
-        into = (made, start, outs[0].stride(0), FORMATS[outs[0].dtype], np.array(coefficients, np.float32))
+        bits_of_outs = tuple(storage(out) for out in outs)
+        into = (bits_of_outs, start, outs[0].stride(0), FORMATS[outs[0].dtype], np.array(coefficients, np.float32))
         _perturb_rows(*into, *stored, *rest, rows, first, TABLE, start, stop)
 
     return perturb_rows
@@ -307,7 +309,7 @@ def supports(tensor: torch.Tensor) -> bool:
 
 
 def over_rows(kernel: Callable[..., None], arguments: tuple[Any, ...], rows: int, work: int) -> None:
-    """kernel(*arguments, start, stop) over all rows, on as many workers as the work is worth."""
+    """kernel(*arguments, start, stop) over all rows, on more workers for more work."""
     if not rows:
         return
     parts = min(torch.get_num_threads(), rows, max(1, work // 65536))
@@ -316,7 +318,7 @@ def over_rows(kernel: Callable[..., None], arguments: tuple[Any, ...], rows: int
 
 
 def place(address: Address) -> tuple[np.uint64, int, int, int]:
-    """What `select` takes of an address beside its direction: (seed, step, tensor, domain)."""
+    """(seed, step, tensor, domain) of an address, the arguments of `select` beside the direction."""
     seed, step, _, tensor, domain = map(int, address)
     return np.uint64(seed), step, tensor, domain
 

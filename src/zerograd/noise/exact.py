@@ -1,6 +1,6 @@
-"""Products of small matrices that are the same bits on every machine, whatever order their sums are taken in.
+"""Products of small matrices with the same bits on every machine, whatever the order of their sums.
 
-Operands are rounded to integers so small that every product and every sum of them is exact in float64.
+Operands are rounded to integers that are small enough for every product and sum to be exact in float64.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b for float32 or float64 (m, k) and (k, n): float64, each operand rounded to about 2^-(26 - log2(k) / 2) of its largest
-    value, which is 2^-21 for k of 1,024 and 2^-18 for 65,536.
+    """a b for float32 or float64 (m, k) and (k, n): float64, each operand rounded to about 2^-(26 - log2(k) / 2) of its
+    largest value, which is 2^-21 for k of 1,024 and 2^-18 for 65,536.
 
     The result does not depend on the order of sums, threads or machine.
     """
@@ -22,22 +22,22 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def orthonormal(a: torch.Tensor) -> torch.Tensor:
-    """Rows that are orthonormal and span those of a, (r, n) with r <= n, by Gram and Schmidt, each row cleared twice: float32.
+    """An orthonormal basis of the rows of a, (r, n) with r <= n, by Gram-Schmidt with two projections per row: float32.
 
-    Of Gaussian rows it is distributed as Haar's measure.
+    For Gaussian rows it has the Haar distribution.
     """
     rows = torch.zeros(a.shape, dtype=torch.float64, device=a.device)
     for j in range(len(a)):
-        row = _cleared(a[j].double(), rows[:j])
-        if not row.any():  # drawn as all zero: the unit vector of which most is left
+        row = _orthogonal_part(a[j].double(), rows[:j])
+        if not row.any():  # a row of zeros: take the unit vector with the largest rest
             units = torch.eye(a.shape[1], dtype=torch.float64, device=a.device)
-            row = max((_cleared(unit, rows[:j]) for unit in units), key=lambda unit: float(unit.square().sum()))
+            row = max((_orthogonal_part(unit, rows[:j]) for unit in units), key=lambda unit: float(unit.square().sum()))
         rows[j] = row / torch.sqrt(matmul(row[None], row[:, None])[0, 0])
     return rows.float()
 
 
-def _cleared(row: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """A row without what lies along orthonormal ones."""
+def _orthogonal_part(row: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A row minus its projection on orthonormal rows."""
     for _ in range(2):
         if len(rows):
             along = matmul(rows, row[:, None])[:, 0]
@@ -47,6 +47,6 @@ def _cleared(row: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _integers(a: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:
-    """(whole numbers, exponent) with a about numbers * 2^(exponent - bits): float64, at most 2^bits in size."""
+    """(integers, exponent) with a about integers * 2^(exponent - bits): float64, at most 2^bits in size."""
     exponent = math.frexp(float(a.abs().max()))[1] if a.numel() else 0
     return torch.round(a.double() * math.ldexp(1.0, bits - exponent)), exponent

@@ -2,8 +2,8 @@
 
 A word's four bytes are summed: s in 0 .. 1020, bell-shaped, with exactly known probabilities n(s) / 2**32.
 The table maps s to the normal quantile of the middle of its cell, scaled to unit variance and rounded to a multiple
-of 2**-20, so every entry is exact in float32 and no libm is involved when it is used. What is lost against a true
-normal: cells 0.007 wide at the centre and a tail that ends at 6.3.
+of 2**-20, so every entry is exact in float32 and no libm is involved when it is used. The difference to a true
+normal: cells are 0.007 wide at the centre, and the tail ends at 6.3.
 """
 
 from __future__ import annotations

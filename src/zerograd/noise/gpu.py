@@ -1,7 +1,7 @@
 """The Triton back end: the kernels of `noise.compiled` for CUDA, with the same bits.
 
-A program draws a tile of noise where it uses it: no tensor of noise is held. Multiplication and addition are not fused. Triton's
-interpreter (TRITON_INTERPRET=1) runs them without a GPU.
+A program draws a tile of noise where it uses it; no tensor of noise is stored. Multiplication and addition are not
+fused. Triton's interpreter (TRITON_INTERPRET=1) runs them without a GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _calls(keys, rows, first, R: tl.constexpr, C: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The words of stage-two calls first .. first + C of some rows: uint32 (R, C, 4). keys: where a stream's four words are."""
+    """The words of stage-two calls first .. first + C of some rows: uint32 (R, C, 4). keys: where a stream's four words
+    are.
+    """
     k0, k1 = tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32)
     k2, k3 = tl.load(keys + 2).to(tl.uint32), tl.load(keys + 3).to(tl.uint32)
     zero = tl.zeros((R, C), tl.uint32)

@@ -87,10 +87,10 @@ PerturbRows = Callable[[Sequence[torch.Tensor], Sequence[float], int, int], None
 
 
 def perturber_by(run: Callable[..., None]) -> Callable[..., PerturbRows]:
-    """The perturber of a back end whose `perturb` is given: perturber(weight, remainder, family, address, first_row, first).
+    """The function perturber(weight, remainder, family, address, first_row, first) of a back end, by its `perturb`.
 
-    It makes a function (outs, coefficients, start, stop) that perturbs rows start .. stop of a weight as `perturb` does.
-    first_row, first: the row and the column of the weight's first value in the address.
+    perturber returns a function (outs, coefficients, start, stop) that perturbs rows start .. stop of the weight as
+    `perturb` does. first_row, first: row and column in the address of the weight's first value.
     """
 
     def perturber(
@@ -191,7 +191,7 @@ def _decayed(weight: torch.Tensor, remainder: torch.Tensor | None, i: slice, dec
 def store(
     weight: torch.Tensor, remainder: torch.Tensor | None, exact: torch.Tensor, rows: torch.Tensor, rounding: Address | None
 ) -> None:
-    """float32 values into their storage: whole, in two halves, or rounded stochastically by the noise of their rows."""
+    """Store float32 values: as float32, in two halves, or rounded stochastically by the noise of their rows."""
     if remainder is not None:
         high, low = split(exact)
         weight.copy_(high)

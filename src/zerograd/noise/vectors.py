@@ -1,7 +1,7 @@
-"""The inner loops that a compiler does not vectorise by itself, written in LLVM's vector types.
+"""Inner loops that the compiler does not vectorise by itself, in LLVM's vector types.
 
-Each is an intrinsic for Numba's kernels. A vector of sixteen or more elements becomes whatever registers the machine has; no
-operation is fused or reordered, so the numbers are those of the scalar loops.
+Each is an intrinsic for Numba's kernels. LLVM maps a vector of sixteen or more elements to the machine's registers. No
+operation is fused or reordered, so the numbers equal those of scalar loops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 CALLS = 16
-"""Stage-two calls that are made at a time."""
+"""Stage-two calls per vector."""
 
 INT, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -128,7 +128,7 @@ def sums_of_bytes(typing_context: Any, words: Any, table: Any, out: Any, at: Any
 
 
 class _Places(ir.Instruction):
-    """The addresses of the entries that a vector of indices names: a getelementptr that llvmlite's builder does not make."""
+    """The addresses of the entries at a vector of indices: a getelementptr that llvmlite's builder cannot make."""
 
     def __init__(self, builder: Any, kind: Any, entries: Any, indices: Any) -> None:
         super().__init__(builder.block, kind, "getelementptr", [entries, indices])
@@ -144,7 +144,8 @@ class _Places(ir.Instruction):
 def subtract_products(typing_context: Any, value: Any, at: Any, left: Any, right: Any, first: Any, stride: Any) -> Any:
     """value[at .. at + 64] -= left[q] * right[first + q * stride .. + 64] for every q in order, the value in registers.
 
-    value, left, right: float32, of one dimension. at, first, stride: int64. Each product is rounded before it is subtracted.
+    value, left, right: float32, of one dimension. at, first, stride: int64. Each product is rounded before it is
+    subtracted.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from zerograd.optim.adam import Adam
 from zerograd.optim.adamezo import AdaMeZO
+from zerograd.optim.addax import Addax
 from zerograd.optim.base import ZerothOrder
 from zerograd.optim.blocks import BlockWise, RandomLayers
 from zerograd.optim.conservative import Conservative
@@ -15,12 +17,13 @@ from zerograd.optim.forward_gradient import ForwardGradient
 from zerograd.optim.fzoo import FZOO
 from zerograd.optim.grzo import GRZO
 from zerograd.optim.hizoo import HiZOO
-from zerograd.optim.hybrid import Addax, Hybrid
+from zerograd.optim.hybrid import Hybrid
 from zerograd.optim.kerzoo import KerZOO
 from zerograd.optim.leave_one_out import LeaveOneOut
 from zerograd.optim.lozo import LOZO, LOZOM
 from zerograd.optim.masks import SparseMeZO, StaticMask
 from zerograd.optim.meazo import MEAZO
+from zerograd.optim.method import Gradient, Method, MethodSettings
 from zerograd.optim.mezo import MeZO
 from zerograd.optim.momentum import Momentum
 from zerograd.optim.per_example import PerExample
@@ -58,14 +61,15 @@ METHODS: dict[str, type[ZerothOrder]] = {
     "adamw": AdamW,
 }
 
-SHARED = ("self", "params", "lr", "eps", "common")
-"""What every method takes."""
-
 
 def options_of(method: str) -> dict[str, Any]:
-    """The settings that a method has beside what every method takes, with their defaults."""
-    parameters = inspect.signature(METHODS[method]).parameters
-    return {name: spec.default for name, spec in parameters.items() if name not in SHARED}
+    """The settings that a method has beside the common ones, with their defaults."""
+    return {f.name: f.default for f in dataclasses.fields(METHODS[method].Settings)}
+
+
+def method_of(method: str, options: Mapping[str, Any] | None = None) -> Method:
+    """The parts of a method, by its name and some of its settings. Raises ValueError for a setting out of range."""
+    return METHODS[method].Settings(**(options or {})).build()
 
 
 __all__ = [
@@ -83,11 +87,14 @@ __all__ = [
     "BlockWise",
     "Conservative",
     "ForwardGradient",
+    "Gradient",
     "HiZOO",
     "Hybrid",
     "KerZOO",
     "LeaveOneOut",
     "MeZO",
+    "Method",
+    "MethodSettings",
     "Momentum",
     "PerExample",
     "RandomLayers",
@@ -98,5 +105,6 @@ __all__ = [
     "SubZero",
     "ZOMuon",
     "ZerothOrder",
+    "method_of",
     "options_of",
 ]

@@ -1,88 +1,68 @@
-r"""ZO-Adam (Chen et al. 2019, "ZO-AdaMM"; ZO-Adam in Zhang et al. 2024): Adam's moments of the zeroth-order estimate.
+r"""ZO-Adam: Adam's moments of the zeroth-order estimate (Chen et al. 2019, "ZO-AdaMM"; ZO-Adam in Zhang et al. 2024).
 
-    m <- b1 m + (1 - b1) g,     v <- b2 v + (1 - b2) g^2,     w <- w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + zeta)
-
-With one Rademacher direction g^2 is the same for every coordinate, and so is v: with b1 = 0 `MEAZO` is
-the same, with one number.
+With one Rademacher direction g^2 is the same for every coordinate, and so is v: with b1 = 0 `MEAZO` is the same, with
+one number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from zerograd.directions.family import Family
-from zerograd.optim.base import Common
+from zerograd.directions import Dense
+from zerograd.optim.base import ZerothOrder
+from zerograd.optim.method import Method, MethodSettings
 from zerograd.optim.ranges import require_moments
-from zerograd.optim.shared import Shared
-from zerograd.spaces.weights import Slot
-from zerograd.update.apply import Step
-from zerograd.update.state import Dense, Resolved, State
+from zerograd.queries.shared import shared
+from zerograd.spaces import Space
+from zerograd.update import Chunk, Elementwise, GroupStep, Kept, power
 
 
-class AdamState(Dense):
-    """m and v, float32, two numbers a weight; and the powers of the betas."""
+class AdamRule(Elementwise):
+    """m and v, float32, two numbers a weight."""
 
-    kept = ("first", "second")
-
-    def __init__(self, betas: Sequence[float], zeta: float) -> None:
+    def __init__(self, betas: tuple[float, float], zeta: float) -> None:
         require_moments(betas, zeta)
-        super().__init__()
-        self.betas = tuple(betas)
+        self.betas = betas
         self.zeta = zeta
 
-    def begin(self, slots: Sequence[Slot], groups: int) -> None:
-        super().begin(slots, groups)
-        self.tensors["powers"] = torch.ones(2, dtype=torch.float64)
+    def init(self, space: Space) -> dict[str, torch.Tensor]:
+        return {"first": space.zeros(), "second": space.zeros()}
 
-    def resolved(self, steps: Sequence[Step], seed: int) -> list[Step]:
-        found: list[Step] = []
-        for step in steps:
-            self.tensors["powers"] *= torch.tensor(self.betas, dtype=torch.float64)
-            found.append(Resolved.of(step, [1 / (1 - power) for power in self.tensors["powers"].tolist()]))
-        return found
-
-    def change(self, estimate: torch.Tensor, held: Mapping[str, torch.Tensor], step: Step, group: int) -> torch.Tensor:
-        assert isinstance(step, Resolved)
-        (b1, b2), (c1, c2) = self.betas, step.kept
-        v = held["second"].mul_(b2).add_((estimate * estimate).mul_(1 - b2))
-        m = held["first"].mul_(b1).add_(estimate.mul_(1 - b1))
-        changed: torch.Tensor = (m * c1).div_((v * c2).sqrt_().add_(self.zeta)).mul_(float(step.lrs[group]))
-        return changed
+    def change(self, chunk: Chunk, kept: Kept, step: GroupStep) -> torch.Tensor:
+        (b1, b2), g = self.betas, chunk.estimate()
+        v = kept["second"].mul_(b2).add_((g * g).mul_(1 - b2))
+        m = kept["first"].mul_(b1).add_(g.mul_(1 - b1))
+        c1, c2 = (1 / (1 - power(beta, step.count)) for beta in self.betas)
+        return (m * c1).div_((v * c2).sqrt_().add_(self.zeta))
 
 
-class Adam(Shared):
-    r"""Adam on the zeroth-order estimate.
-
-    .. math:: w \leftarrow (1 - \gamma \lambda) w - \gamma\, s \odot \frac{\hat m}{\sqrt{\hat v} + \zeta}
-
-    Args:
-        lr: learning rate, at least 0: about what a coordinate moves by, relative to its tensor's rms when relative.
-        betas: decay of the moments, each 0 <= beta < 1. zeta: above 0. Both defaults are Adam's.
-        params, eps, directions, sides, distribution and the rest: as in `MeZO`.
+@dataclass(frozen=True)
+class Settings(MethodSettings):
+    """betas: decay of the moments, each 0 <= beta < 1. zeta: above 0. Both defaults are Adam's. directions, sides,
+    distribution: as in `mezo`.
     """
 
-    RATE = 5e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    zeta: float = 1e-8
+    directions: int = 1
+    sides: int = 2
+    distribution: str = "rademacher"
 
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-5,
-        eps: float = 1e-2,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        zeta: float = 1e-8,
-        directions: int = 1,
-        sides: int = 2,
-        distribution: str = "rademacher",
-        **common: Unpack[Common],
-    ) -> None:
-        chosen = {"distribution": distribution, "betas": list(betas), "zeta": zeta}
-        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
+    def build(self) -> Method:
+        return Method(Dense(self.distribution), shared(self.directions, self.sides), AdamRule(self.betas, self.zeta))
 
-    @classmethod
-    def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        return Family(chosen["distribution"]), AdamState(chosen["betas"], chosen["zeta"])
+
+class Adam(ZerothOrder):
+    r"""Adam on the zeroth-order estimate g.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \qquad
+        w \leftarrow (1 - \gamma \lambda) w - \gamma\, s \odot \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \zeta}
+
+    lr is about the change of a coordinate in a step, relative to its tensor's rms when relative.
+    """
+
+    Settings = Settings
+    default_lr = 5e-3

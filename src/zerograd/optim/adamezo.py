@@ -1,128 +1,92 @@
-r"""AdaMeZO (ICML 2026): Adam's moments without Adam's memory, made anew at every step from the last h steps' coefficients.
+r"""AdaMeZO: Adam's moments without Adam's memory, from the last h steps' coefficients (ICML 2026).
 
-    m = sum_k (1 - b1) b1^k g_k / (1 - b1^n),     v = sum_k (1 - b2) b2^k g_k^2 / (1 - b2^n),     k = 0 .. n - 1 steps ago
-    w <- w - lr m / (sqrt(v) + zeta)
-
-The estimates g_k are drawn again from their addresses: n = min(h, steps so far) draws an update, and no tensor kept.
+The estimates are drawn again from their addresses: min(h, steps so far) draws an update, and no tensor beside a weight.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any, Unpack
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch import nn
 
-from zerograd.directions.family import Directions, Family
-from zerograd.optim.base import Common
+from zerograd.directions import Dense
+from zerograd.optim.base import ZerothOrder
+from zerograd.optim.method import Method, MethodSettings
 from zerograd.optim.ranges import require_moments
-from zerograd.optim.shared import Shared
-from zerograd.spaces.weights import Slot
-from zerograd.update import apply
-from zerograd.update.apply import Step
-from zerograd.update.state import Resolved, State
+from zerograd.queries.shared import shared
+from zerograd.update import Chunk, Elementwise, GroupStep, Kept
 
-MOST_HISTORY = 1000
+LONGEST_HISTORY = 1000
 
 
-class AdaMeZOState(State):
-    """The numbers and the coefficients of the last h steps."""
+class HistoryRule(Elementwise):
+    """The numbers and the coefficients of the last h steps, newest first."""
 
-    def __init__(self, history: int, betas: Sequence[float], zeta: float, directions: int) -> None:
-        if not 1 <= history <= MOST_HISTORY:
-            raise ValueError(f"history is {history}; it must be 1 to {MOST_HISTORY}")
+    def __init__(self, history: int, betas: tuple[float, float], zeta: float, directions: int) -> None:
+        if not 1 <= history <= LONGEST_HISTORY:
+            raise ValueError(f"history is {history}; it must be 1 to {LONGEST_HISTORY}")
         require_moments(betas, zeta)
-        super().__init__()
-        self.history, self.directions = history, directions
-        self.zeta = zeta
+        self.steps_drawn, self.directions, self.zeta = history, directions, zeta
         self.weights = [_weights(beta, history) for beta in betas]
 
-    def begin(self, slots: Sequence[Slot], groups: int) -> None:
-        self.tensors["numbers"] = torch.full((self.history,), -1, dtype=torch.int64)  # newest first
-        self.tensors["coefficients"] = torch.zeros(self.history, groups, self.directions, dtype=torch.float32)
+    def numbers(self, groups: int) -> dict[str, torch.Tensor]:
+        coefficients = torch.zeros(self.steps_drawn, groups, self.directions, dtype=torch.float32)
+        return {"numbers": torch.full((self.steps_drawn,), -1, dtype=torch.int64), "coefficients": coefficients}
 
-    def resolved(self, steps: Sequence[Step], seed: int) -> list[Step]:
-        numbers, coefficients = self.tensors["numbers"], self.tensors["coefficients"]
-        found: list[Step] = []
-        for step in steps:
-            numbers.copy_(numbers.roll(1))
-            coefficients.copy_(coefficients.roll(1, 0))
-            numbers[0], coefficients[0] = step.number, torch.from_numpy(np.array(step.multipliers))
-            past = [pair for pair in zip(numbers.tolist(), coefficients.tolist(), strict=True) if pair[0] >= 0]
-            found.append(Resolved.of(step, past))
-        return found
+    def advance(self, numbers: Kept, steps: Sequence[GroupStep]) -> Sequence[GroupStep]:
+        for tensor in numbers.values():
+            tensor.copy_(tensor.roll(1, 0))
+        numbers["numbers"][0] = steps[0].number
+        numbers["coefficients"][0] = torch.tensor([step.coefficients for step in steps], dtype=torch.float32)
+        known = [(n, by_group) for n, by_group in zip(*(t.tolist() for t in numbers.values()), strict=True) if n >= 0]
+        return [replace(step, context=[(n, by_group[g]) for n, by_group in known]) for g, step in enumerate(steps)]
 
-    def update(self, slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
-        for step in steps:
-            assert isinstance(step, Resolved)
-            lr, past = float(step.lrs[group]), step.kept
-            first, second = (weights[len(past) - 1] for weights in self.weights)
-            estimates = [
-                Directions(family, seed, number).sums(slot, range(self.directions), multipliers[group])
-                for number, multipliers in past
-            ]
-
-            def change(
-                nothing: torch.Tensor,
-                rows: slice,
-                step: Step,
-                estimates: Any = estimates,
-                first: Any = first,
-                second: Any = second,
-                lr: float = lr,
-            ) -> torch.Tensor:
-                m, v = nothing, torch.zeros_like(nothing)
-                for estimate, of_first, of_second in zip(estimates, first, second, strict=True):
-                    g = estimate(rows)
-                    v.add_((g * g).mul_(of_second))
-                    m.add_(g.mul_(of_first))
-                return m.div_(v.sqrt_().add_(self.zeta)).mul_(lr)
-
-            apply.change_by(slot, family, seed, [replace(step, multipliers=step.multipliers * 0)], group, change)
+    def change(self, chunk: Chunk, kept: Kept, step: GroupStep) -> torch.Tensor:
+        first, second = (weights[len(step.context) - 1] for weights in self.weights)
+        m = v = torch.zeros((), dtype=torch.float32, device=chunk.target.space.device)
+        for (number, coefficients), of_first, of_second in zip(step.context, first, second, strict=True):
+            g = chunk.estimate_of(number, coefficients)
+            v = v + (g * g).mul_(of_second)
+            m = m + g.mul_(of_first)
+        return m.div_(v.sqrt_().add_(self.zeta))
 
 
 def _weights(beta: float, history: int) -> list[list[float]]:
-    """Of steps 0, 1, ... ago, for each number of them: (1 - beta) beta^k / (1 - beta^n)."""
+    """The weights (1 - beta) beta^k / (1 - beta^n) of the steps k = 0, 1, ... ago, for each number n of steps."""
     powers = list(itertools.accumulate(itertools.repeat(beta, history), lambda a, b: a * b, initial=1.0))
     return [[(1 - beta) * power / (1 - powers[n]) for power in powers[:n]] for n in range(1, history + 1)]
 
 
-class AdaMeZO(Shared):
-    r"""Adam's moments by replay of the last steps.
-
-    .. math:: w \leftarrow (1 - \gamma \lambda) w - \gamma\, s \odot \frac{\sum_k p_k g_k}{\sqrt{\sum_k q_k g_k^2} + \zeta}
-
-    Args:
-        lr: learning rate, at least 0: about what a coordinate moves by, relative to its tensor's rms when relative.
-        history: h, 1 to 1,000; the paper's is 10. betas: the paper's are 0.7 and 0.9. zeta: above 0.
-        params, eps, directions, sides, distribution and the rest: as in `MeZO`.
+@dataclass(frozen=True)
+class Settings(MethodSettings):
+    """history: h, 1 to 1,000; the paper's is 10. betas: the paper's are 0.7 and 0.9. zeta: above 0. directions, sides,
+    distribution: as in `mezo`.
     """
 
-    RATE = 5e-3
+    history: int = 10
+    betas: tuple[float, float] = (0.7, 0.9)
+    zeta: float = 1e-8
+    directions: int = 1
+    sides: int = 2
+    distribution: str = "rademacher"
 
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-5,
-        eps: float = 1e-2,
-        *,
-        history: int = 10,
-        betas: tuple[float, float] = (0.7, 0.9),
-        zeta: float = 1e-8,
-        directions: int = 1,
-        sides: int = 2,
-        distribution: str = "rademacher",
-        **common: Unpack[Common],
-    ) -> None:
-        own = {"history": history, "betas": list(betas), "zeta": zeta, "directions": directions}
-        chosen = {"distribution": distribution} | own
-        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
+    def build(self) -> Method:
+        rule = HistoryRule(self.history, self.betas, self.zeta, self.directions)
+        return Method(Dense(self.distribution), shared(self.directions, self.sides), rule)
 
-    @classmethod
-    def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        own = {name: value for name, value in chosen.items() if name != "distribution"}
-        return Family(chosen["distribution"]), AdaMeZOState(**own)
+
+class AdaMeZO(ZerothOrder):
+    r"""Adam's moments of the last n = min(h, t) estimates g_k, k steps ago.
+
+    .. math::
+        m = \sum_k \frac{(1 - \beta_1) \beta_1^k}{1 - \beta_1^n} g_k, \qquad
+        v = \sum_k \frac{(1 - \beta_2) \beta_2^k}{1 - \beta_2^n} g_k^2, \qquad
+        w \leftarrow (1 - \gamma \lambda) w - \gamma\, s \odot \frac{m}{\sqrt v + \zeta}
+
+    lr is about the change of a coordinate in a step, relative to its tensor's rms when relative.
+    """
+
+    Settings = Settings
+    default_lr = 5e-3

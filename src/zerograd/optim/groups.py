@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from zerograd.spaces import weights
+from zerograd.spaces.collect import named_parameters
 
 
 def grouped(params: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def grouped(params: nn.Module | Iterable[Any]) -> list[dict[str, Any]]:
     group_of: dict[int, int] = {}
     names: set[str] = set()
     for i, item in enumerate(items):
-        named = list(weights.named_parameters(item["params"], count))
+        named = list(named_parameters(item["params"], count))
         count += len(named)
         owners: dict[str, int] = {}
         alike = [name for name, p, _ in named if owners.setdefault(name, id(p)) != id(p)]

@@ -1,62 +1,37 @@
-r"""GRZO (Findings of EMNLP 2026): one dense matrix for the batch, and signs of each example's own on its rows and columns.
-
-Z_b = U * (r_b s_b^T),     d_b = (l_b(w + eps Z_b) - l_b(w - eps Z_b)) / 2,     w <- w - lr (1 / B) sum_b d_b / std(d) Z_b
-
-U is Gaussian and drawn once a step, r_b and s_b are signs. A vector has dense signs of each example's own. The published step is
-1 / (2 eps) times this one.
-"""
+r"""GRZO: one dense matrix for the batch, and each example's own signs on its rows and columns (EMNLP Findings 2026)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Unpack
+from dataclasses import dataclass
 
-import torch
-from torch import nn
-
-from zerograd import noise
-from zerograd.directions.family import Directions, Family
-from zerograd.noise import COMMON as MATRIX
-from zerograd.optim.base import Common
-from zerograd.optim.per_example import PerExample
-from zerograd.spaces.weights import Slot
-from zerograd.update.state import State
+from zerograd.directions import LowRank
+from zerograd.directions.modulation import CommonMatrix
+from zerograd.optim.base import ZerothOrder
+from zerograd.optim.method import Method, MethodSettings
+from zerograd.queries.per_example import PerExample as Query
 
 
-class CommonMatrix:
-    """U: what all directions of a step have in common."""
+@dataclass(frozen=True)
+class Settings(MethodSettings):
+    """standardised: divide by the standard deviation of the differences; False is the plain estimate."""
 
-    def applies(self, slot: Slot) -> bool:
-        return slot.is_matrix
+    standardised: bool = True
 
-    def values(self, directions: Directions, slot: Slot, rows: torch.Tensor, columns: slice) -> torch.Tensor:
-        first, stop, _ = columns.indices(slot.view[2])
-        out = torch.empty(1, len(rows), stop - first, dtype=torch.float32, device=rows.device)
-        noise.backend(out).fill(out, "gaussian", directions.address(slot, 0, MATRIX), [0], rows, first)
-        return out[0]
+    def build(self) -> Method:
+        shaping = "deviation" if self.standardised else "radius"
+        return Method(LowRank("rademacher", 1, modulation=CommonMatrix()), Query(shaping))
 
 
-class GRZO(PerExample):
+class GRZO(ZerothOrder):
     r"""Zeroth-order SGD with a common dense matrix under each example's own signs.
 
-    Args:
-        params, lr, eps, standardised and the rest: as in `PerExample`.
+    .. math::
+        D_b = s \odot U \odot (r_b s_b^\top), \qquad
+        w \leftarrow (1 - \gamma \lambda) w - \frac{\gamma}{B} \sum_b \frac{d_b}{\operatorname{std}(d)} D_b
+
+    U is Gaussian and drawn once a step, r_b and s_b are signs; a vector has dense signs of each example's own. The
+    published step is 1 / (2 eps) times this one.
     """
 
-    RATE = 0.04
-
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-3,
-        eps: float = 1e-2,
-        *,
-        standardised: bool = True,
-        **common: Unpack[Common],
-    ) -> None:
-        super().__init__(params, lr, eps, standardised=standardised, **common)
-        self.chosen = {}  # its directions are of one kind
-
-    @classmethod
-    def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        return Family("rademacher", 1, shape=CommonMatrix()), State()
+    Settings = Settings
+    default_lr = 0.04

@@ -1,114 +1,86 @@
-r"""LOZO and LOZO-M (Chen et al., ICLR 2025, arXiv 2410.07698): directions U V^T of low rank, V kept for some steps.
-
-    LOZO      w <- w - lr c U V^T / r
-    LOZO-M    M <- beta M + (1 - beta) c U,     w <- w - lr M V^T;     when V changes, M <- M (V_old^T V_new) / n
-
-Here a direction is Z = U V^T / sqrt(r), of mean square 1: with eps' = sqrt(r) eps, c' Z is c U V^T / r. Vectors have dense
-directions, and LOZO-M a momentum of their own size. M stands for the left factor of the estimate, c' U / sqrt(r).
-"""
+"""LOZO and LOZO-M: directions U V^T of low rank, V kept for some steps (Chen et al., ICLR 2025, arXiv 2410.07698)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from zerograd.directions.family import Directions, Family
+from zerograd.directions import LowRank
 from zerograd.noise import exact
-from zerograd.optim.base import Common
-from zerograd.optim.ranges import require_rank
-from zerograd.optim.shared import Plain, Shared
-from zerograd.spaces.weights import Slot
-from zerograd.update import apply
-from zerograd.update.apply import Step
-from zerograd.update.state import Resolved, State
+from zerograd.optim.base import ZerothOrder
+from zerograd.optim.method import Method, MethodSettings
+from zerograd.optim.ranges import require_beta
+from zerograd.queries.shared import shared
+from zerograd.spaces import Space
+from zerograd.update import GroupStep, Kept, Rule, Target
 
 
-class LOZO(Plain):
+@dataclass(frozen=True)
+class Settings(MethodSettings):
+    """rank: r >= 1; the paper's are 1 to 8. period: steps that V lasts, at least 1; the paper's are 50 and 100.
+    directions, sides, distribution: as in `mezo`; the paper's are Gaussian.
+    """
+
+    rank: int = 2
+    period: int = 50
+    directions: int = 1
+    sides: int = 2
+    distribution: str = "gaussian"
+
+    def build(self) -> Method:
+        return Method(LowRank(self.distribution, self.rank, self.period), shared(self.directions, self.sides))
+
+
+class LOZO(ZerothOrder):
     r"""Zeroth-order SGD along low-rank directions whose right factors last.
 
     .. math:: Z = U V^\top / \sqrt r, \qquad w \leftarrow (1 - \gamma \lambda) w - \gamma\, c\, s Z
 
-    Args:
-        rank: r, at least 1; the paper's are 1 to 8. period: steps that V lasts, at least 1; the paper's are 50 and 100.
-        params, lr, eps, directions, sides, distribution and the rest: as in `MeZO`; the paper's are Gaussian.
+    Z has mean square 1: with the paper's radius times sqrt(r), c Z is the paper's c U V^T / r. Vectors have dense
+    directions.
     """
 
-    RATE = 0.01
-
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-3,
-        eps: float = 1e-2,
-        *,
-        rank: int = 2,
-        period: int = 50,
-        directions: int = 1,
-        sides: int = 2,
-        distribution: str = "gaussian",
-        **common: Unpack[Common],
-    ) -> None:
-        chosen = {"distribution": distribution, "rank": rank, "period": period}
-        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
-
-    @classmethod
-    def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        require_rank(chosen["rank"])
-        return Family(**chosen), State()
+    Settings = Settings
+    default_lr = 0.01
 
 
-class FactorMomentum(State):
-    """M of each matrix, float32 (stack, rank, rows); m of each vector, or stack of them."""
+class FactorMomentum(Rule):
+    """M of each matrix, float32 (stack, rank, rows), in the left factors; m of each vector, or stack of them, of its
+    own shape.
+    """
 
-    def __init__(self, beta: float, rank: int) -> None:
-        if not 0 <= beta < 1:
-            raise ValueError(f"beta is {beta}; it must be at least 0 and below 1")
-        super().__init__()
+    def __init__(self, draw: LowRank, beta: float) -> None:
+        require_beta(beta)
+        self.draw = draw
         self.beta = beta
-        self.rank = rank
 
-    def begin(self, slots: Sequence[Slot], groups: int) -> None:
-        for slot in slots:
-            stack, rows, _ = slot.view
-            shape = (stack, self.rank, rows) if slot.is_matrix else slot.flat.shape
-            self.tensors[slot.name] = torch.zeros(shape, dtype=torch.float32, device=slot.flat.device)
-        self.tensors["last step"] = torch.zeros(1, dtype=torch.int64)
+    def init(self, space: Space) -> dict[str, torch.Tensor]:
+        stack, rows, _ = space.view
+        factor = torch.zeros(stack, self.draw.rank, rows, dtype=torch.float32, device=space.device)
+        return {"momentum": factor if space.is_matrix else space.zeros()}
 
-    def resolved(self, steps: Sequence[Step], seed: int) -> list[Step]:
-        """The steps, with the number of the one before each."""
-        found: list[Step] = []
+    def update(self, target: Target, kept: Kept, steps: Sequence[GroupStep]) -> None:
+        m, space = kept["momentum"], target.space
         for step in steps:
-            found.append(Resolved.of(step, int(self.tensors["last step"])))
-            self.tensors["last step"].fill_(step.number)
-        return found
-
-    def update(self, slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
-        held = self.tensors[slot.name]
-        for step in steps:
-            now = Directions(family, seed, step.number)
-            lr, decay = float(step.lrs[group]), step.decay(group)
-            if not slot.is_matrix:
-                estimate = now.sums(slot, [0], step.multipliers[group].tolist())(slice(0, len(held)))
-                held.mul_(self.beta).add_(estimate.mul_(1 - self.beta))
-                apply.subtract(slot, held * (lr * slot.scale), decay, now)
+            now = target.directions(step.number)
+            if not space.is_matrix:
+                estimate = now.estimate(space, [0], step.coefficients)(slice(0, len(m)))
+                m.mul_(self.beta).add_(estimate.mul_(1 - self.beta))
+                target.subtract(m, step)
                 continue
-            stack, rank = held.shape[:2]
-            right = now.right(slot, [0]).view(stack, rank, -1)
-            assert isinstance(step, Resolved)
-            if family.right_step(step.kept) != family.right_step(step.number):
-                old = Directions(family, seed, step.kept).right(slot, [0]).view(stack, rank, -1)
-                for e in range(stack):
-                    along = exact.matmul(old[e], right[e].T) / slot.view[2]
-                    held[e] = _combined(held[e], along.float())
-            left = now.left(slot, [0]).view(held.shape) * (float(step.multipliers[group, 0]) * family.unit(slot))
-            held.mul_(self.beta).add_(left.mul_(1 - self.beta))
-            apply.subtract_products(slot, held * (lr * slot.scale), right, decay, now)
+            right = self.draw.right(now, space, [0]).view(*m.shape[:2], -1)
+            if step.previous >= 0 and self.draw.right_began(step.previous) != self.draw.right_began(step.number):
+                old = self.draw.right(target.directions(step.previous), space, [0]).view(right.shape)
+                for e, factor in enumerate(m):
+                    factor.copy_(_rotated(factor, (exact.matmul(old[e], right[e].T) / space.view[2]).float()))
+            left = self.draw.left(now, space, [0]).view(m.shape) * (step.coefficients[0] * self.draw.normaliser(space))
+            m.mul_(self.beta).add_(left.mul_(1 - self.beta))
+            target.subtract_products(m, right, step)
 
 
-def _combined(rows: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
+def _rotated(rows: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
     """along^T rows, by multiply and add in order: (rank, n)."""
     made = torch.zeros_like(rows)
     for j, row in enumerate(rows):
@@ -116,35 +88,28 @@ def _combined(rows: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
     return made
 
 
-class LOZOM(Shared):
+@dataclass(frozen=True)
+class MomentumSettings(MethodSettings):
+    """beta: 0 <= beta < 1. rank, period, sides, distribution: as in LOZO; there is one direction."""
+
+    rank: int = 2
+    period: int = 50
+    beta: float = 0.9
+    sides: int = 2
+    distribution: str = "gaussian"
+
+    def build(self) -> Method:
+        draw = LowRank(self.distribution, self.rank, self.period)
+        return Method(draw, shared(1, self.sides), FactorMomentum(draw, self.beta))
+
+
+class LOZOM(ZerothOrder):
     r"""LOZO with momentum in the left factors: its memory is that of a factor.
 
-    .. math:: M \leftarrow \beta M + (1 - \beta) c U / \sqrt r, \qquad w \leftarrow (1 - \gamma \lambda) w - \gamma s M V^\top
-
-    Args:
-        beta: 0 <= beta < 1.
-        params, lr, eps, rank, period, sides, distribution and the rest: as in `LOZO`; there is one direction.
+    .. math::
+        M \leftarrow \beta M + (1 - \beta) c U / \sqrt r, \qquad w \leftarrow (1 - \gamma \lambda) w - \gamma s M V^\top, \qquad
+        M \leftarrow M (V_{old}^\top V_{new}) / n \text{ when } V \text{ changes}
     """
 
-    RATE = 0.02
-
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-3,
-        eps: float = 1e-2,
-        *,
-        rank: int = 2,
-        period: int = 50,
-        beta: float = 0.9,
-        sides: int = 2,
-        distribution: str = "gaussian",
-        **common: Unpack[Common],
-    ) -> None:
-        chosen = {"distribution": distribution, "rank": rank, "period": period, "beta": beta}
-        super().__init__(params, chosen, lr=lr, eps=eps, sides=sides, **common)
-
-    @classmethod
-    def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        family, _ = LOZO.parts(**{name: value for name, value in chosen.items() if name != "beta"})
-        return family, FactorMomentum(chosen["beta"], family.rank)
+    Settings = MomentumSettings
+    default_lr = 0.02

@@ -1,91 +1,72 @@
-r"""MEAZO (2026, arXiv 2605.03869): MeZO with one adaptive number, since in expectation every coordinate's variance is the same.
-
-v <- beta v + (1 - beta) mean(c_i^2),        w <- w - lr (1 / n) sum_i c_i z_i / (sqrt(v / (1 - beta^t)) + zeta),        c = d / eps
+r"""MEAZO: MeZO with one adaptive number, since in expectation every coordinate's variance is the same (2026, arXiv
+2605.03869).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch import nn
 
-from zerograd.directions.family import Family
-from zerograd.optim.base import Common
-from zerograd.optim.ranges import require_zeta
-from zerograd.optim.shared import Shared
-from zerograd.spaces.weights import Slot
-from zerograd.update.apply import Step
-from zerograd.update.state import State
+from zerograd.directions import Dense
+from zerograd.optim.base import ZerothOrder
+from zerograd.optim.method import Method, MethodSettings
+from zerograd.optim.ranges import require_beta, require_zeta
+from zerograd.queries.shared import shared
+from zerograd.update import GroupStep, Kept, Rule, power
 
 
-class MEAZOState(State):
-    """v of each group of parameters, and the power of beta."""
+class MeanSquareRule(Rule):
+    """Plain SGD whose learning rate is divided by the running size of the projected gradients: v of each parameter
+    group.
+    """
 
     def __init__(self, beta: float, zeta: float) -> None:
-        if not 0 <= beta < 1:
-            raise ValueError(f"beta is {beta}; it must be at least 0 and below 1")
+        require_beta(beta)
         require_zeta(zeta)
-        super().__init__()
         self.beta = beta
         self.zeta = zeta
 
-    def begin(self, slots: Sequence[Slot], groups: int) -> None:
-        self.tensors["second"] = torch.zeros(groups, dtype=torch.float64)
-        self.tensors["power"] = torch.ones(1, dtype=torch.float64)
+    def numbers(self, groups: int) -> dict[str, torch.Tensor]:
+        return {"second": torch.zeros(groups, dtype=torch.float64)}
 
-    def resolved(self, steps: Sequence[Step], seed: int) -> list[Step]:
-        """The steps with what is subtracted for multipliers."""
-        found = []
-        for step in steps:
-            power = float(self.tensors["power"].mul_(self.beta))
-            scaled = np.empty_like(step.multipliers)
-            for g, row in enumerate(step.multipliers):
-                squares = 0.0
-                for m in row:  # Python's sum differs from version to version
-                    squares += float(m) * len(row) * (float(m) * len(row))
-                v = self.beta * float(self.tensors["second"][g]) + (1 - self.beta) * squares / len(row)
-                self.tensors["second"][g] = v
-                scale = float(step.lrs[g]) / (math.sqrt(v / (1 - power)) + self.zeta)
-                scaled[g] = [float(m) * scale for m in row]
-            found.append(Step(step.number, step.loss, step.lrs, step.decays, scaled))
-        return found
+    def advance(self, numbers: Kept, steps: Sequence[GroupStep]) -> Sequence[GroupStep]:
+        return [self._normalised(numbers["second"][g], step) for g, step in enumerate(steps)]
+
+    def _normalised(self, second: torch.Tensor, step: GroupStep) -> GroupStep:
+        n, squares = len(step.coefficients), 0.0
+        for c in step.coefficients:  # each is a projected gradient over n; Python's sum differs from version to version
+            squares += (c * n) * (c * n)
+        v = self.beta * float(second) + (1 - self.beta) * squares / n
+        second.fill_(v)
+        return replace(step, lr=step.lr / (math.sqrt(v / (1 - power(self.beta, step.count))) + self.zeta))
 
 
-class MEAZO(Shared):
+@dataclass(frozen=True)
+class Settings(MethodSettings):
+    """beta: 0 <= beta < 1. zeta: above 0. directions, sides, distribution: as in `mezo`."""
+
+    beta: float = 0.99
+    zeta: float = 1e-8
+    directions: int = 1
+    sides: int = 2
+    distribution: str = "rademacher"
+
+    def build(self) -> Method:
+        return Method(Dense(self.distribution), shared(self.directions, self.sides), MeanSquareRule(self.beta, self.zeta))
+
+
+class MEAZO(ZerothOrder):
     r"""Zeroth-order SGD, normalised by the running size of its projected gradients.
 
     .. math::
         v \leftarrow \beta v + (1 - \beta)\, \overline{c^2}, \qquad
-        w \leftarrow (1 - \gamma \lambda) w - \frac{\gamma}{n (\sqrt{\hat v} + \zeta)} \sum_i c_i D_i
+        w \leftarrow (1 - \gamma \lambda) w - \frac{\gamma}{n (\sqrt{v / (1 - \beta^t)} + \zeta)} \sum_i c_i D_i
 
-    Args:
-        lr: learning rate, at least 0: about what a coordinate moves by, relative to its tensor's rms when relative.
-        beta: 0 <= beta < 1. zeta: above 0.
-        params, eps, directions, sides, distribution and the rest: as in `MeZO`.
+    lr is about the change of a coordinate in a step, relative to its tensor's rms when relative.
     """
 
-    RATE = 5e-3
-
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-5,
-        eps: float = 1e-2,
-        *,
-        beta: float = 0.99,
-        zeta: float = 1e-8,
-        directions: int = 1,
-        sides: int = 2,
-        distribution: str = "rademacher",
-        **common: Unpack[Common],
-    ) -> None:
-        chosen = {"distribution": distribution, "beta": beta, "zeta": zeta}
-        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
-
-    @classmethod
-    def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        return Family(chosen["distribution"]), MEAZOState(chosen["beta"], chosen["zeta"])
+    Settings = Settings
+    default_lr = 5e-3

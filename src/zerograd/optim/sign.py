@@ -1,88 +1,69 @@
-r"""Sign steps of the zeroth-order estimate.
-
-    ZO-SGD-Sign (Liu et al. 2019, "signSGD via zeroth-order oracle")     w <- w - lr sign(g),   g the estimate
-    as ZO-LLM runs it (Zhang et al. 2024, arXiv 2402.11592)               w <- w - lr (1 / n) sum_i sign(d_i) z_i
-
-The first moves every coordinate by exactly lr; the second is the sign of a scalar times a direction, which is no elementwise sign.
-"""
+"""Sign steps of the zeroth-order estimate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Unpack
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from zerograd.directions.family import Family
-from zerograd.optim.base import Common
-from zerograd.optim.shared import Shared
-from zerograd.update.apply import Step
-from zerograd.update.state import Dense, State
-
-
-class SignState(Dense):
-    """Keeps nothing; takes the sign of the whole estimate."""
-
-    def change(self, estimate: torch.Tensor, held: Mapping[str, torch.Tensor], step: Step, group: int) -> torch.Tensor:
-        return estimate.sign_().mul_(float(step.lrs[group]))
+from zerograd.directions import Dense
+from zerograd.optim.base import ZerothOrder
+from zerograd.optim.method import Method, MethodSettings
+from zerograd.queries.shared import shared
+from zerograd.update import Chunk, Elementwise, GroupStep, Kept
 
 
-class Sign(Shared):
-    r"""Zeroth-order signSGD, elementwise.
+class SignRule(Elementwise):
+    """The sign of the whole estimate."""
 
-    .. math:: w \leftarrow (1 - \gamma \lambda) w - \gamma\, s \odot \operatorname{sign}\Big(\sum_i d_i z_i\Big)
+    def change(self, chunk: Chunk, kept: Kept, step: GroupStep) -> torch.Tensor:
+        return chunk.estimate().sign_()
 
-    Args:
-        lr: learning rate, at least 0: what every coordinate moves by, relative to its tensor's rms when relative.
-        params, eps, directions, sides, distribution and the rest: as in `MeZO`.
+
+@dataclass(frozen=True)
+class Settings(MethodSettings):
+    """directions, sides, distribution: as in `mezo`."""
+
+    directions: int = 1
+    sides: int = 2
+    distribution: str = "rademacher"
+
+    def build(self) -> Method:
+        return Method(Dense(self.distribution), shared(self.directions, self.sides), SignRule())
+
+
+class Sign(ZerothOrder):
+    r"""Zeroth-order signSGD, elementwise (ZO-SGD-Sign, Liu et al. 2019, "signSGD via zeroth-order oracle").
+
+    .. math:: w \leftarrow (1 - \gamma \lambda) w - \gamma\, s \odot \operatorname{sign}\Big(\sum_i c_i z_i\Big)
+
+    Every coordinate moves by lr, relative to its tensor's rms when relative.
     """
 
-    RATE = 5e-3
-
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-5,
-        eps: float = 1e-2,
-        *,
-        directions: int = 1,
-        sides: int = 2,
-        distribution: str = "rademacher",
-        **common: Unpack[Common],
-    ) -> None:
-        chosen = {"distribution": distribution}
-        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
-
-    @classmethod
-    def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        return Family(**chosen), SignState()
+    Settings = Settings
+    default_lr = 5e-3
 
 
-class SignPublished(Shared):
-    r"""What ZO-LLM calls ZO-SGD-Sign: the sign of each difference, times its direction.
+@dataclass(frozen=True)
+class PublishedSettings(MethodSettings):
+    """directions, sides, distribution: as in `mezo`; the directions are Gaussian in ZO-LLM."""
 
-    .. math:: w \leftarrow (1 - \gamma \lambda) w - \frac{\gamma}{n} \sum_i \operatorname{sign}(d_i) D_i
+    directions: int = 1
+    sides: int = 2
+    distribution: str = "gaussian"
 
-    Args: as in `Sign`; its directions are Gaussian there.
+    def build(self) -> Method:
+        return Method(Dense(self.distribution), shared(self.directions, self.sides, "size"))
+
+
+class SignPublished(ZerothOrder):
+    r"""The sign of each difference times its direction: ZO-SGD-Sign as ZO-LLM runs it (Zhang et al. 2024, arXiv
+    2402.11592).
+
+    .. math:: w \leftarrow (1 - \gamma \lambda) w - \frac{\gamma}{n} \sum_i \operatorname{sign}(c_i) D_i
+
+    It is the sign of a scalar times a direction, and no elementwise sign.
     """
 
-    RATE = 5e-3
-
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-5,
-        eps: float = 1e-2,
-        *,
-        directions: int = 1,
-        sides: int = 2,
-        distribution: str = "gaussian",
-        **common: Unpack[Common],
-    ) -> None:
-        chosen = {"distribution": distribution}
-        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
-
-    def multipliers(self, differences: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        scale: float = group["lr"] / len(differences)
-        return differences.sign() * scale
+    Settings = PublishedSettings
+    default_lr = 5e-3

@@ -1,75 +1,55 @@
-r"""ZO-Muon (2026, arXiv 2602.17155): the estimate in a subspace of rows, orthogonalised.
-
-    G = (1 / n) sum_i c_i u_i,     c_i = (L(w + eps P u_i) - L(w)) / eps,     w <- w - lr P NS5(G)
-
-P (m x r) is a random orthonormal basis that lasts for some steps, u_i (r x columns) Gaussian, and NS5 five Newton-Schulz iterations
-with Muon's quintic (Jordan et al. 2024). Here a direction is sqrt(m / r) P u and a step sqrt(m columns / r) P NS5(G), both of mean
-square 1, so that lr is a change of rms as elsewhere: the published lr is sqrt(m columns / r) times ours. Vectors and matrices
-smaller than r have dense directions, and the estimate of theirs is normalised, which is what NS5 does to a single row.
-"""
+r"""ZO-Muon: the estimate in a subspace of rows, orthogonalised (2026, arXiv 2602.17155)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from zerograd.directions.family import Directions, Family
-from zerograd.directions.subspace import Projected
-from zerograd.noise import LEFT, RIGHT, exact
-from zerograd.optim.base import Common
-from zerograd.optim.ranges import require_rank
-from zerograd.optim.shared import Shared
-from zerograd.spaces.weights import Slot
-from zerograd.update import apply
-from zerograd.update.apply import Step
-from zerograd.update.state import State
+from zerograd.directions import Directions
+from zerograd.directions.subspace import OneSided
+from zerograd.noise import exact
+from zerograd.optim.base import ZerothOrder
+from zerograd.optim.method import Method, MethodSettings
+from zerograd.queries.shared import shared
+from zerograd.update import GroupStep, Kept, Rule, Target
 
 QUINTIC = 3.4445, -4.7750, 2.0315
-"""Muon's coefficients: singular values of 0.01 to 1 come near 1 in five iterations."""
+"""Muon's coefficients (Jordan et al. 2024): singular values of 0.01 to 1 come near 1 in five iterations."""
 
 
-class OneSided(Projected):
-    """P Z_r, where P lasts."""
+class Orthogonalised(Rule):
+    """The nearest matrix of orthonormal rows to each matrix's estimate; it keeps nothing."""
 
-    def basis(self, directions: Directions, slot: Slot) -> torch.Tensor:
-        """P^T: float32 (stack * rank, rows)."""
-        return self.bases.of(directions, slot, LEFT, slot.view[1])
+    def __init__(self, draw: OneSided) -> None:
+        self.draw = draw
 
-    def left(self, directions: Directions, slot: Slot, ids: Sequence[int]) -> torch.Tensor:
-        basis = self.basis(directions, slot) * math.sqrt(slot.view[1])
-        return basis.expand(len(ids), *basis.shape)
-
-    def right(self, directions: Directions, slot: Slot, ids: Sequence[int]) -> torch.Tensor:
-        return directions.drawn(slot, ids, RIGHT, slot.view[2])
-
-
-class Orthogonalised(State):
-    """Keeps nothing; orthogonalises the estimate of each matrix."""
-
-    def update(self, slot: Slot, family: Family, seed: int, steps: Sequence[Step], group: int) -> None:
-        assert isinstance(family, OneSided)
+    def update(self, target: Target, kept: Kept, steps: Sequence[GroupStep]) -> None:
         for step in steps:
-            now, multipliers = Directions(family, seed, step.number), step.multipliers[group].tolist()
-            size, decay = float(step.lrs[group]) * slot.scale, step.decay(group)
-            stack, rows, columns = slot.view
-            if not family.has_factors(slot):
-                estimate = now.sums(slot, range(len(multipliers)), multipliers)(slice(0, stack * rows))
-                flat = estimate.view(1, -1)
-                norm = math.sqrt(float(exact.matmul(flat, flat.T)))
-                unit = flat * (size * math.sqrt(flat.numel()) / norm if norm > 0 else 0.0)
-                apply.subtract(slot, unit.view(stack * rows, columns), decay, now)
-                continue
-            right = family.right(now, slot, range(len(multipliers))).view(-1, stack, family.rank, columns)
-            estimate = torch.zeros(right.shape[1:], dtype=torch.float32, device=right.device)
-            for m, u in zip(multipliers, right, strict=True):
-                estimate.add_(u * m)
-            made = torch.stack([orthogonal(part) for part in estimate])
-            basis = family.basis(now, slot).view(stack, family.rank, rows)
-            apply.subtract_products(slot, basis * (size * math.sqrt(rows * columns / family.rank)), made, decay, now)
+            if self.draw.rank_in(target.space):
+                self._factored(target, target.directions(step.number), step)
+            else:
+                self._dense(target, target.directions(step.number), step)
+
+    def _factored(self, target: Target, now: Directions, step: GroupStep) -> None:
+        space, rank = target.space, self.draw.rank
+        stack, rows, columns = space.view
+        right = self.draw.right(now, space, range(len(step.coefficients))).view(-1, stack, rank, columns)
+        estimate = torch.zeros(right.shape[1:], dtype=torch.float32, device=right.device)
+        for c, u in zip(step.coefficients, right, strict=True):
+            estimate.add_(u * c)
+        made = torch.stack([orthogonal(part) for part in estimate])
+        basis = self.draw.left_basis(now, space).view(stack, rank, rows)
+        target.subtract_products(basis * math.sqrt(rows * columns / rank), made, step)
+
+    def _dense(self, target: Target, now: Directions, step: GroupStep) -> None:
+        space = target.space
+        estimate = now.estimate(space, range(len(step.coefficients)), step.coefficients)(slice(0, space.flat_rows))
+        flat = estimate.view(1, -1)
+        norm = math.sqrt(float(exact.matmul(flat, flat.T)))
+        target.subtract(estimate * (math.sqrt(flat.numel()) / norm if norm > 0 else 0.0), step)
 
 
 def orthogonal(a: torch.Tensor, iterations: int = 5) -> torch.Tensor:
@@ -84,35 +64,34 @@ def orthogonal(a: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     return x.float()
 
 
-class ZOMuon(Shared):
-    r"""Zeroth-order Muon in a random subspace of rows.
-
-    .. math:: w \leftarrow (1 - \gamma \lambda) w - \gamma\, s \sqrt{mn / r}\; P\, \mathrm{NS}_5(G)
-
-    Args:
-        lr: learning rate, at least 0: the rms change of a weight, relative to its tensor's rms when relative.
-        rank: r, at least 1; the paper's is 64. period: steps that P lasts; the paper's is 100. directions: n; the paper's is 4.
-        params, eps, sides and the rest: as in `MeZO`; the paper has one side. Directions are Gaussian.
+@dataclass(frozen=True)
+class Settings(MethodSettings):
+    """rank: r >= 1; the paper's is 64. period: steps that P lasts; the paper's is 100. directions: n; the paper's is 4.
+    sides: as in `mezo`; the paper has one side. Directions are Gaussian.
     """
 
-    RATE = 0.01
+    rank: int = 64
+    period: int = 100
+    directions: int = 4
+    sides: int = 1
 
-    def __init__(
-        self,
-        params: nn.Module | Iterable[Any],
-        lr: float = 1e-3,
-        eps: float = 1e-2,
-        *,
-        rank: int = 64,
-        period: int = 100,
-        directions: int = 4,
-        sides: int = 1,
-        **common: Unpack[Common],
-    ) -> None:
-        chosen = {"rank": rank, "period": period}
-        super().__init__(params, chosen, lr=lr, eps=eps, directions=directions, sides=sides, **common)
+    def build(self) -> Method:
+        draw = OneSided("gaussian", self.rank, self.period)
+        return Method(draw, shared(self.directions, self.sides), Orthogonalised(draw))
 
-    @classmethod
-    def parts(cls, **chosen: Any) -> tuple[Family, State]:
-        require_rank(chosen["rank"])
-        return OneSided("gaussian", chosen["rank"], chosen["period"]), Orthogonalised()
+
+class ZOMuon(ZerothOrder):
+    r"""Zeroth-order Muon in a random subspace of rows.
+
+    .. math::
+        G = \tfrac1n \sum_i c_i u_i, \qquad
+        w \leftarrow (1 - \gamma \lambda) w - \gamma\, s \sqrt{mn / r}\; P\, \mathrm{NS}_5(G)
+
+    P (m x r) is orthonormal, u_i (r x n) Gaussian, and NS5 five Newton-Schulz iterations with Muon's quintic. lr is the
+    rms change of a weight, relative to its tensor's rms when relative: the published lr is sqrt(m n / r) times it.
+    Vectors and matrices smaller than r have dense directions, whose estimate is normalised, which is the effect of NS5
+    on a single row.
+    """
+
+    Settings = Settings
+    default_lr = 0.01

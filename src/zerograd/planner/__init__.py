@@ -1,9 +1,10 @@
-"""What fits a machine, and what a step takes: `planned(settings)` is what `zerograd plan` prints.
+"""The planner behind `zerograd plan`: which methods fit in a machine's memory, and the seconds of a step.
 
-A model's configuration gives its shape (`shapes`), a pass over tensors without values what it holds (`activations`), the machine is
-found and measured, or described (`machine`); of these come rows (`rows`, `seconds`), and what we would run.
+`shapes` reads a model's sizes from its configuration, `activations` measures a pass on fake tensors, `machine`
+describes or measures the machine. `rows` and `seconds` compute memory and time of each method; `machine_plan` adds a
+recommendation.
 """
 
-from zerograd.planner.planned import Planned, planned
+from zerograd.planner.machine_plan import MachinePlan, make_plan
 
-__all__ = ["Planned", "planned"]
+__all__ = ["MachinePlan", "make_plan"]

@@ -1,4 +1,4 @@
-"""The machine that a plan is for, found or described."""
+"""The machine of a plan, measured or described."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import Shape
 from zerograd.text.models import loading
 
-LIBRARIES = 480 << 20
-"""What a process holds on Linux once torch for the CPU, transformers, PEFT and zerograd are loaded."""
+LIBRARY_BYTES = 480 << 20
+"""Memory of a Linux process after importing torch for the CPU, transformers, PEFT and zerograd."""
 
-CONTEXT = 500 << 20
-"""What CUDA's context and kernels hold of a GPU."""
+CUDA_BYTES = 500 << 20
+"""GPU memory of CUDA's context and kernels."""
 
 KINDS = ("cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run would be.
+    """A machine to run on.
 
-    device: as `zerograd tune` takes it. memory, free: bytes, there and to be had. flops: FLOP/s of its matrix products, bandwidth:
-    bytes/s of its memory; None where they are neither measured nor told. libraries: bytes that a process holds of its memory before
-    there is a model. threads: CPU threads of a run. measured: what of it was measured here and now.
+    device: as for `zerograd tune`. memory, free: total and free bytes. flops: FLOP/s of matrix products. bandwidth:
+    bytes/s of memory. Both are None if they are neither measured nor given. libraries: bytes of a process before it
+    loads a model. threads: CPU threads of a run. measured: the names of measured fields.
     """
 
     device: str
@@ -50,7 +50,7 @@ class Machine:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether weights lie in the computer's own memory."""
+        """Whether weights are in the computer's own memory."""
         return self.device == "cpu"
 
     def __str__(self) -> str:
@@ -67,10 +67,9 @@ class Machine:
 
 
 def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = lambda line: None) -> Machine:
-    """The machine that the settings describe, measured where it is this one, with the products of a model's shape. say: hears when
-    that begins.
+    """The machine that the settings describe; this machine is measured, with matrix products of the model's shape.
 
-    Raises ValueError for a device that is not there and whose memory is not told.
+    say: takes a line when the measurement begins. Raises ValueError for a device that is not there and has no --memory.
     """
     given = {
         field: quantities.read(field, getattr(settings, field), unit)
@@ -88,52 +87,52 @@ def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = l
             raise ValueError(f"{error}; describe it with --memory, --flops and --bandwidth") from None
         described = int(given["memory"])
         return Machine(
-            settings.device, settings.device, described, described, given.get("flops"), given.get("bandwidth"), CONTEXT, threads
+            settings.device, settings.device, described, described, given.get("flops"), given.get("bandwidth"), CUDA_BYTES, threads
         )
-    device = "cpu" if kind == "cpu" else device  # which has no numbers
+    device = "cpu" if kind == "cpu" else device  # cpu:0 is cpu
     if "memory" in given:
         total = free = int(given["memory"])
     else:
         total, free = _memory(device)
-    told = {"resident": LIBRARIES} | given
+    rates_and_bytes = {"resident": LIBRARY_BYTES} | given
     if len(given) < 3:
         say("measuring this machine")
-        told = probed(settings, shape, device, threads)
-    rates = {field: given.get(field, told[field]) for field in ("flops", "bandwidth")}
-    libraries = int(told["resident"]) if device == "cpu" else CONTEXT
+        rates_and_bytes = measure(settings, shape, device, threads)
+    rates = {field: given.get(field, rates_and_bytes[field]) for field in ("flops", "bandwidth")}
+    libraries = int(rates_and_bytes["resident"]) if device == "cpu" else CUDA_BYTES
     measured = tuple(field for field in rates if field not in given)
     return Machine(device, _name(device), total, free, rates["flops"], rates["bandwidth"], libraries, threads, measured)
 
 
-def probed(settings: PlanSettings, shape: Shape, device: str, threads: int) -> dict[str, float]:
-    """What `planner.probe` measures in a fresh process: resident bytes with the libraries of a run, FLOP/s and bytes/s."""
-    asked = {
+def measure(settings: PlanSettings, shape: Shape, device: str, threads: int) -> dict[str, float]:
+    """Measure this machine in a fresh process, by `planner.probe`: resident bytes of the libraries, FLOP/s and bytes/s."""
+    request = {
         "device": device,
-        "dtype": "float32" if settings.storage == "float32" else "bfloat16",
+        "dtype": "float32" if settings.precision == "float32" else "bfloat16",
         "threads": threads,
         "hidden": shape.hidden,
     }
-    command = [sys.executable, "-m", "zerograd.planner.probe", json.dumps(asked)]
+    command = [sys.executable, "-m", "zerograd.planner.probe", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise OSError(f"measuring this machine failed ({why}); describe it with --memory, --flops and --bandwidth")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    measured: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
 def _memory(device: str) -> tuple[int, int]:
-    """(all, free) bytes of a device's memory."""
+    """(total, free) bytes of a device's memory."""
     if device.startswith("cuda"):
-        free, there = torch.cuda.mem_get_info(torch.device(device))
-        return int(there), int(free)
+        free, total = torch.cuda.mem_get_info(torch.device(device))
+        return int(total), int(free)
     try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        raise ValueError("memory is not told by this system; give it, --memory 16GB") from None
-    there = min([there, *(limit for limit, _ in memory.container())])
-    told = memory.host_bytes()
-    return there, there if told is None else min(there, told)
+        raise ValueError("memory is not reported by this system; give it, such as --memory 16GB") from None
+    total = min([total, *(limit for limit, _ in memory.container())])
+    available = memory.host_bytes()
+    return total, total if available is None else min(total, available)
 
 
 def _name(device: str) -> str:

@@ -1,7 +1,7 @@
-"""What this machine gives a run, measured: `python -m zerograd.planner.probe JSON` prints one JSON object.
+"""A measurement of this machine: `python -m zerograd.planner.probe JSON` prints one JSON object.
 
-A process of its own imports what a run imports, tells what is resident then, and times matrix products and a copy on as many
-threads as the run would have. With the libraries loaded that is a second or two, and a few where a core makes less than 10 GFLOP/s.
+A fresh process imports the libraries of a run, measures its resident memory, and times matrix products and a copy on as
+many threads as the run would use. The timing takes a second or two, a few on a core below 10 GFLOP/s.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import torch  # noqa: E402
 
 from zerograd.machine import memory  # noqa: E402
 
-SECONDS = 0.7
-"""Of each measurement."""
+PROBE_SECONDS = 0.7
+"""Seconds of each measurement."""
 
-ROWS = 4096
-"""Of a product: the tokens of a pass."""
+PRODUCT_ROWS = 4096
+"""Rows of a measured product: the tokens of a pass."""
 
-MOST = 2e10
-"""FLOP of a product on the CPU, however wide the model: at the whole width of 8 billion parameters each would have 5.5e11."""
+MAX_PRODUCT_FLOP = 2e10
+"""The most FLOP of a measured product on the CPU; at the full width of 8 billion parameters a product has 5.5e11."""
 
-COPIED = 256 << 20
-"""Bytes that are copied, more than caches hold."""
+COPIED_BYTES = 256 << 20
+"""Bytes of a measured copy, more than fit in caches."""
 
 
-def resident() -> int:
-    """Bytes of this process once the libraries of a run are loaded."""
+def resident_bytes() -> int:
+    """Resident bytes of this process with the libraries of a run."""
     import peft  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
@@ -44,30 +44,30 @@ def resident() -> int:
 
 
 def flops(hidden: int, dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of products of a pass with a matrix of a model's width."""
-    out = outputs(hidden, device)
-    x, weight = (torch.ones(rows, hidden, dtype=dtype, device=device) for rows in (ROWS, out))
-    return 2 * ROWS * hidden * out * _rate(lambda: torch.nn.functional.linear(x, weight), device)
+    """FLOP/s of matrix products with PRODUCT_ROWS rows and a model's width."""
+    out = output_columns(hidden, device)
+    x, weight = (torch.ones(rows, hidden, dtype=dtype, device=device) for rows in (PRODUCT_ROWS, out))
+    return 2 * PRODUCT_ROWS * hidden * out * _calls_per_second(lambda: torch.nn.functional.linear(x, weight), device)
 
 
-def outputs(hidden: int, device: torch.device) -> int:
-    """The columns that a product gives: those of a feed-forward part, of which the CPU makes what MOST allows."""
-    return 4 * hidden if device.type != "cpu" else min(4 * hidden, max(1, int(MOST / (2 * ROWS * hidden))))
+def output_columns(hidden: int, device: torch.device) -> int:
+    """Output columns of a measured product: four times the width, on the CPU at most what MAX_PRODUCT_FLOP allows."""
+    return 4 * hidden if device.type != "cpu" else min(4 * hidden, max(1, int(MAX_PRODUCT_FLOP / (2 * PRODUCT_ROWS * hidden))))
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes/s of a copy, read and written ones."""
-    there = torch.ones(COPIED // 4, device=device)
-    copy = torch.empty_like(there)
-    return 2 * COPIED * _rate(lambda: copy.copy_(there), device)
+    """Bytes/s of a copy, counting reads and writes."""
+    source = torch.ones(COPIED_BYTES // 4, device=device)
+    copy = torch.empty_like(source)
+    return 2 * COPIED_BYTES * _calls_per_second(lambda: copy.copy_(source), device)
 
 
-def _rate(work: Callable[[], object], device: torch.device) -> float:
-    """How often a second work is done."""
+def _calls_per_second(work: Callable[[], object], device: torch.device) -> float:
+    """Calls of work() per second."""
     work()
     _wait(device)
     start, done = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < SECONDS or not done:
+    while (elapsed := time.perf_counter() - start) < PROBE_SECONDS or not done:
         work()
         _wait(device)
         done += 1
@@ -81,13 +81,13 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def main(asked: str) -> None:
-    """Measure what is asked for: device, dtype, threads and hidden."""
-    of = json.loads(asked)
-    torch.set_num_threads(of["threads"])
-    device, dtype = torch.device(of["device"]), getattr(torch, of["dtype"])
-    found = {"resident": resident()}
-    print(json.dumps(found | {"flops": flops(of["hidden"], dtype, device), "bandwidth": bandwidth(device)}))
+def main(request: str) -> None:
+    """Print the measurements. request: JSON with device, dtype, threads and hidden."""
+    wanted = json.loads(request)
+    torch.set_num_threads(wanted["threads"])
+    device, dtype = torch.device(wanted["device"]), getattr(torch, wanted["dtype"])
+    measured = {"resident": resident_bytes()}
+    print(json.dumps(measured | {"flops": flops(wanted["hidden"], dtype, device), "bandwidth": bandwidth(device)}))
 
 
 if __name__ == "__main__":

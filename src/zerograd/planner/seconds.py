@@ -1,120 +1,129 @@
-"""How long a step takes: an estimate from the rates of a machine that does nothing else.
+"""Seconds of a step: an estimate from the rates of a machine without other work.
 
-Products go at the rate of large ones, as they do from some hundred tokens on; all that is between them, and what a method does to a
-tensor as a whole, at the rate at which memory is copied.
+Matrix products run at the rate of large products, as they do from some hundred tokens on. All other operations, and a
+method's work on whole tensors, run at the memory bandwidth.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zerograd.directions.family import SHAPED
+from zerograd.directions.directions import MODULATED
 from zerograd.optim.base import ZerothOrder
-from zerograd.planner.kept import Kept
 from zerograd.planner.machine import Machine
+from zerograd.planner.method_cost import MethodCost
 from zerograd.planner.settings import PlanSettings
 from zerograd.planner.shapes import Shape
 from zerograd.text.models import schemes
 
-PYTHON = 2.5e-3
-"""Seconds of Python and of calls for a layer in a pass (docs/numerics.md); an accelerator hides them behind its work."""
+LAYER_CALL_SECONDS = 2.5e-3
+"""Seconds of Python and of calls per layer and pass (docs/numerics.md); an accelerator hides them behind its work."""
 
-DENSE, LOW_RANK, FACTOR = 3e-9, 2e-9, 5e-11
-"""CPU seconds a trained value to perturb it and to update it, in bfloat16 at 8 x 64 tokens (benchmarks/results/step.json): by a
-dense direction, by low-rank ones, and for each of those (docs/numerics.md)."""
+DENSE_SECONDS, LOW_RANK_SECONDS, FACTOR_SECONDS = 3e-9, 2e-9, 5e-11
+"""CPU seconds per trained value for perturbation and update, in bfloat16 at 8 x 64 tokens
+(benchmarks/results/step.json): for a dense direction, for low-rank directions, and for each low-rank direction more
+(docs/numerics.md).
+"""
 
-ELEMENT = 1.5e-10
-"""CPU seconds an element of what a product with low-rank directions reads and writes (docs/numerics.md)."""
+ELEMENT_SECONDS = 1.5e-10
+"""CPU seconds per element that a product with low-rank directions reads or writes (docs/numerics.md)."""
 
-MOVED = 18
-"""Bytes a value that a dense direction moves on an accelerator: read, written for two signs, read again, updated in place."""
+DENSE_DIRECTION_BYTES = 18
+"""Bytes per value that a dense direction moves on an accelerator: a read, writes for two signs, reads by the products,
+and an update in place.
+"""
 
-UPDATED = 28
-"""Bytes that AdamW moves for each value: weight, gradient and two moments read, all but the gradient written, in float32."""
+ADAMW_BYTES = 28
+"""Bytes per value that AdamW moves, in float32: reads of weight, gradient and two moments, writes of all but the
+gradient.
+"""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds of a step of a model on a machine; None everywhere where the machine's rates are not known.
+    """Seconds of a step of a model on a machine; every method returns None if the machine's rates are not known.
 
-    between: bytes that the operations between the products of all layers move for a row. cuts: see `activations.cuts`.
+    layer_traffic: bytes per row that operations other than products move in all layers. can_share_prefix: see
+    `activations.can_share_prefix`.
     """
 
     shape: Shape
     machine: Machine
     settings: PlanSettings
-    between: float
-    cuts: bool
+    layer_traffic: float
+    can_share_prefix: bool
 
-    def evaluated(self, rows: int, at_a_time: int) -> float | None:
-        """A batch of so many rows, so many in a pass."""
-        return self._passes(self.shape.body, rows, at_a_time)
+    def batch(self, rows: int, rows_per_pass: int) -> float | None:
+        """Seconds to evaluate `rows` rows."""
+        return self._passes(self.shape.body, rows, rows_per_pass)
 
-    def tuned(self, optimizer: ZerothOrder, scheme: str, kept: Kept, at_a_time: int) -> float | None:
-        """A step of a method: the layers below the first trained one once for the batch, the others once a branch. kept: what the
-        method moves.
+    def step(self, optimizer: ZerothOrder, scheme: str, cost: MethodCost, rows_per_pass: int) -> float | None:
+        """Seconds of a step of a method. The layers below the first trained one run once for the batch, the others once
+        per branch.
         """
         batch = self.settings.batch_size
         rows = round(batch * optimizer.evaluations)
-        above = self.shape.upper if scheme in schemes.UPPER and self.cuts else self.shape.body
-        branches = self._passes(above, rows, at_a_time)
-        below = self._passes(self.shape.body - above, batch, at_a_time, scored=False)
-        noise = self._noise(optimizer, scheme, rows, -(-rows // at_a_time), kept)
+        above = self.shape.upper if scheme in schemes.UPPER and self.can_share_prefix else self.shape.body
+        branches = self._passes(above, rows, rows_per_pass)
+        below = self._passes(self.shape.body - above, batch, rows_per_pass, scored=False)
+        noise = self._noise(optimizer, scheme, rows, -(-rows // rows_per_pass), cost)
         return None if branches is None or below is None or noise is None else branches + below + noise
 
-    def propagated(self, times: int, at_a_time: int, trained: int) -> float | None:
-        """A step of AdamW. times: what it costs over the forward pass alone: 3, or 4 where layers run again."""
-        forward = self._passes(self.shape.body, self.settings.batch_size, at_a_time)
+    def backpropagation_step(self, times: int, rows_per_pass: int, trained: int) -> float | None:
+        """Seconds of a step of AdamW. times: cost relative to the forward pass, 3, or 4 with checkpointing."""
+        forward = self._passes(self.shape.body, self.settings.batch_size, rows_per_pass)
         if forward is None or self.machine.bandwidth is None:
             return None
-        return times * forward + UPDATED * trained / self.machine.bandwidth
+        return times * forward + ADAMW_BYTES * trained / self.machine.bandwidth
 
     @property
     def _size(self) -> int:
-        """Bytes of a weight, or of an activation."""
-        return 4 if self.settings.storage == "float32" else 2
+        """Bytes of a weight or of an activation."""
+        return 4 if self.settings.precision == "float32" else 2
 
-    def _passes(self, values: int, rows: int, at_a_time: int, scored: bool = True) -> float | None:
-        """Rows through layers of so many values: 2 FLOP a value and token, and attention's, or the reading of weights; and what the
-        operations between move. scored: whether the head is met above them.
+    def _passes(self, values: int, rows: int, rows_per_pass: int, scored: bool = True) -> float | None:
+        """Seconds of passes through layers with `values` values: the larger of arithmetic (2 FLOP per value and token,
+        and attention) and reading the weights; and the traffic of other operations. scored: whether the head follows.
         """
         if not (self.machine.flops and self.machine.bandwidth):
             return None
-        share, passes = values / max(1, self.shape.body), -(-rows // at_a_time)
+        share, passes = values / max(1, self.shape.body), -(-rows // rows_per_pass)
         tokens = rows * self.settings.tokens
         attention = 4 * self.settings.tokens * self.shape.hidden * self.shape.layers * share
-        answers = self.settings.tokens if self.shape.caps else self.settings.answer_tokens
+        answers = self.settings.tokens if self.shape.has_full_logits else self.settings.answer_tokens
         head = 2 * rows * answers * self.shape.vocabulary * self.shape.hidden * scored
         computed = (tokens * (2 * values + attention) + head) / self.machine.flops
         products = max(computed, passes * self._size * values / self.machine.bandwidth)
-        calls = PYTHON * passes * self.shape.layers * share if self.machine.is_cpu else 0.0
-        return products + rows * self.between * share / self.machine.bandwidth + calls
+        calls = LAYER_CALL_SECONDS * passes * self.shape.layers * share if self.machine.is_cpu else 0.0
+        return products + rows * self.layer_traffic * share / self.machine.bandwidth + calls
 
-    def _noise(self, optimizer: ZerothOrder, scheme: str, rows: int, passes: int, kept: Kept) -> float | None:
-        """Directions, drawn to evaluate in each pass and once to update."""
+    def _noise(self, optimizer: ZerothOrder, scheme: str, rows: int, passes: int, cost: MethodCost) -> float | None:
+        """Seconds for directions: to perturb in each pass, and once to update."""
         if not (self.machine.flops and self.machine.bandwidth):
             return None
-        directions, trained = len(optimizer.plan(self.settings.batch_size).directions), self.shape.trained[scheme]
-        family = optimizer.family
-        moved, drawn = passes * kept.evaluated + kept.updated, 0.0
+        plan = optimizer.method.query.plan(self.settings.batch_size, optimizer.draws.at(0))
+        directions, trained, family = len(plan.directions), self.shape.trained[scheme], optimizer.method.draw
+        rank = getattr(family, "rank", 0)
+        traffic, cpu_seconds = passes * cost.evaluation_traffic + cost.update_traffic, 0.0
         if not self.machine.is_cpu:
-            moved += trained * MOVED * (1 if family.rank else directions)
-        elif not family.rank:
-            drawn = trained * DENSE * directions * (1 + passes) / 2
+            traffic += trained * DENSE_DIRECTION_BYTES * (1 if rank else directions)
+        elif not rank:
+            cpu_seconds = trained * DENSE_SECONDS * directions * (1 + passes) / 2
         else:
             tokens = rows * self.settings.tokens
-            drawn = trained * (LOW_RANK + FACTOR * directions) + tokens * self._sides(scheme) * ELEMENT
-        if family.rank and family.shape is not None:  # a second product, its matrix made in chunks that each read all tokens anew
+            cpu_seconds = trained * (LOW_RANK_SECONDS + FACTOR_SECONDS * directions)
+            cpu_seconds += tokens * self._product_elements(scheme) * ELEMENT_SECONDS
+        if rank and family.modulation is not None:  # a second product, in chunks that each read all tokens
             tokens = rows * self.settings.tokens
-            drawn += self.machine.threads * 2 * tokens * min(trained, self.shape.body) / self.machine.flops
-            moved += 2 * self._size * tokens * self._chunks(scheme)
-        return drawn / self.machine.threads + moved / self.machine.bandwidth
+            cpu_seconds += self.machine.threads * 2 * tokens * min(trained, self.shape.body) / self.machine.flops
+            traffic += 2 * self._size * tokens * self._chunk_reads(scheme)
+        return cpu_seconds / self.machine.threads + traffic / self.machine.bandwidth
 
-    def _sides(self, scheme: str) -> int:
-        """What a token's products with trained matrices read and write, in elements."""
+    def _product_elements(self, scheme: str) -> int:
+        """Elements that a token's products with trained matrices read and write."""
         return sum(n * stack * (rows + columns) for (stack, rows, columns), n in self.shape.tensors[scheme].items() if rows > 1)
 
-    def _chunks(self, scheme: str) -> float:
-        """What they read when a matrix is made SHAPED values at a time."""
+    def _chunk_reads(self, scheme: str) -> float:
+        """Elements that a token's products read if a matrix is made MODULATED values at a time."""
         views = self.shape.tensors[scheme].items()
-        return sum(n * stack * rows * columns**2 / SHAPED for (stack, rows, columns), n in views if rows > 1)
+        return sum(n * stack * rows * columns**2 / MODULATED for (stack, rows, columns), n in views if rows > 1)

@@ -1,29 +1,24 @@
-"""From scores to coefficients: plain functions of float32 tensors.
-
-A score is the loss of an expanded example; a coefficient is what its direction is multiplied by in the estimate.
-"""
+"""From scores to finite differences: plain functions of float32 tensors."""
 
 from __future__ import annotations
 
 import torch
 
-
-def halves(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scores of [+z ; -z] as (plus, minus), each (examples,)."""
-    plus, minus = scores.view(2, -1)
-    return plus, minus
+SHAPINGS = ("radius", "deviation", "size")
+"""What a finite difference can be divided by."""
 
 
-def central(plus: torch.Tensor, minus: torch.Tensor) -> torch.Tensor:
-    """Half the difference of two scores: eps times the derivative along the direction, to second order in eps."""
+def central(values: torch.Tensor) -> torch.Tensor:
+    """Half the difference of [+z ; -z]: the radius times the derivative, to second order. (2 n, ...) to (n, ...)."""
+    plus, minus = values.chunk(2)
     return (plus - minus) / 2
 
 
 def leave_one_out(scores: torch.Tensor) -> torch.Tensor:
-    """Each score minus the mean of its fellows: (n, ...) one-sided scores of n directions on the same rows.
+    """Each score minus the mean of the others: (n, ...) one-sided scores of n directions on the same rows.
 
-    It is eps times the derivative along the direction, with the fellows' as a baseline (RLOO, Kool et al. 2019).
-    Raises ValueError for a single direction, which has no fellows.
+    It is the radius times the derivative, with the others as a baseline (RLOO, Kool et al. 2019).
+    Raises ValueError for a single direction.
     """
     n = len(scores)
     if n < 2:
@@ -35,7 +30,7 @@ def standardise(differences: torch.Tensor) -> torch.Tensor:
     """Differences over their standard deviation, not centred: (directions,), all zero when they do not vary.
 
     The mean stays, since each two-sided difference is already centred on its own example (GRZO, 2026).
-    Raises ValueError for a single difference, which has no deviation.
+    Raises ValueError for a single difference.
     """
     if len(differences) < 2:
         raise ValueError("one difference has no standard deviation; use a batch of at least 2, or plain coefficients")

@@ -1,4 +1,4 @@
-"""Several runs beside each other: their results, curves, time and memory on one page."""
+"""A page that compares runs: results, curves, time and memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Run = Mapping[str, Any]
 def write(path: Path, runs: Sequence[Run], differences: Sequence[Sequence[Run | None]] | None) -> None:
     """Write the page.
 
-    runs: at least two of one task and metric, at most as many as there are colours; each has its `folder` and `name`, its `result`
-    and `history` as a report takes them, and in `different` the settings that not all runs share. differences: of each run over
-    each other one, `value` and `interval`, shares of the same test rows, None for a run over itself; None where rows cannot be
-    paired.
+    runs: two or more runs of one task and metric, at most as many as there are colours. Each has `folder` and `name`,
+    `result` and `history` as in a run's report, and `different`, the settings that not all runs share. differences: for
+    each run and each other run, `value` and `interval` of the difference in accuracy, None for a run and itself; None
+    if rows cannot be paired.
 
     Raises ValueError for fewer or more runs.
     """
     if not 2 <= len(runs) <= len(RUNS):
-        raise ValueError(f"{len(runs)} runs were given; a comparison is of 2 to {len(RUNS)}")
+        raise ValueError(f"{len(runs)} runs were given; a comparison takes 2 to {len(RUNS)}")
     first = runs[0]["result"]
     measure = Measure(first["is_share"])
     document.write(
@@ -41,7 +41,7 @@ def write(path: Path, runs: Sequence[Run], differences: Sequence[Sequence[Run | 
 
 
 def _curves(runs: Sequence[Run], measure: Measure) -> Chart:
-    """The dev metric against time; the dev loss where a run logged no metric."""
+    """The dev metric against time; the dev loss if a run logged no metric."""
     by_metric = all(any("dev_value" in row for row in run["history"]) for run in runs)
     name, logged, scale = ("loss", "dev_loss", 1)
     if by_metric:
@@ -54,7 +54,7 @@ def _curves(runs: Sequence[Run], measure: Measure) -> Chart:
 
 
 def _costs(runs: Sequence[Run], measure: Measure) -> Chart:
-    """The test result with its interval against peak memory."""
+    """The test result, with interval, against peak memory."""
     figure, plot = axes("peak memory, MB")
     for colour, run in zip(RUNS, runs, strict=False):
         result = run["result"]

@@ -1,6 +1,6 @@
-"""A page: a template of `templates/`, filled in. Pages have no script and need no other file.
+"""Pages from the templates in `templates/`. A page has no script and needs no other file.
 
-Everything that is filled in is escaped, so data never becomes markup.
+Every value is escaped, so data never becomes markup.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from zerograd.machine import format as text
 from zerograd.machine.files import write_text
 
-SHORT = 320
-"""Characters of a row's text in a card."""
+MAX_CARD_CHARACTERS = 320
+"""The most characters of a row's text in a card."""
 
 
 def write(path: Path, template: str, **values: Any) -> None:
-    """Fill in a template and write the page; a reader sees the old file or the whole new one, never a part.
+    """Fill in a template and write the page atomically.
 
     Raises OSError, which names the file.
     """
@@ -39,7 +39,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def short(row: str) -> str:
-    return row if len(row) <= SHORT else row[: SHORT - 1] + "…"
+    return row if len(row) <= MAX_CARD_CHARACTERS else row[: MAX_CARD_CHARACTERS - 1] + "…"
 
 
 def power_of_ten(p: float) -> tuple[str, str]:

@@ -1,4 +1,6 @@
-"""Figures as inline SVG. Their colours are the stylesheet's variables, so figures follow the reader's light or dark setting."""
+"""Figures as inline SVG. Their colours are variables of the stylesheet, so figures follow the reader's light or dark
+mode.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,22 @@ from matplotlib.ticker import MaxNLocator
 Row = Mapping[str, Any]
 
 RUNS = tuple(f"run{number}" for number in range(8))
-"""Colours of runs that are compared."""
+"""Colours of compared runs."""
 
 _NAMES = ("ink", "mute", "line", "before", "fit", "after", *RUNS)
 
 COLOURS = {name: f"#{number:02x}{number:02x}{number:02x}" for number, name in enumerate(_NAMES, 1)}
-"""The colours that figures are drawn with, by the name of the stylesheet's variable that takes their place."""
+"""Placeholder colours for drawing, by the name of the stylesheet's variable that replaces each."""
 
 _DRAWING: Any = {"svg.fonttype": "none", "svg.hashsalt": "zerograd", "font.size": 9.0, "axes.linewidth": 0.7}
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure as a page shows it.
+    """A figure of a page.
 
-    key: the name of each colour's curve; a colour with " dash" behind it is a dashed line. box: the SVG's viewBox. drawing: the
-    SVG's content.
+    key: the name of each colour's curve; a colour with the suffix " dash" is a dashed line. box: the SVG's viewBox.
+    drawing: the SVG's content.
     """
 
     title: str
@@ -44,7 +46,7 @@ class Chart:
 
 
 def axes(label: str, right: float = 0.0) -> tuple[Figure, Axes]:
-    """An empty figure. label: of its x axis. right: where that axis ends, if not with the data."""
+    """An empty figure. label: of the x axis. right: the end of the x axis; 0 for the end of the data."""
     with style.context(["default", _DRAWING]):
         figure = Figure(figsize=(5.0, 2.7), layout="constrained")
         axes = figure.add_subplot()
@@ -62,7 +64,7 @@ def axes(label: str, right: float = 0.0) -> tuple[Figure, Axes]:
 
 
 def chart(figure: Figure, title: str, key: Mapping[str, str]) -> Chart:
-    """The figure as SVG, with colours by name and without prolog, fixed size and needless ids."""
+    """The figure as SVG, with colour variables, without prolog, fixed size and ids."""
     text = io.StringIO()
     with style.context(["default", _DRAWING]):
         figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -72,10 +74,10 @@ def chart(figure: Figure, title: str, key: Mapping[str, str]) -> Chart:
     inside = re.sub(r'<g id="[^"]*"', "<g", inside.rpartition("</svg>")[0])
     for name, colour in COLOURS.items():
         inside = inside.replace(colour, f"var(--{name})")
-    return Chart(title, key, box[1], Markup(inside))  # matplotlib escapes the texts of a figure
+    return Chart(title, key, box[1], Markup(inside))  # matplotlib escapes text
 
 
 def finite(rows: Iterable[Row], x: str, y: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The pairs of two fields that are present and finite, (2, n)."""
+    """The pairs of two fields where both are present and finite, (2, n)."""
     pairs = ((row.get(x), row.get(y)) for row in rows)
     return np.array([pair for pair in pairs if all(v is not None and math.isfinite(v) for v in pair)], float).reshape(-1, 2).T

@@ -1,4 +1,4 @@
-"""What the test rows of a run say of its model before and after tuning. A row is a dict of its text, options and scores."""
+"""Statistics of a run's test rows before and after tuning. A row is a dict of its text, options and scores."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Row = Mapping[str, Any]
 
 WHEN = ("before", "after")
 
-EXAMPLES = 8
-"""Rows of each kind of change on a page."""
+CARDS = 8
+"""The most rows of each kind of change on a page."""
 
-MOST_OPTIONS = 12
-"""Options beyond which a table of confusions is no picture."""
+MAX_OPTIONS = 12
+"""The most options of a confusion table."""
 
-LEVELS = (5, 25, 50, 75, 95)
+PERCENTILES = (5, 25, 50, 75, 95)
 """Percentiles of margins in a table."""
 
 
@@ -34,8 +34,8 @@ def mcnemar(gained: int, lost: int) -> float:
 def calibration_error(predictions: Sequence[Row], when: str) -> float:
     """The expected calibration error (Guo et al. 2017).
 
-    Rows are put in tenths by the probability of their option. The error is the mean over rows of the distance, in a row's tenth,
-    between the share of right rows and the mean probability.
+    Rows are put in tenths by the probability of their option. The error is the mean over rows of the distance, in a
+    row's tenth, between the share of right rows and the mean probability.
     """
     return sum(n * abs(right - probability) for probability, right, n in tenths(predictions, when)) / len(predictions)
 
@@ -50,16 +50,16 @@ def tenths(predictions: Sequence[Row], when: str) -> list[tuple[float, float, in
 
 
 def option_names(predictions: Iterable[Row]) -> dict[int, str]:
-    """The option of each label, in the order of labels, as far as a right prediction shows it."""
+    """The option of each label, in the order of labels; without labels that no prediction got right."""
     right = ((row["label"], row[f"option_{when}"]) for row in predictions for when in WHEN if row[f"right_{when}"])
     return {label: option.strip() for label, option in sorted(set(right))}
 
 
 def confusion(predictions: Sequence[Row]) -> list[dict[str, Any]] | None:
-    """Tables of true label by chosen option, before and after. None where rows have no common options, or too many."""
+    """Tables of true label by chosen option, before and after. None without common options, or with too many."""
     if not predictions or "label" not in predictions[0]:
         return None
-    if len({row[f"option_{when}"] for row in predictions for when in WHEN}) > MOST_OPTIONS:
+    if len({row[f"option_{when}"] for row in predictions for when in WHEN}) > MAX_OPTIONS:
         return None
     names = option_names(predictions)
     chosen = sorted(row[f"option_{when}"].strip() for row in predictions for when in WHEN)
@@ -80,7 +80,7 @@ def confusion(predictions: Sequence[Row]) -> list[dict[str, Any]] | None:
 
 
 def changes(predictions: Sequence[Row]) -> dict[str, Any] | None:
-    """Rows that were gained, lost and kept. None where answers are neither right nor wrong."""
+    """Counts of rows by right or wrong, before and after. None if answers are neither."""
     if not predictions or "right_before" not in predictions[0]:
         return None
     sides = Counter((bool(row["right_before"]), bool(row["right_after"])) for row in predictions)
@@ -95,7 +95,7 @@ def changes(predictions: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def examples(predictions: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows that were gained, lost and still wrong, the largest changes of the margin first. Empty where rows have no label."""
+    """Gained, lost and still wrong rows, the largest changes of the margin first. Empty if rows have no label."""
     if not predictions or "label" not in predictions[0]:
         return []
     names = option_names(predictions)
@@ -111,7 +111,7 @@ def examples(predictions: Sequence[Row]) -> list[dict[str, Any]]:
                 "margins": (row["margin_before"], row["margin_after"]),
                 "options": [(row[f"option_{when}"].strip(), right) for when, right in zip(WHEN, sides, strict=True)],
             }
-            for row in rows[:EXAMPLES]
+            for row in rows[:CARDS]
         ]
         columns.append({"title": title, "cards": cards, "rows": len(rows)})
     return columns
@@ -121,11 +121,11 @@ def answers(predictions: Sequence[Row]) -> list[Row]:
     """The rows whose loss fell most, of a task whose answers are free. Empty for other tasks."""
     if not predictions or "label" in predictions[0]:
         return []
-    return sorted(predictions, key=lambda row: row["loss_after"] - row["loss_before"])[:EXAMPLES]
+    return sorted(predictions, key=lambda row: row["loss_after"] - row["loss_before"])[:CARDS]
 
 
 def margins(predictions: Sequence[Row]) -> dict[str, Any] | None:
-    """Percentiles of margins, and the margins, of rows that have both. None where there are none."""
+    """Margins and their percentiles, of rows with margins before and after. None without such rows."""
     sides = finite(predictions, "margin_before", "margin_after")
     if not len(sides[0]):
         return None
@@ -134,6 +134,6 @@ def margins(predictions: Sequence[Row]) -> dict[str, Any] | None:
             "name": "Median" if level == 50 else f"{level}th percentile",
             "values": [float(np.percentile(side, level)) for side in sides],
         }
-        for level in LEVELS
+        for level in PERCENTILES
     ]
     return {"before": sides[0], "after": sides[1], "rows": rows}

@@ -1,4 +1,4 @@
-"""The figures of a run's page. Each is None where the run has nothing to draw."""
+"""The figures of a run's page. A figure is None if the run has no data for it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from zerograd.report.predictions import WHEN, tenths
 
 Row = Mapping[str, Any]
 
-POINTS = 2000
-"""Logged steps that are drawn one by one; of more, every second or third is."""
+MAX_POINTS = 2000
+"""The most points of a curve; longer curves have every second or third logged step."""
 
 
 def loss(history: Sequence[Row]) -> Chart | None:
@@ -25,7 +25,7 @@ def loss(history: Sequence[Row]) -> Chart | None:
     window = max(1, min(51, len(value) // 10 * 2 + 1))
     ones = np.ones(window)
     smooth = np.convolve(value, ones, "same") / np.convolve(np.ones_like(value), ones, "same")
-    every = slice(None, None, -(-len(value) // POINTS))
+    every = slice(None, None, -(-len(value) // MAX_POINTS))
     figure, plot = axes("training time, s", 1.02 * max(row["seconds"] for row in history))
     marker = "o" if len(time) == 1 else ""
     plot.plot(time[every], value[every], color=COLOURS["before"], linewidth=0.8, alpha=0.6, marker=marker)
@@ -34,7 +34,7 @@ def loss(history: Sequence[Row]) -> Chart | None:
 
 
 def dev(result: Row, history: Sequence[Row], measure: Measure) -> Chart | None:
-    """The metric on the dev split beside what the test rows gave before; the loss where the metric was not logged."""
+    """The metric on the dev split beside test results before training; the loss if no metric was logged."""
     metric, logged, scale = result["metric"], "dev_value", measure.scale
     if not any(logged in row for row in history):
         metric, logged, scale = "loss", "dev_loss", 1

@@ -15,7 +15,7 @@ from zerograd.report import document, predictions, run_figures
 Row = Mapping[str, Any]
 
 VERDICTS = {1: ("good", "Clear gain"), 0: ("even", "No clear change"), -1: ("bad", "Clear loss")}
-"""By the sign of a gain whose interval leaves out 0."""
+"""The verdict by the sign of a gain whose interval excludes 0; 0 if it includes 0."""
 
 MEMORY = {"inference_peak_bytes": "Inference peak", "peak_bytes": "Training peak", "weight_bytes": "Weights"}
 
@@ -26,15 +26,16 @@ RESULTS = (
     ("fit", "Zero-shot, offsets fitted on training rows", "value_calibrated", "ci_calibrated", "ci_gain_calibrated"),
     ("after", "Tuned", "value_after", "ci_after", ""),
 )
-"""Rows of the table of results: colour, name, and the fields of the value, its interval and the interval of the gain over it."""
+"""Rows of the results table: colour, name, and fields of the value, its interval, and the interval of the gain over it.
+"""
 
 
 def write(path: Path, result: Row, history: Sequence[Row], rows: Sequence[Row]) -> None:
-    """Write the report of a finished run; a reader sees the old file or the whole new one, never a part.
+    """Write the report of a finished run atomically.
 
-    result: the run's numbers, settings and versions, and whether its metric is a share (`is_share`); metrics in their own units,
-    times in seconds. history: the logged steps, perhaps none. rows: the test rows with the options chosen before and after tuning.
-    Raises KeyError where a number that the page needs is absent; the baseline of fitted offsets and the byte counts may be None.
+    result: the run's numbers, settings and versions, and `is_share`, whether its metric is a share; times in seconds.
+    history: the logged steps, may be empty. rows: the test rows with the options chosen before and after tuning. Raises
+    KeyError if a needed number is missing; the baseline of fitted offsets and the byte counts may be None.
     """
     measure = Measure(result["is_share"])
     spread = predictions.margins(rows)
@@ -69,13 +70,13 @@ def write(path: Path, result: Row, history: Sequence[Row], rows: Sequence[Row]) 
 
 
 def _spent(result: Row) -> str:
-    """What the run took."""
+    """Test rows, time, steps and passes of the run, in words."""
     rows = f"on {text.count(result['test_rows'], 'test row')} in {text.duration(result['seconds'])}"
     return f"{rows}, {text.count(result['steps'], 'step')}, {text.passes(result['forwards'], result.get('backward_passes', 0))}"
 
 
 def _verdicts(result: Row) -> Iterator[dict[str, Any]]:
-    """Whether the tuned model is better than the untouched one, and than that one with fitted offsets."""
+    """Verdicts of the tuned model against the untrained one, and against that one with fitted offsets."""
     for name, value, interval in (
         ("zero-shot", result["value_before"], result["ci_gain"]),
         ("zero-shot with fitted offsets", result.get("value_calibrated"), result.get("ci_gain_calibrated")),
@@ -93,7 +94,7 @@ def _facts(result: Row) -> dict[str, Any]:
         "Method": result["method"],
         "Scheme": result["scheme"],
         "Seed": result["seed"],
-        "Time a step": text.duration(result["seconds_per_step"]),
+        "Time per step": text.duration(result["seconds_per_step"]),
         "Total time": text.duration(result["seconds_total"]),
         "Skipped steps": f"{result['skipped_steps']:,}",
         "Run": result["run"],
@@ -101,7 +102,7 @@ def _facts(result: Row) -> dict[str, Any]:
 
 
 def _results(result: Row, measure: Measure) -> dict[str, Any]:
-    """The table of results. Intervals are drawn on a track from `low` to `high`; places on it are percents of its width."""
+    """The results table. Intervals are drawn on a track from `low` to `high`, at places in percent of its width."""
     present = [row for row in RESULTS if result.get(row[2]) is not None]
     ends = [end for row in present for end in result.get(row[3]) or ()]
     room = 0.1 * (max(ends) - min(ends)) or 0.02
@@ -124,7 +125,7 @@ def _results(result: Row, measure: Measure) -> dict[str, Any]:
 
 
 def _noise(result: Row, history: Sequence[Row]) -> dict[str, Any] | None:
-    """What the scores say of the batch size. None where it was not measured."""
+    """The noise scale of the batch. None if it was not measured."""
     if not any("noise_scale" in row for row in history):
         return None
     low, high = result.get("noise_scale_range") or (None, None)

@@ -1,4 +1,4 @@
-"""Finished runs beside each other, as the page of a comparison takes them."""
+"""Data of finished runs for a comparison page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zerograd.text import intervals
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """What `report.compare_page.write` takes: the runs, and their paired differences.
+    """The arguments of `report.compare_page.write`: the runs, and their paired differences.
 
     Raises ValueError for runs of different tasks or metrics.
     """
@@ -18,8 +18,8 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs[1:]:
         for name in ("task", "metric"):
             if run.result[name] != first.result[name]:
-                say = f"{run.folder} has {name} {run.result[name]!r} and {first.folder} {first.result[name]!r}"
-                raise ValueError(f"{say}; only runs of one {name} can be compared")
+                problem = f"{run.folder} has {name} {run.result[name]!r} and {first.folder} {first.result[name]!r}"
+                raise ValueError(f"{problem}; only runs of one {name} can be compared")
     return {"runs": [_run(run, runs) for run in runs], "differences": _differences(runs)}
 
 
@@ -37,9 +37,9 @@ def _different(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _differences(runs: Sequence[Run]) -> list[list[dict[str, Any] | None]] | None:
-    """Each run's share of right rows less every other's, with paired 95 % intervals.
+    """The difference of each run's accuracy to every other's, with paired 95 % intervals.
 
-    None where runs were not tested on the same rows, or answers are neither right nor wrong.
+    None if runs were not tested on the same rows, or if answers are neither right nor wrong.
     """
     rows = [{row["id"]: row for row in run.predictions} for run in runs]
     if any("right_after" not in row for of_run in rows for row in of_run.values()) or len({frozenset(one) for one in rows}) > 1:

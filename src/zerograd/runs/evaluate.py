@@ -1,4 +1,4 @@
-"""What a model is worth on a task: a finished run's model, or any."""
+"""Evaluation of a finished run's model, or of any model, on a task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zerograd.tune.settings import TaskSettings
 from zerograd.tune.task import demonstrations, sources_of, task_of
 
 PASS_ROWS = 64
-"""Examples of a forward pass, or as many as it takes."""
+"""The most examples of a forward pass in an evaluation."""
 
 
 def evaluate(
@@ -27,10 +27,10 @@ def evaluate(
     calibrate: bool = False,
     listen: Listener = ignore_progress,
 ) -> dict[str, Any]:
-    """The metric of a model on rows with labels, those of a split of its task.
+    """The metric of a model on the labelled rows of a split.
 
-    run: a finished one, whose model, task and data stand in for those of the settings. calibrate: choose options by how much the
-    row's content raises their scores. Raises ValueError or FileNotFoundError.
+    run: a finished run, whose model, task and data replace those of the settings. calibrate: compare each option's
+    score with its score for an empty text. Raises ValueError or FileNotFoundError.
     """
     workers.use(settings.threads)
     listen(Progress("reading the data", 0.0))
@@ -38,11 +38,11 @@ def evaluate(
     examples: Sequence[Example] = getattr(task, split)
     listen(Progress("loading the model", 0.0))
     scorer = run.scorer(settings.device, task) if run else scorer_of(settings.model, settings, task, settings.device)
-    scorer.settle(examples[:2])
+    scorer.choose_head_path(examples[:2])
     metric = metric_of(settings.metric or (run.result["metric"] if run else ""), task.spec)
     judge = Judge(scorer, examples, metric)
-    shown = demonstrations(task, settings.shots, settings.seed)
-    with scorer.encoder.demonstrating(shown) if shown else nullcontext():
+    shots = demonstrations(task, settings.shots, settings.seed)
+    with scorer.encoder.demonstrating(shots) if shots else nullcontext():
         new_tokens = (run.settings if run else settings).new_tokens if metric is not None else 0
         answers = evaluation.answers(scorer, examples, PASS_ROWS, new_tokens, lambda done: listen(Progress("evaluating", done)))
         if calibrate:
@@ -63,6 +63,6 @@ def evaluate(
 
 
 def _of_run(run: Run, settings: TaskSettings) -> Task:
-    """A run's task: with its own rows, with those of a data set in their place, or with only another dev or test split."""
+    """A run's task, with its own rows or with those of the settings' data, dev and test."""
     given = settings if settings.data else run.settings
     return splits.with_rows(run.spec, sources_of(given), settings.dev or given.dev, settings.test or given.test)

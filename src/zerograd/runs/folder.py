@@ -1,4 +1,4 @@
-"""Finished runs: their models, tasks and settings, to be evaluated, asked and compared."""
+"""Finished runs: their models, tasks, settings and results."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Run:
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
-        """The test rows with what was said of them before and after."""
+        """The test rows with the model's answers before and after training."""
         return _lines(self.folder / "predictions.jsonl")
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a report needs beside the result: settings and versions, and whether the metric is a share."""
+        """The fields that a report needs beside the result: settings, versions, and whether the metric is a share."""
         return {
             "settings": dataclasses.asdict(self.settings),
             "versions": self.result.get("versions", {}),
@@ -47,12 +47,12 @@ class Run:
         }
 
     def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
-        """The tuned model, asked as it was in training."""
+        """A scorer of the tuned model with the run's settings."""
         return scorer_of(str(self.folder / "model"), self.settings, task or Task(self.spec), device, self.settings.model)
 
 
 def open_run(folder: str) -> Run:
-    """A run by its folder. Raises FileNotFoundError or ValueError when it is none, or not finished."""
+    """The run in a folder. Raises FileNotFoundError or ValueError if the folder is not a finished run's."""
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"run {folder!r} is not there; give the folder that zerograd tune wrote")
@@ -63,7 +63,7 @@ def open_run(folder: str) -> Run:
         fields = json.loads((path / "settings.json").read_text(encoding="utf-8"))
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"run {folder!r}: a file of it is not JSON ({error})") from None
+        raise ValueError(f"run {folder!r}: settings.json or result.json is not JSON ({error})") from None
     settings = from_record(fields, f"run {folder}")
     spec = tasks.parse((path / "task.yaml").read_text(encoding="utf-8"), path.name)
     return Run(path, settings, spec, result)
@@ -74,14 +74,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def scorer_of(model: str, settings: Any, task: Task, device: str = "auto", base: str = "") -> Scorer:
-    """A model asked a task. base: the model that an adapter belongs to, where `model` is one."""
-    place = loading.device_of(device)
-    dtype = torch.float32 if getattr(settings, "storage", "") == "float32" else torch.bfloat16
+    """A scorer of a model on a task. base: the base model, where `model` is an adapter."""
+    device_name = loading.device_of(device)
+    dtype = torch.float32 if getattr(settings, "precision", "") == "float32" else torch.bfloat16
     adapter = (Path(model) / "adapter_config.json").exists()
-    loaded = loading.load(base if adapter else model, dtype, settings.head, place)
-    found = loaded.model
+    loaded = loading.load(base if adapter else model, dtype, settings.head, device_name)
+    tuned = loaded.model
     if adapter:
         import peft
 
-        found = peft.PeftModel.from_pretrained(found, model).eval().to(place)
-    return Scorer(found, loaded.tokenizer, task, loaded.head, settings.max_tokens)
+        tuned = peft.PeftModel.from_pretrained(tuned, model).eval().to(device_name)
+    return Scorer(tuned, loaded.tokenizer, task, loaded.head, settings.max_tokens)

@@ -1,4 +1,4 @@
-"""Journals read whole: found by name, cut, and compared."""
+"""Complete journals: find, read, cut and compare."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from zerograd.journal import Note, Reader, Record, Restore, Skip, Step, Writer
-from zerograd.journal.format import to_bytes
 from zerograd.journal.header import read_header
+from zerograd.journal.steps import encode
 from zerograd.tune.folder import JOURNAL
 
 
 @dataclass(frozen=True)
 class ReadJournal:
-    """A journal that was read whole. torn: bytes at its end that are the beginning of a record."""
+    """A journal with all its records. torn: bytes of an incomplete record at its end."""
 
     path: Path
     header: Mapping[str, Any]
@@ -30,7 +30,7 @@ class ReadJournal:
 
 
 def find_journal(name: str) -> Path:
-    """A journal by its path, or by the folder of its run. Raises FileNotFoundError."""
+    """The path of a journal, given as that path or as its run's folder. Raises FileNotFoundError."""
     path = Path(name)
     path = path / JOURNAL if path.is_dir() else path
     if not path.exists():
@@ -45,19 +45,19 @@ def read_journal(path: Path) -> ReadJournal:
         reader = Reader(file, path.stat().st_size)
         records = list(reader)
     if "shipped" in header and (reader.torn or reader.steps != header["shipped"] or not isinstance(records[-1], Note)):
-        raise ValueError(f"{path} was cut short: it has {reader.steps} of its {header['shipped']} steps; fetch it again")
+        raise ValueError(f"{path} is incomplete: it has {reader.steps} of its {header['shipped']} steps; fetch it again")
     return ReadJournal(path, header, records, reader.torn)
 
 
 def cut_journal(journal: ReadJournal, at: int, out: Path) -> int:
-    """Write the journal's beginning, until `at` steps were taken, as a journal of its own. Returns its bytes.
+    """Write the first `at` steps of a journal as a new journal. Returns its size in bytes.
 
-    Raises ValueError where the journal has fewer steps, or the file exists.
+    Raises ValueError if the journal has fewer steps, or the file exists.
     """
     if at > len(journal.steps):
-        raise ValueError(f"step {at} is asked for, and the journal has {len(journal.steps)} steps; ask for one that it has")
+        raise ValueError(f"at is {at}, and the journal has {len(journal.steps)} steps; give at most that")
     if out.exists():
-        raise ValueError(f"out is {out}, which is there; name another file")
+        raise ValueError(f"out is {out}, which exists; name another file")
     counts = itertools.accumulate(isinstance(record, (Step, Skip)) for record in journal.records)
     writer = Writer.create(out, journal.header)
     for record, count in zip(journal.records, counts, strict=True):
@@ -69,10 +69,12 @@ def cut_journal(journal: ReadJournal, at: int, out: Path) -> int:
 
 
 def first_difference(first: ReadJournal, second: ReadJournal) -> tuple[list[str], int | None]:
-    """(the fields of the headers that differ, the first step that differs or that one journal lacks; None where there is none)."""
+    """(names of header fields that differ, number of the first step that differs or that only one journal has; None if
+    all steps agree).
+    """
     names = sorted({*first.header, *second.header})
     fields = [name for name in names if first.header.get(name) != second.header.get(name)]
     for number, (one, other) in enumerate(itertools.zip_longest(first.steps, second.steps)):
-        if one is None or other is None or to_bytes(one, 0) != to_bytes(other, 0):
+        if one is None or other is None or encode(one) != encode(other):
             return fields, number
     return fields, None

@@ -1,4 +1,4 @@
-"""The answers of a finished run's model to new rows."""
+"""Answers of a finished run's model to new rows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from zerograd.tune.settings import TaskSettings
 
 
 def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = ignore_progress) -> list[dict[str, Any]]:
-    """The rows of a file with what a run's tuned model answers to each: its own columns, "prediction", and for options
-    "probability", of the prediction among the options. Raises ValueError or FileNotFoundError.
+    """The rows of a file with the answers of a run's tuned model.
+
+    Each row has its own columns, "prediction", and for options "probability", the prediction's probability among the
+    options. Raises ValueError or FileNotFoundError.
     """
     workers.use(settings.threads)
     listen(Progress("reading the data", 0.0))
@@ -29,7 +31,7 @@ def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = ig
     examples = task.read(rows, f"data {source}", labelled=False)
     listen(Progress("loading the model", 0.0))
     scorer = run.scorer(settings.device, task)
-    scorer.settle(examples[:2])
+    scorer.choose_head_path(examples[:2])
     answers = evaluation.answers(
         scorer, examples, PASS_ROWS, run.settings.new_tokens, lambda done: listen(Progress("predicting", done))
     )
@@ -43,11 +45,11 @@ def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = ig
 
 
 def _unfiltered(spec: TaskSpec) -> TaskSpec:
-    """A task that takes every row: what is asked to be predicted is not left out."""
+    """The task without its filter, since every row needs a prediction."""
     return dataclasses.replace(spec, where="")
 
 
 def _label(task: Task, text: str) -> Any:
-    """The label of an option, as the data writes it; any other answer as it is."""
+    """The label of an option as in the data; any other answer as it is."""
     options = [option.strip() for option in task.options]
     return task.spec.labels[options.index(text)] if task.spec.labels and text in options else text

@@ -1,4 +1,4 @@
-"""Models made again from a journal and the base that its run began from."""
+"""Models rebuilt from a journal and its base model."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ from pathlib import Path
 
 from zerograd import journal
 from zerograd.journal import Step
-from zerograd.journal.header import method_of, require_base
+from zerograd.journal.header import recorded_memory, recorded_method, require_base
 from zerograd.machine import environment
 from zerograd.machine.files import new_folder
 from zerograd.runs.journals import ReadJournal, find_journal, read_journal
-from zerograd.spaces import weights
+from zerograd.spaces import Space, collect
 from zerograd.text.models import loading, schemes
 from zerograd.text.models.loading import Loaded
-from zerograd.tune.base_model import base_model, storage_of
+from zerograd.tune.base_model import base_model, precision_of
 from zerograd.tune.progress import Listener, Progress, ignore_progress
 from zerograd.tune.settings import TuneSettings, from_record
 
 HIGHEST_RANK = 4096
-"""The highest rank, and the most virtual tokens, of a run: memory is taken by these before a check can tell that a file is no
-run's."""
+"""The highest rank and the most virtual tokens of a run, which bound the memory that a malicious file can ask for."""
 
-MOST_FACTORS = 1 << 29
-"""The most numbers in the factors of a step's directions in a tensor: 2 GB."""
+MAX_FACTOR_VALUES = 1 << 29
+"""The most numbers in the factors of a step's directions for a tensor: 2 GB."""
 
 
 def load(path: str, base: str = "", device: str = "cpu") -> Loaded:
-    """A tuned model from its shipped file, its journal, or the folder of its run: an object with `model` and `tokenizer`.
+    """A tuned model from its shipped file, its journal, or its run's folder: an object with `model` and `tokenizer`.
 
-    base: the model that the run began from, where it is now; where it was then, when empty.
-    Raises FileNotFoundError, ValueError for another base or a damaged file, or ModuleNotFoundError without the extra `text`.
+    base: the base model; by default the one named in the journal. Raises FileNotFoundError, ValueError for another base
+    or a damaged file, or ModuleNotFoundError without the extra `text`.
     """
     return replayed(read_journal(find_journal(path)), base, device=device)
 
@@ -38,61 +37,60 @@ def load(path: str, base: str = "", device: str = "cpu") -> Loaded:
 def replayed(
     source: ReadJournal, base: str = "", at: int | None = None, device: str = "cpu", listen: Listener = ignore_progress
 ) -> Loaded:
-    """The model of a journal after `at` steps, or as the run left it.
+    """The model of a journal after `at` steps, by default at the end of its run.
 
-    base: the model that the run began from; where it was then, when empty. Raises WrongBase when it is another.
+    base: the base model; by default the one named in the journal. Raises WrongBase if its weights differ.
     """
     steps = journal.path(source.records, at)
-    loaded, slots, groups = base_of(source, base, device, listen)
-    family, state, seed = method_of(source.header)
-    state.begin(slots, source.header["groups"])
-    family.begin(slots)
-    journal.replay(slots, groups, family, state, seed, steps, lambda done: listen(Progress("replaying", done)))
+    loaded, spaces, groups = base_of(source, base, device, listen)
+    memory = recorded_memory(source.header, spaces, groups)
+    journal.replay(memory, steps, lambda done: listen(Progress("replaying", done)))
     return loaded
 
 
-def base_of(source: ReadJournal, base: str, device: str, listen: Listener) -> tuple[Loaded, list[weights.Slot], list[int]]:
-    """What a run began from: (its model, the tensors that it trained, the parameter group of each). Raises WrongBase."""
+def base_of(source: ReadJournal, base: str, device: str, listen: Listener) -> tuple[Loaded, list[Space], list[int]]:
+    """(base model, spaces of the trained tensors, parameter group of each space). Raises WrongBase."""
     environment.prepare()
     settings = dataclasses.replace(settings_of(source), device=device)
     for name in ("lora_rank", "virtual_tokens"):
         if getattr(settings, name) > HIGHEST_RANK:
             raise ValueError(f"journal {source.path} has {name} {getattr(settings, name):,}, more than {HIGHEST_RANK:,}")
     if "shipped" in source.header and not base and settings.model != loading.DEMO:
-        raise ValueError(f"{source.path} is of base {settings.model}; name where that is with --base")
+        raise ValueError(f"{source.path} needs its base model {settings.model}; give its path with --base")
     trains_own = settings.scheme not in schemes.ADAPTERS
     listen(Progress("loading the base", 0.0))
     every = dataclasses.replace(settings, scheme="full", layers=0, pattern="")
     loaded = base_model(every if trains_own else settings, base)
     require_base(source.header, journal.identity(loaded.model), f"journal {source.path}")
     table = source.header.get("tensors")
-    if trains_own and isinstance(table, list):  # the table names what was trained: no pattern of a file is searched for
+    if trains_own and isinstance(table, list):  # the table names the trained tensors; a pattern of a file is never evaluated
         names = {str(row.get("name")) for row in table if isinstance(row, dict)}
         for name, parameter in loaded.model.named_parameters():
             parameter.requires_grad_(name in names)
-    slots = weights.collect(loaded.model, storage_of(settings))
-    _require_bounded(source, method_of(source.header)[0].rank, slots)
-    return loaded, slots, journal.fit(slots, table, source.header["groups"])
+    spaces = collect(loaded.model, precision_of(settings))
+    method, _ = recorded_method(source.header)
+    _require_bounded(source, max(method.draw.rank_in(space) for space in spaces), spaces)
+    return loaded, spaces, journal.fit(spaces, table, source.header["groups"])
 
 
 def settings_of(source: ReadJournal) -> TuneSettings:
-    """The settings of a journal's run. Raises ValueError where its header has none, as the journal of a plain optimiser."""
+    """The settings of a journal's run. Raises ValueError for a journal without settings, such as a plain optimiser's."""
     fields = source.header.get("settings")
     if not isinstance(fields, dict):
-        raise ValueError(f"journal {source.path} has no settings in its header, so that no model can be made of it")
+        raise ValueError(f"journal {source.path} has no settings in its header, so its model cannot be rebuilt")
     return from_record(fields, f"journal {source.path}")
 
 
 def save_model(loaded: Loaded, out: Path) -> None:
-    """Write a model, or the adapter that was trained, and its tokenizer to a folder that is not there yet."""
+    """Write a model, or its trained adapter, and the tokenizer to a new folder."""
     with new_folder(out) as folder:
         loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
 
 
-def _require_bounded(source: ReadJournal, rank: int, slots: list[weights.Slot]) -> None:
-    """Raises ValueError where the factors of a step's directions would be larger than any run's."""
-    most = max((step.multipliers.shape[1] for step in source.steps if isinstance(step, Step)), default=0)
-    largest = max(slot.view[0] * (slot.view[1] + slot.view[2]) for slot in slots)
-    if most * rank * largest > MOST_FACTORS:
-        raise ValueError(f"journal {source.path} has a step of {most:,} directions of rank {rank:,}, more than can be held")
+def _require_bounded(source: ReadJournal, rank: int, spaces: list[Space]) -> None:
+    """Raises ValueError if the factors of a step's directions would exceed MAX_FACTOR_VALUES."""
+    most = max((len(step.coefficients) for step in source.steps if isinstance(step, Step)), default=0)
+    largest = max(space.view[0] * (space.view[1] + space.view[2]) for space in spaces)
+    if most * rank * largest > MAX_FACTOR_VALUES:
+        raise ValueError(f"journal {source.path} has a step of {most:,} directions of rank {rank:,}, more than fit in memory")

@@ -1,4 +1,4 @@
-"""A finished run as one small file, and such a file as a run again."""
+"""Shipping: write a finished run as one small file, and open such a file as a run."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from zerograd.tune.settings import from_record
 LOCAL_SETTINGS = frozenset(
     ["task", "data", "dev", "test", "text", "label", "template", "options", "out", "trackers", "device", "threads"]
 )
-"""Settings of a machine, or of the columns of its files; the prompt is in the task, which is shipped whole."""
+"""Settings of a machine or of its files, which are not shipped; the task is shipped with its prompt."""
 
 SHIPPED_RESULT = (
     *("task", "method", "scheme", "objective", "seed", "steps", "metric", "test_rows"),
     *("value_before", "value_after", "ci_before", "ci_after", "ci_gain"),
 )
-"""The numbers of its result that a shipped run has."""
+"""Fields of the result that are shipped."""
 
 
 def ship(folder: str, out: Path) -> int:
-    """Write a finished run as one file: a journal of the steps that its weights came from, and its result. Returns its bytes.
+    """Write a finished run as one file: a journal of the steps that lead to its weights, and its result. Returns the
+    size in bytes.
 
-    Paths of this machine are left out. Raises FileNotFoundError or ValueError for a run that cannot be shipped.
+    The file has no paths of this machine. Raises FileNotFoundError or ValueError for a run that cannot be shipped.
     """
     run = open_run(folder)
     if out.exists():
-        raise ValueError(f"out is {out}, which is there; name another file")
+        raise ValueError(f"out is {out}, which exists; name another file")
     if run.settings.scheme == "prefix":
         raise ValueError(
-            f"scheme prefix begins from activations, which machines round otherwise; give {run.folder}/model away instead"
+            f"scheme prefix starts from activations, which differ between machines by rounding; share {run.folder}/model instead"
         )
     source = read_journal(find_journal(folder))
     steps = {step.number: step for step in journal.path(source.records)}
@@ -51,11 +52,11 @@ def ship(folder: str, out: Path) -> int:
     base = {**source.header["base"], "model": settings["model"]}
     header = {**source.header, "settings": settings, "task": task, "base": base}
     result = {name: run.result[name] for name in SHIPPED_RESULT if name in run.result}
-    kept = source.steps[: max(steps, default=-1) + 1]
+    shipped_steps = source.steps[: max(steps, default=-1) + 1]
     partial = out.with_name(f".{out.name}.part")
     try:
-        writer = Writer.create(partial, {**header, "shipped": len(kept)})
-        for step in kept:
+        writer = Writer.create(partial, {**header, "shipped": len(shipped_steps)})
+        for step in shipped_steps:
             writer.add(steps.get(step.number, Skip(step.number, step.loss)))
         writer.note({"result": result | {"metric": _no_function(str(result["metric"]))}})
         writer.close()
@@ -67,26 +68,26 @@ def ship(folder: str, out: Path) -> int:
 
 @dataclass(frozen=True)
 class Shipped(Run):
-    """A run that came as one file. source: the file's journal. base: the model that it began from, on this machine."""
+    """A run from one file. source: the file's journal. base: the base model on this machine."""
 
     source: ReadJournal
     base: str = ""
 
     def scorer(self, device: str = "auto", task: Task | None = None) -> Scorer:
-        """The tuned model, made again."""
+        """A scorer of the rebuilt tuned model."""
         loaded = replayed(self.source, self.base, device=device)
         return Scorer(loaded.model, loaded.tokenizer, task or Task(self.spec), loaded.head, self.settings.max_tokens)
 
 
 def open_run_or_file(name: str, base: str = "") -> Run:
-    """A run by its folder, or by the file that it was shipped as. Raises FileNotFoundError or ValueError."""
+    """A run by its folder or by its shipped file. Raises FileNotFoundError or ValueError."""
     if not Path(name).is_file():
         return open_run(name)
     source = read_journal(Path(name))
     results = [record.note["result"] for record in source.records if isinstance(record, Note) and "result" in record.note]
     result = dict(results[0]) if results and isinstance(results[0], dict) else {}
     spec = tasks.parse(str(source.header.get("task")), Path(name).stem)
-    # a function is called, and a file read, when the user names it, not when a file from elsewhere does
+    # only the user may name functions and files to load, not a file from elsewhere
     result["metric"] = _no_function(str(result.get("metric") or spec.metric))
     spec = dataclasses.replace(_without_functions(spec), metric=result["metric"])
     fields = {key: value for key, value in dict(source.header["settings"]).items() if key not in LOCAL_SETTINGS}
@@ -94,11 +95,11 @@ def open_run_or_file(name: str, base: str = "") -> Run:
 
 
 def _no_function(name: str) -> str:
-    """The name of a metric; empty where it is a function's, which is a file of some machine."""
+    """The name of a metric; empty for a user's function."""
     return "" if ":" in name else name
 
 
 def _without_functions(spec: TaskSpec) -> TaskSpec:
-    """A task that names no function, and no rows but those of the package."""
+    """The task without user functions, and without data outside the package."""
     data = spec.data if splits.is_packaged(str(spec.data)) else ""
     return dataclasses.replace(spec, data=data, metric=_no_function(spec.metric))

@@ -1,1 +1,1 @@
-"""Settings as dataclasses: their fields checked in one place, and what a user's own file or module provides."""
+"""Settings as dataclasses with checked fields, and objects from a user's own file or module."""

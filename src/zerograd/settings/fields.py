@@ -1,7 +1,8 @@
 """Dataclasses of settings, built from names and values and checked by their annotations.
 
-An error names the field, its value, and what the field must be. Kinds of values are `str`, `int`, `float`, `bool`, `tuple[T, ...]`,
-`Mapping`, `Literal`, another dataclass, and unions of these; `None` stands for a default that depends on other fields.
+An error names the field, its value, and the allowed values. A field's type may be `str`, `int`, `float`, `bool`,
+`tuple[T, ...]`, `Mapping`, `Literal`, another dataclass, or a union of these; `None` stands for a default that depends
+on other fields.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ _PLURALS = {str: "a list of texts", int: "a list of whole numbers", float: "a li
 
 
 def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field with the help of its flag and the values that it may have; any value of its kind where there are no choices."""
+    """A field with a help text for its flag. choices: the allowed values; any value of the field's type without
+    choices.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 def from_mapping(kind: type[Settings], fields: Mapping[str, Any], where: str) -> Settings:
     """A dataclass of settings from fields by name, such as those of a YAML file.
 
-    where: how messages name the source. Raises ValueError for a field that the dataclass lacks, or that it needs and is not given.
+    where: the source's name in messages. Raises ValueError for an unknown field, and for a missing field without
+    default.
     """
     specs = dataclasses.fields(kind)  # type: ignore[arg-type]
     known = [spec.name for spec in specs]
@@ -42,9 +46,10 @@ def from_mapping(kind: type[Settings], fields: Mapping[str, Any], where: str) ->
 
 
 def check_fields(settings: Any, prefix: str = "") -> None:
-    """Turn lists into tuples, then raise ValueError for a value of another kind than its field's, or outside the field's choices.
+    """Turn lists into tuples, then raise ValueError for a value of another type than its field's, or outside the
+    field's choices.
 
-    prefix: what stands before a field's name in messages. Made to be called in `__post_init__`.
+    prefix: text before a field's name in messages. Call it in `__post_init__`.
     """
     kinds = kinds_of(type(settings))
     for spec in dataclasses.fields(settings):
@@ -67,7 +72,7 @@ def require_at_least(name: str, value: float, least: float) -> None:
 
 
 def kinds_of(settings: type[Any]) -> dict[str, tuple[Any, ...]]:
-    """The kinds of values that each field takes, by its annotation: several for a union."""
+    """The types of each field by its annotation, several for a union."""
     hints = get_type_hints(settings)
     unions = (Union, types.UnionType)
     return {
@@ -90,13 +95,13 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _words(kinds: tuple[Any, ...]) -> str:
-    """The kinds in words."""
-    found: list[str] = []
+    """The types in words."""
+    words: list[str] = []
     for kind in kinds:
         if get_origin(kind) is Literal:
-            found += map(str, get_args(kind))
+            words += map(str, get_args(kind))
         elif get_origin(kind) is tuple:
-            found.append(_PLURALS.get(get_args(kind)[0], "a list"))
+            words.append(_PLURALS.get(get_args(kind)[0], "a list"))
         elif kind is not type(None):
-            found.append(_WORDS.get(kind, "names and values"))
-    return " or ".join(found)
+            words.append(_WORDS.get(kind, "names and values"))
+    return " or ".join(words)

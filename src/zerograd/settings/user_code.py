@@ -10,9 +10,9 @@ from typing import Any
 
 
 def load_user_object(name: str, what: str) -> Any:
-    """A user's function or class by `module:name` or `file.py:name`, imported. what: how messages call the object.
+    """A user's function or class by `module:name` or `file.py:name`. what: the object's name in messages.
 
-    Raises ValueError where the object does not exist, or its module fails.
+    Raises ValueError if the object does not exist, or its module fails.
     """
     where, _, function = name.rpartition(":")
     try:
@@ -26,12 +26,12 @@ def load_user_object(name: str, what: str) -> Any:
                 sys.path.pop(0)
     except ImportError as error:
         raise ValueError(f"{what} {name!r}: {error}; give module:function, or file.py:function") from None
-    except Exception as error:  # of whatever the file runs
+    except Exception as error:  # of anything that the file runs
         raise ValueError(f"{what} {name!r}: {where} fails: {type(error).__name__}: {error}") from None
-    found = getattr(module, function, None)
-    if not callable(found):
+    loaded = getattr(module, function, None)
+    if not callable(loaded):
         raise ValueError(f"{what} {name!r}: {where} has no function {function}")
-    return found
+    return loaded
 
 
 def _from_file(path: Path, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Answers in free text: greedy generation, many rows at a time."""
+"""Answers in free text: greedy generation, in batches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ def generate(
     rows: int = 16,
     listen: Callable[[float], None] = lambda done: None,
 ) -> list[str]:
-    """What the model answers to each example, in the order given, without what ends an answer.
+    """The model's answer to each example, in the order of the examples, without the end of an answer.
 
-    new_tokens: the most of an answer. rows: examples at a time, of like length. listen hears the share that is done. Raises
-    ValueError for more new tokens than a row leaves for its answer.
+    new_tokens: the longest answer. rows: examples of a batch, which have similar lengths. listen: takes the share of
+    the work that is done. Raises ValueError where a row has less room than new_tokens for its answer.
     """
-    if new_tokens > scorer.encoder.most:
-        say = f"new_tokens is {new_tokens}, and a row has {scorer.encoder.room} tokens in all, half of them for its answer"
-        raise ValueError(f"{say}; give at most {scorer.encoder.most}, or a larger --max-tokens")
+    if new_tokens > scorer.encoder.max_answer_tokens:
+        problem = (
+            f"new_tokens is {new_tokens}, and a row has {scorer.encoder.max_tokens} tokens in all, half of them for its answer"
+        )
+        raise ValueError(f"{problem}; give at most {scorer.encoder.max_answer_tokens}, or a larger --max-tokens")
     prompts = [scorer.encoder.prompt_ids(e, new_tokens) for e in examples]
     by_length = sorted(range(len(examples)), key=lambda i: len(prompts[i]))
     answers = [""] * len(examples)
@@ -42,24 +44,24 @@ def _answers(scorer: Scorer, prompts: Sequence[list[int]], new_tokens: int) -> l
 
     pad, width = scorer.encoder.pad, max(map(len, prompts))
     left = scorer.head != "seq2seq"
-    filled = [([pad] * (width - len(p)) + p) if left else (p + [pad] * (width - len(p))) for p in prompts]
-    seen = [([0] * (width - len(p)) + [1] * len(p)) if left else ([1] * len(p) + [0] * (width - len(p))) for p in prompts]
-    own = scorer.model.generation_config
-    end = own.eos_token_id if own.eos_token_id is not None else scorer.tokenizer.eos_token_id
+    padded = [([pad] * (width - len(p)) + p) if left else (p + [pad] * (width - len(p))) for p in prompts]
+    attention = [([0] * (width - len(p)) + [1] * len(p)) if left else ([1] * len(p) + [0] * (width - len(p))) for p in prompts]
+    defaults = scorer.model.generation_config
+    end = defaults.eos_token_id if defaults.eos_token_id is not None else scorer.tokenizer.eos_token_id
     stop = scorer.task.spec.stop
     settings = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=pad)
-    settings.decoder_start_token_id = own.decoder_start_token_id
+    settings.decoder_start_token_id = defaults.decoder_start_token_id
 
     def stopped(ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
-        said = scorer.tokenizer.batch_decode(ids[:, width:] if left else ids, skip_special_tokens=True)
-        return torch.tensor([stop in text for text in said], device=ids.device)
+        texts = scorer.tokenizer.batch_decode(ids[:, width:] if left else ids, skip_special_tokens=True)
+        return torch.tensor([stop in text for text in texts], device=ids.device)
 
     with torch.no_grad():
-        made = scorer.model.generate(
-            input_ids=torch.tensor(filled, device=scorer.device),
-            attention_mask=torch.tensor(seen, device=scorer.device),
+        generated = scorer.model.generate(
+            input_ids=torch.tensor(padded, device=scorer.device),
+            attention_mask=torch.tensor(attention, device=scorer.device),
             generation_config=settings,
             stopping_criteria=StoppingCriteriaList([stopped] if stop else []),
         )
-    texts = scorer.tokenizer.batch_decode(made[:, width:] if left else made, skip_special_tokens=True)
+    texts = scorer.tokenizer.batch_decode(generated[:, width:] if left else generated, skip_special_tokens=True)
     return [(text.split(stop)[0] if stop else text).strip() for text in texts]

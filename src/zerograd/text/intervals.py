@@ -1,4 +1,4 @@
-"""Intervals for what is measured on one test set."""
+"""Confidence intervals of results on one test set."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-Z = 1.959963984540054
+NORMAL_QUANTILE = 1.959963984540054
 """The normal quantile of a 95 % interval."""
 
-T = (
+STUDENT_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 """Student's quantiles of a 95 % interval with 1, 2, ... degrees of freedom."""
 
 RESAMPLES = 500
-"""Of a bootstrap."""
+"""Resamples of a bootstrap."""
 
 
 def wilson(right: int, rows: int) -> list[float]:
     """95 % interval of a proportion (Wilson 1927)."""
     p, n = right / rows, rows
-    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    centre = (p + NORMAL_QUANTILE * NORMAL_QUANTILE / (2 * n)) / (1 + NORMAL_QUANTILE * NORMAL_QUANTILE / n)
+    half = (
+        NORMAL_QUANTILE
+        / (1 + NORMAL_QUANTILE * NORMAL_QUANTILE / n)
+        * math.sqrt(p * (1 - p) / n + NORMAL_QUANTILE * NORMAL_QUANTILE / (4 * n * n))
+    )
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
@@ -41,7 +45,8 @@ def mean(values: Sequence[float]) -> list[float]:
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """95 % interval of the difference of two means over the same rows, by the normal approximation of paired differences.
+    """95 % interval of the difference of two means over the same rows, by the normal approximation of paired
+    differences.
 
     Raises ValueError for fewer than two rows.
     """
@@ -51,25 +56,25 @@ def paired(before: Sequence[float], after: Sequence[float]) -> list[float]:
         raise ValueError(f"{n} rows give no interval; at least 2 are needed")
     centre = sum(differences) / n
     deviation = math.sqrt(sum((d - centre) ** 2 for d in differences) / (n - 1) / n)
-    return [centre - Z * deviation, centre + Z * deviation]
+    return [centre - NORMAL_QUANTILE * deviation, centre + NORMAL_QUANTILE * deviation]
 
 
 def bootstrap(value: Callable[[Sequence[int]], float], rows: int, seed: int = 0) -> list[float]:
-    """95 % interval of a number of some rows, value(indices), by resampling them (Efron 1979).
+    """95 % interval of a statistic of rows, value(indices), by resampling the rows (Efron 1979).
 
     Raises ValueError for fewer than two rows.
     """
     if rows < 2:
         raise ValueError(f"{rows} rows give no interval; at least 2 are needed")
     draw = random.Random(seed)
-    found = sorted(value(draw.choices(range(rows), k=rows)) for _ in range(RESAMPLES))
-    return [found[int(0.025 * RESAMPLES)], found[int(0.975 * RESAMPLES)]]
+    values = sorted(value(draw.choices(range(rows), k=rows)) for _ in range(RESAMPLES))
+    return [values[int(0.025 * RESAMPLES)], values[int(0.975 * RESAMPLES)]]
 
 
 def best_threshold(margins: Sequence[float], labels: Sequence[int]) -> float:
-    """The threshold on the margin of option 1 over option 0 that gets most rows right; of equals, the nearest to zero."""
+    """The threshold on the margin of option 1 over option 0 with the most right rows; of equals, the nearest to zero."""
     order = sorted(zip(margins, labels, strict=True))
-    right = sum(label for _, label in order)  # everything above the threshold is called 1
+    right = sum(label for _, label in order)  # rows above the threshold get label 1
     candidates = [(right, order[0][0] - 1)]
     for i, (margin, label) in enumerate(order):
         right += 1 - 2 * label
@@ -81,43 +86,48 @@ def best_threshold(margins: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def best_offsets(scores: Sequence[Sequence[float]], labels: Sequence[int], rounds: int = 3) -> list[float]:
-    """What to add to each option's score so that most rows are right, the first option's being 0.
+    """The offset of each option's score that makes most rows right; the first option's is 0.
 
-    Of two options it is the best threshold. Of more, each option's offset in turn is the best that there is beside the others'.
+    Two options need one threshold. With more, each option's offset in turn is set to its best value given the other
+    offsets.
     """
     count = len(scores[0])
     offsets = [0.0] * count
     for _ in range(rounds if count > 2 else 1):
         for option in range(1, count):
-            beside = [max(s + o for i, (s, o) in enumerate(zip(row, offsets, strict=True)) if i != option) for row in scores]
-            margins = [row[option] - other for row, other in zip(scores, beside, strict=True)]
-            # rows whose label is neither this option nor the best beside it are wrong either way
-            told = []
-            for margin, row, other, label in zip(margins, scores, beside, labels, strict=True):
+            others = [max(s + o for i, (s, o) in enumerate(zip(row, offsets, strict=True)) if i != option) for row in scores]
+            margins = [row[option] - other for row, other in zip(scores, others, strict=True)]
+            # a row whose label is neither this option nor the best other one stays wrong
+            movable = []
+            for margin, row, other, label in zip(margins, scores, others, labels, strict=True):
                 if label == option:
-                    told.append((margin, 1))
+                    movable.append((margin, 1))
                 elif row[label] + offsets[label] == other:
-                    told.append((margin, 0))
-            if told:
-                offsets[option] = -best_threshold([m for m, _ in told], [is_it for _, is_it in told])
+                    movable.append((margin, 0))
+            if movable:
+                offsets[option] = -best_threshold([m for m, _ in movable], [is_it for _, is_it in movable])
     return offsets
 
 
 def student(values: Sequence[float]) -> list[float]:
-    """95 % interval of the mean of a few values, of seeds say, by Student's t. Raises ValueError for fewer than two."""
+    """95 % interval of the mean of a few values, such as one per seed, by Student's t. Raises ValueError for fewer than
+    two.
+    """
     n = len(values)
     if n < 2:
         raise ValueError(f"{n} values give no interval; at least 2 are needed")
-    half = (T[n - 2] if n - 2 < len(T) else Z) * stdev(values) / math.sqrt(n)
+    half = (STUDENT_QUANTILES[n - 2] if n - 2 < len(STUDENT_QUANTILES) else NORMAL_QUANTILE) * stdev(values) / math.sqrt(n)
     return [fmean(values) - half, fmean(values) + half]
 
 
-def crossed(values: Sequence[Sequence[float]], blocks: Sequence[int] = (), resamples: int = 2000, seed: int = 0) -> list[float]:
-    """95 % interval of the mean of values by seed and row, values[seed][row], whose rows are the same for every seed.
+def crossed_bootstrap(
+    values: Sequence[Sequence[float]], blocks: Sequence[int] = (), resamples: int = 2000, seed: int = 0
+) -> list[float]:
+    """95 % interval of the mean of values[seed][row], where every seed has the same rows.
 
-    Seeds and rows are resampled independently of each other, the pigeonhole bootstrap (Owen 2007). Three seeds cannot be resampled
-    into tails, so that the interval is at least that of Student's t over the seeds' means. blocks: how many rows each of several
-    tasks has, one after the other; tasks weigh the same. Raises ValueError for fewer than two rows.
+    Seeds and rows are resampled independently of each other, the pigeonhole bootstrap (Owen 2007). Few seeds have no
+    tails to resample, so the interval is at least as wide as Student's t over the seeds' means. blocks: the number of
+    rows of each task, in order; tasks have equal weights. Raises ValueError for fewer than two rows.
     """
     table = np.asarray(values, np.float64)  # (seeds, rows)
     count = len(table)

@@ -1,4 +1,4 @@
-"""What a run found: values before and after with their intervals, and predictions row by row."""
+"""The results of a run: its metric before and after training with intervals, and its predictions row by row."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from zerograd.text.metrics import Metric, Reference, metric
 from zerograd.text.scoring import Scorer
 
 LIKELIHOOD = "log-likelihood"
-"""The metric of answers that are not generated: the mean over rows of the mean over a right answer's tokens."""
+"""The metric of free answers that are not generated: the mean over rows of a right answer's log-likelihood per token.
+"""
 
 
 def metric_of(name: str, spec: TaskSpec) -> Metric | None:
-    """The metric by name, the task's own, or accuracy; None is the likelihood of free answers. Raises ValueError for no metric."""
+    """The metric of a name, by default the task's own, or accuracy; None stands for LIKELIHOOD.
+
+    Raises ValueError for an unknown metric.
+    """
     named = name or spec.metric or ("" if spec.kind == "answer" else "accuracy")
     return metric(named) if named and named != LIKELIHOOD else None
 
 
 class Judge:
-    """Values of a metric on the test rows, and their intervals."""
+    """The metric of answers to the test rows, with intervals."""
 
     def __init__(self, scorer: Scorer, examples: Sequence[Example], metric: Metric | None) -> None:
         self.metric = metric
@@ -31,51 +35,52 @@ class Judge:
         self.name = metric.name if metric else LIKELIHOOD
         self.references: list[Reference] = evaluation.references(scorer, examples)
 
-    def require(self, said: Answers) -> None:
-        """Raises ValueError when the metric is none of such answers: better before training than after."""
+    def require(self, answers: Answers) -> None:
+        """Raises ValueError if the metric has no value for such answers, so that a run fails before its training."""
         if self.metric is not None:
-            self._of(said.texts, range(len(self.examples)))
+            self._of(answers.texts, range(len(self.examples)))
 
-    def rows(self, said: Answers) -> list[float] | None:
-        """The value of each row, where the metric has one."""
+    def rows(self, answers: Answers) -> list[float] | None:
+        """The value of each row; None for a metric of all rows together."""
         if self.metric is None:
-            return [-loss for loss in said.losses]
+            return [-loss for loss in answers.losses]
         if self.metric.by_row is None:
             return None
-        return [self.metric.by_row(text, reference) for text, reference in zip(said.texts, self.references, strict=True)]
+        return [self.metric.by_row(text, reference) for text, reference in zip(answers.texts, self.references, strict=True)]
 
-    def value(self, said: Answers, interval: bool = True) -> tuple[float, list[float]]:
-        """(value, 95 % interval, empty where none is wanted)."""
-        rows = self.rows(said)
+    def value(self, answers: Answers, interval: bool = True) -> tuple[float, list[float]]:
+        """(value, 95 % interval; without `interval` a metric of all rows together has an empty one)."""
+        rows = self.rows(answers)
         if rows is not None:
             return sum(rows) / len(rows), intervals.mean(rows)
         everything = range(len(self.examples))
-        value = self._of(said.texts, everything)
-        return value, intervals.bootstrap(lambda some: self._of(said.texts, some), len(everything)) if interval else []
+        value = self._of(answers.texts, everything)
+        return value, intervals.bootstrap(lambda rows: self._of(answers.texts, rows), len(everything)) if interval else []
 
     def gain(self, before: Answers, after: Answers) -> list[float]:
-        """95 % interval of the paired gain."""
+        """95 % interval of the paired gain of `after` over `before`."""
         first, second = self.rows(before), self.rows(after)
         if first is not None and second is not None:
             return intervals.paired(first, second)
-        return intervals.bootstrap(lambda some: self._of(after.texts, some) - self._of(before.texts, some), len(self.examples))
+        return intervals.bootstrap(lambda rows: self._of(after.texts, rows) - self._of(before.texts, rows), len(self.examples))
 
-    def _of(self, texts: Sequence[str], some: Sequence[int]) -> float:
+    def _of(self, texts: Sequence[str], rows: Sequence[int]) -> float:
         assert self.metric is not None
-        return self.metric([texts[i] for i in some], [self.references[i] for i in some])
+        return self.metric([texts[i] for i in rows], [self.references[i] for i in rows])
 
 
-def judged(
+def judge_run(
     judge: Judge, scorer: Scorer, before: Answers, after: Answers, fit: Answers | None, shots: Answers | None
 ) -> dict[str, Any]:
-    """The values of a run by name: of the majority class, zero-shot, with offsets fitted on training rows, and tuned.
+    """The results of a run by name: majority class, zero-shot, zero-shot with fitted offsets, in-context and tuned.
 
-    fit: what the untouched model says of training rows; None for tasks without common options. shots: what it says of the test
-    rows behind demonstrations, where that was asked for.
+    before, after: answers to the test rows before and after training. fit: the untrained model's answers to training
+    rows, which offsets are fitted on; None for tasks without common options. shots: its answers to the test rows after
+    demonstrations; None without demonstrations.
     """
     value_before, ci_before = judge.value(before)
     value_after, ci_after = judge.value(after)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "metric": judge.name,
         "value_before": value_before,
         "value_after": value_after,
@@ -87,8 +92,8 @@ def judged(
         "test_rows": len(judge.examples),
     }
     if shots is not None:
-        found["value_shots"], found["ci_shots"] = judge.value(shots)
-        found["ci_gain_shots"] = judge.gain(shots, after)
+        result["value_shots"], result["ci_shots"] = judge.value(shots)
+        result["ci_gain_shots"] = judge.gain(shots, after)
     if fit is not None:
         train = scorer.task.train[: len(fit.scores)]
         labels = [e.label for e in train]
@@ -99,22 +104,22 @@ def judged(
         common = max(range(len(words)), key=labels.count)
         majority = Answers([words[common]] * len(judge.examples), before.losses, before.scores)
         with contextlib.suppress(ValueError):  # a metric may have no value of answers that are all the same
-            found["value_majority"] = judge.value(majority, interval=False)[0]
-        found["value_calibrated"], found["ci_calibrated"] = judge.value(calibrated)
-        found["ci_gain_calibrated"] = judge.gain(calibrated, after)
-        found["offsets"] = offsets
+            result["value_majority"] = judge.value(majority, interval=False)[0]
+        result["value_calibrated"], result["ci_calibrated"] = judge.value(calibrated)
+        result["ci_gain_calibrated"] = judge.gain(calibrated, after)
+        result["offsets"] = offsets
     if judge.name == "accuracy":
-        found |= {name.replace("value", "accuracy"): value for name, value in found.items() if name.startswith("value_")}
-    return found
+        result |= {name.replace("value", "accuracy"): value for name, value in result.items() if name.startswith("value_")}
+    return result
 
 
 def predictions(scorer: Scorer, judge: Judge, before: Answers, after: Answers) -> Iterator[dict[str, Any]]:
-    """The test rows with what the model said of them before and after."""
-    first, second = (judge.rows(said) if judge.metric else None for said in (before, after))
+    """The test rows with the model's answers before and after training."""
+    first, second = (judge.rows(answers) if judge.metric else None for answers in (before, after))
     for i, example in enumerate(judge.examples):
         row: dict[str, Any] = {
             "id": example.id,
-            "text": shown(scorer, example),
+            "text": preview(scorer, example),
             "reference": judge.references[i],
             "option_before": before.texts[i],
             "option_after": after.texts[i],
@@ -136,8 +141,8 @@ def predictions(scorer: Scorer, judge: Judge, before: Answers, after: Answers) -
         yield row
 
 
-def shown(scorer: Scorer, example: Example) -> str:
-    """An example as a reader sees it: the column that may be cut where the task has one, else the whole prompt."""
+def preview(scorer: Scorer, example: Example) -> str:
+    """The text of an example for reports: the column that may be cut if the task has one, else the whole prompt."""
     spec = scorer.task.spec
     if spec.messages:
         return "\n".join(f"{m['role']}: {m['content']}" for m in example.row[spec.messages][: -1 if example.answers else None])

@@ -1,4 +1,4 @@
-"""Metrics of predictions against references: the usual ones, and any function of a user's."""
+"""Metrics of predictions against references: common ones, and a user's own function."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Reference = str | Sequence[str]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of predictions and their references; more is better.
+    """A number for predictions and references; higher is better.
 
-    by_row: of a single row, where the whole is the mean over rows; None of a metric that is of all rows together.
+    of_all: the metric of all rows. by_row: the metric of one row, if the whole is the mean over rows, else None.
     """
 
     name: str
@@ -27,20 +27,21 @@ class Metric:
     by_row: Callable[[str, Reference], float] | None = None
 
     def __call__(self, predictions: Sequence[str], references: Sequence[Reference]) -> float:
-        """Its value. Raises ValueError when it is not a finite number."""
+        """The value of the metric. Raises ValueError when it is not a finite number."""
         value = self.of_all(predictions, references)
         try:
             number = math.nan if isinstance(value, str) else float(value)
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"metric {self.name} returned {value!r}; it must return a finite number, more being better")
+            raise ValueError(f"metric {self.name} returned {value!r}; it must return a finite number, higher is better")
         return number
 
 
 def metric(name: str) -> Metric:
-    """A metric by name, or `module:function` or `file.py:function` of a user's, called with a list of predictions and a list of
-    references. Raises ValueError when there is none of that name.
+    """A metric by its name in METRICS, or a user's `module:function` or `file.py:function`.
+
+    A user's function takes a list of predictions and a list of references. Raises ValueError for an unknown name.
     """
     if name in _BY_ROW:
         by_row = _BY_ROW[name]
@@ -53,40 +54,42 @@ def metric(name: str) -> Metric:
 
 
 def normalised(text: str) -> str:
-    """A text as SQuAD compares it: lower case, without punctuation, articles and repeated spaces (Rajpurkar et al. 2016)."""
+    """A text as SQuAD compares it: lower case, without punctuation, articles and repeated spaces (Rajpurkar et al.
+    2016).
+    """
     bare = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def accuracy(prediction: str, reference: Reference) -> float:
-    """1 where the prediction is the reference, or one of them, spaces around apart."""
+    """1 if the prediction equals a reference, without spaces around, else 0."""
     return float(any(prediction.strip() == one.strip() for one in _several(reference)))
 
 
 def exact_match(prediction: str, reference: Reference) -> float:
-    """1 where prediction and reference, or one of them, are the same when normalised."""
+    """1 if the prediction equals a reference once both are normalised, else 0."""
     return float(any(normalised(prediction) == normalised(one) for one in _several(reference)))
 
 
 def token_f1(prediction: str, reference: Reference) -> float:
-    """The harmonic mean of precision and recall of words, normalised; of several references, the best."""
+    """The harmonic mean of precision and recall of normalised words; the best over several references."""
     return max(_overlap(normalised(prediction).split(), normalised(one).split()) for one in _several(reference))
 
 
 def macro_f1(predictions: Sequence[str], references: Sequence[Reference]) -> float:
-    """The mean over the references' values of the F1 of each."""
+    """The mean F1 over the different references."""
     pairs = [(p.strip(), _several(r)) for p, r in zip(predictions, references, strict=True)]
     right = Counter(p for p, rs in pairs if p in [r.strip() for r in rs])
-    said = Counter(p for p, _ in pairs)
-    there = Counter(p if p in [r.strip() for r in rs] else rs[0].strip() for p, rs in pairs)
-    return sum(2 * right[v] / (said[v] + there[v]) for v in there) / max(1, len(there))
+    predicted = Counter(p for p, _ in pairs)
+    expected = Counter(p if p in [r.strip() for r in rs] else rs[0].strip() for p, rs in pairs)
+    return sum(2 * right[v] / (predicted[v] + expected[v]) for v in expected) / max(1, len(expected))
 
 
-def _overlap(ours: list[str], theirs: list[str]) -> float:
-    if not ours or not theirs:
-        return float(ours == theirs)
-    common = sum((Counter(ours) & Counter(theirs)).values())
-    return 2 * common / (len(ours) + len(theirs))
+def _overlap(predicted: list[str], expected: list[str]) -> float:
+    if not predicted or not expected:
+        return float(predicted == expected)
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * common / (len(predicted) + len(expected))
 
 
 def _several(reference: Reference) -> Sequence[str]:
@@ -99,5 +102,5 @@ METRICS = (*_BY_ROW, "f1")
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric, by its name, is a share of the rows or a mean of shares, and is written in percent."""
+    """Whether a metric is a share, written in percent."""
     return name in METRICS

@@ -1,4 +1,4 @@
-"""What training minimises: the loss, a metric that has no gradient, or a mix of the two."""
+"""Objectives of training: the loss, a metric without a gradient, or a mix of the two."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LOSS = "loss"
 
 
 class Objective(Protocol):
-    """What a step minimises.
+    """The objective of a step.
 
-    whole_batch: its value is one of all rows of a batch together, so that no pass may take a part of them. by_closure: a step
-    calls `closure(examples)` and evaluates that branch by branch; otherwise it calls the objective itself with a batch.
+    whole_batch: the value depends on all rows of a batch together, so a pass must take the whole batch. by_closure: a
+    step evaluates `closure(examples)` once per branch; otherwise the step calls the objective itself with a batch.
     """
 
     @property
@@ -58,14 +58,14 @@ class LossObjective(_OfBatches):
 class MetricObjective(_OfBatches):
     """1 minus a metric of the options that the model chooses, mixed with the loss: float32 (examples,).
 
-    A metric of a row is each row's own. A metric of all rows together is taken over each copy of the batch, and is the value of
-    every row of that copy. mix: the share of the metric, in (0, 1]; the rest is the loss's.
-    Raises ValueError for a task without common options.
+    A metric of one row gives each row its own value. A metric of all rows gives every row of a branch the value of that
+    branch. mix: the weight of the metric, in (0, 1]; the loss has the rest. Raises ValueError for a task without common
+    options.
     """
 
     def __init__(self, scorer: Scorer, metric: Metric, mix: float = 1.0) -> None:
         if scorer.task.spec.kind != "options":
-            raise ValueError(f"objective {metric.name} is of options that are common to all rows; task {scorer.task.name} has none")
+            raise ValueError(f"objective {metric.name} needs options that all rows share; task {scorer.task.name} has none")
         self.scorer = scorer
         self.metric = metric
         self.mix = mix
@@ -73,7 +73,7 @@ class MetricObjective(_OfBatches):
 
     @property
     def whole_batch(self) -> bool:
-        """Whether the metric is of all rows together."""
+        """Whether the metric needs all rows together."""
         return self.metric.by_row is None
 
     def __call__(self, batch: Batch) -> Any:
@@ -97,9 +97,9 @@ class MetricObjective(_OfBatches):
 
 
 class GeneratedObjective:
-    """1 minus a metric of answers that the model generates, mixed with the loss; a closure, since it is of a whole batch.
+    """1 minus a metric of generated answers, mixed with the loss; a closure, since generation takes the whole batch.
 
-    new_tokens: the most of an answer. mix: the share of the metric, in (0, 1]; the rest is the loss's.
+    new_tokens: the longest answer. mix: the weight of the metric, in (0, 1]; the loss has the rest.
     """
 
     whole_batch: ClassVar[bool] = True
@@ -115,9 +115,11 @@ class GeneratedObjective:
         raise TypeError("GeneratedObjective is a closure of examples; it cannot be called with a batch")
 
     def closure(self, examples: Sequence[Example]) -> Callable[[], torch.Tensor]:
-        """What a step evaluates branch by branch: a scalar of some examples. Generation is greedy, so that it is pure."""
+        """A scalar objective of some examples, for a step to call once per branch. It is pure, since generation is
+        greedy.
+        """
         references = evaluation.references(self.scorer, examples)
-        batch = self.scorer.batch(examples, taught=True) if self.mix < 1 else None
+        batch = self.scorer.batch(examples, for_training=True) if self.mix < 1 else None
 
         def value() -> torch.Tensor:
             texts = generate(self.scorer, examples, self.new_tokens, len(examples))
@@ -132,10 +134,10 @@ class GeneratedObjective:
 
 
 def objective(name: str, scorer: Scorer, mix: float = 1.0, new_tokens: int = 50) -> Objective:
-    """An objective by name: `LOSS`, or a metric's name, as `metrics.metric` takes it. Raises ValueError for neither."""
+    """An objective by name: `LOSS`, or the name of a metric. Raises ValueError for any other name."""
     if name == LOSS:
         return LossObjective(scorer.losses)
-    chosen = metric(name)
+    named = metric(name)
     if scorer.task.spec.kind == "answer":
-        return GeneratedObjective(scorer, chosen, mix, new_tokens)
-    return MetricObjective(scorer, chosen, mix)
+        return GeneratedObjective(scorer, named, mix, new_tokens)
+    return MetricObjective(scorer, named, mix)

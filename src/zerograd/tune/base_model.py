@@ -1,4 +1,4 @@
-"""The model that a run begins from."""
+"""The base model of a run: the model before training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from zerograd.tune.settings import TuneSettings
 
 
 def base_model(settings: TuneSettings, name: str = "") -> Loaded:
-    """The model that a run begins from, with its adapter, requires_grad set on what the scheme trains.
+    """The model before training, with its adapter, and with requires_grad set on the parameters that the scheme trains.
 
-    name: where the model is now, if that is not where the settings say.
+    name: the model's present path, if it differs from the settings.
     """
-    dtype = torch.float32 if settings.storage == "float32" else torch.bfloat16
+    dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
     with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)  # a head that the model was saved without is drawn, the same one every time
+        torch.manual_seed(settings.seed)  # transformers draws a head that the saved model lacks
         loaded = loading.load(name or settings.model, dtype, settings.head, loading.device_of(settings.device))
     model = schemes.select(
         loaded.model,
@@ -32,6 +32,6 @@ def base_model(settings: TuneSettings, name: str = "") -> Loaded:
     return Loaded(model, loaded.tokenizer, loaded.head)
 
 
-def storage_of(settings: TuneSettings) -> str | None:
-    """How the trained weights are stored, as an optimiser takes it."""
-    return None if settings.storage == "auto" else settings.storage
+def precision_of(settings: TuneSettings) -> str | None:
+    """The precision as an optimiser takes it: None for the default."""
+    return None if settings.precision == "auto" else settings.precision

@@ -1,16 +1,17 @@
-"""The learning rate and smoothing radius that a run gets where its settings name none: by method and by scheme."""
+"""Default learning rates and smoothing radii, by method and by scheme."""
 
 from __future__ import annotations
 
-from zerograd.optim import METHODS
+from zerograd.optim import METHODS, method_of
 from zerograd.text.models.schemes import ADAPTERS
 
 SCHEME_SCALES = {"qk": 3.0}
-"""How many times as far as with the scheme `upper` a perturbation goes, and a step without backward passes: eps and lr are the
-usual ones times this. The loss is less curved in queries and keys (benchmarks/kinds.py)."""
+"""Factors of the default eps, and of the default lr of methods without backward passes, relative to the scheme `upper`.
+The loss has less curvature in queries and keys (benchmarks/kinds.py).
+"""
 
 EPS = 0.02
-"""The smoothing radius, relative to each tensor's rms, of a scheme whose scale is 1."""
+"""The default smoothing radius, relative to each tensor's rms, of a scheme with scale 1."""
 
 
 def scheme_scale(scheme: str) -> float:
@@ -19,17 +20,17 @@ def scheme_scale(scheme: str) -> float:
 
 
 def default_lr(method: str, scheme: str) -> float:
-    """The usual learning rate: the method's own, scaled for the scheme where the method takes no backward pass."""
+    """The default learning rate: the method's own, scaled for the scheme if the method takes no backward pass."""
     kind = METHODS[method]
-    rate = kind.RATE if kind.ADAPTER_RATE is None or scheme not in ADAPTERS else kind.ADAPTER_RATE
-    return rate * (1 if kind.takes_backward else scheme_scale(scheme))
+    rate = kind.default_lr if kind.adapter_lr is None or scheme not in ADAPTERS else kind.adapter_lr
+    return rate * (1 if method_of(method).takes_backward else scheme_scale(scheme))
 
 
 def default_eps(method: str, scheme: str) -> float | None:
-    """The usual smoothing radius, relative to each tensor's rms; None for a method that perturbs nothing."""
-    return EPS * scheme_scale(scheme) if METHODS[method].perturbs else None
+    """The default smoothing radius, relative to each tensor's rms; None for a method that perturbs nothing."""
+    return EPS * scheme_scale(scheme) if method_of(method).perturbs else None
 
 
 def scales_in_words() -> str:
-    """The scales of `SCHEME_SCALES`, as the help of a flag says them."""
+    """`SCHEME_SCALES` as a text for the help of flags."""
     return ", ".join(f"{scale:g} times that with {scheme}" for scheme, scale in SCHEME_SCALES.items())

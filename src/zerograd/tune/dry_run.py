@@ -1,4 +1,4 @@
-"""A dry run: what a run would take and write, by two real steps and an evaluation."""
+"""A dry run: an estimate of a run's time, memory and disk, from two real steps and an evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from zerograd.machine import memory
 from zerograd.text.data import order
-from zerograd.tune.baseline import MOST_FIT_ROWS
+from zerograd.tune.baseline import MAX_FIT_ROWS
 from zerograd.tune.folder import FILES
 from zerograd.tune.progress import Listener, Progress, ignore_progress
 from zerograd.tune.settings import TuneSettings
@@ -24,9 +24,9 @@ def rehearse(
     *,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Check all that `tune` checks, and estimate what it would take; nothing is written.
+    """Check everything that `tune` checks, and estimate the run's time, memory and disk; nothing is written.
 
-    Returns counts, seconds and bytes by name. Takes and raises what `tune` does.
+    Returns counts, seconds and bytes by name. Arguments and errors are those of `tune`.
     """
     load_trackers(settings.trackers)
     setup = set_up(settings, listen, say, resume=resume)
@@ -51,7 +51,7 @@ def rehearse(
 
 
 def _step_seconds(setup: Setup, listen: Listener) -> float:
-    """Seconds of the faster of two steps."""
+    """Seconds of a step: the faster of two."""
     train, settings = setup.task.train, setup.settings
     batches = order.batches([setup.scorer.length(example) for example in train], settings.batch_size, settings.seed)
     seconds = []
@@ -72,7 +72,7 @@ def _row_seconds(setup: Setup, listen: Listener) -> float:
 
 
 def _steps(setup: Setup, step_seconds: float) -> int:
-    """How many steps the run takes to the first of its limits."""
+    """The number of steps until the first limit of the run."""
     settings = setup.settings
     limits = [settings.steps] * bool(settings.steps) + [int(60 * settings.minutes / step_seconds)] * bool(settings.minutes)
     limits += [math.ceil(settings.evaluations / setup.optimizer.evaluations)] * bool(settings.evaluations)
@@ -80,7 +80,7 @@ def _steps(setup: Setup, step_seconds: float) -> int:
 
 
 def _evaluated_rows(setup: Setup) -> int:
-    """How many rows all evaluations of the run ask the model."""
+    """The number of rows in all evaluations of the run."""
     task, settings = setup.task, setup.settings
     rows = settings.evals * len(task.dev) + (2 + bool(settings.shots)) * len(task.test)
-    return rows + (min(MOST_FIT_ROWS, len(task.train)) if task.spec.kind == "options" else 0)
+    return rows + (min(MAX_FIT_ROWS, len(task.train)) if task.spec.kind == "options" else 0)

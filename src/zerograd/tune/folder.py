@@ -1,4 +1,4 @@
-"""A run's folder: the files in it, and whether a run may begin there."""
+"""A run's folder: its files, and whether a new run may use it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 
 BASELINE = "untouched.json"
-"""What the model answered before training; removed when the run has ended."""
+"""The file of the untrained model's answers; removed when the run has ended."""
 
 FILES = (
     *(JOURNAL, "model/", "tensorboard/", "settings.json", "task.yaml", METRICS, "predictions.jsonl", RESULT),
     "report.html",
 )
-"""What the folder of a finished run holds."""
+"""The files of a finished run."""
 
 
 def existing_parent(folder: Path) -> Path:
-    """The nearest folder that exists, of a folder to be made. Raises ValueError where the folder could not be made there."""
+    """The nearest existing folder above a folder, or the folder itself. Raises ValueError if the folder cannot be made
+    there.
+    """
     parent = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     if not parent.is_dir():
         raise ValueError(f"out is {folder}, and {parent} is a file; name a folder")
@@ -34,21 +36,21 @@ def existing_parent(folder: Path) -> Path:
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Free bytes of the disk that a folder is on, or will be."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(existing_parent(folder)).free
 
 
 def require_disk(folder: Path, needed: int) -> None:
-    """Raises ValueError where the folder's disk has less than the needed bytes free."""
+    """Raises ValueError if the folder's disk has fewer free bytes than needed."""
     free = free_disk_bytes(folder)
     if free < needed:
         raise ValueError(
-            f"out is {folder}; its disk has {free >> 20:,} MB free, and a run writes {needed >> 20:,}; name another folder"
+            f"out is {folder}; its disk has {free >> 20:,} MB free, and a run writes {needed >> 20:,} MB; name another folder"
         )
 
 
 def require_free(folder: Path) -> None:
-    """Raises ValueError where the folder has a run that is being written, or that was cut off after a step."""
+    """Raises ValueError if the folder's run is being written, or was interrupted after a step."""
     path = folder / JOURNAL
     if not path.exists():
         return
@@ -56,8 +58,8 @@ def require_free(folder: Path) -> None:
     if not (folder / RESULT).exists():
         with path.open("rb") as file:
             if any(isinstance(record, Step) for record in Reader(file, path.stat().st_size)):
-                mend = f"go on with --resume {folder}, or name another folder"
-                raise ValueError(f"out is {folder}, whose run was cut off; {mend}")
+                mend = f"continue it with --resume {folder}, or name another folder"
+                raise ValueError(f"out is {folder}, whose run was interrupted; {mend}")
 
 
 def clear(folder: Path) -> None:

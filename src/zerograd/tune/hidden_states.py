@@ -1,4 +1,4 @@
-"""The hidden states of layers that training leaves alone, kept in a run's folder while it trains."""
+"""A cache of the hidden states below the first trained layer, in the run's folder while it trains."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from zerograd.tune.setup import Setup
 
 
 @contextlib.contextmanager
-def hidden_states_kept(setup: Setup) -> Iterator[None]:
-    """Give the scorer a cache of hidden states for the length of the block, where there are such layers and the disk has room."""
+def cached_hidden_states(setup: Setup) -> Iterator[None]:
+    """Give the scorer a cache of hidden states for the length of the block, if there are layers below the first trained
+    one and the disk has room.
+    """
     setup.scorer.cache = _cache(setup)
     try:
         yield
@@ -27,8 +29,8 @@ def _cache(setup: Setup) -> HiddenCache | None:
     if scorer.prefix is None or scorer.layout is None or scorer.device.type != "cpu":
         return None
     if setup.resumes:
-        is_kept = bool(read_header(setup.folder / JOURNAL).get("cache"))  # as it was decided when the run began
+        is_cached = bool(read_header(setup.folder / JOURNAL).get("cache"))  # the decision of the run's first start
     else:
-        is_kept = scorer.hidden_bytes(train) <= free_disk_bytes(setup.folder) // 4
+        is_cached = scorer.hidden_bytes(train) <= free_disk_bytes(setup.folder) // 4
     about = f"{setup.identity} {scorer.prefix.name}"
-    return HiddenCache(setup.folder, about, setup.resumes) if is_kept else None
+    return HiddenCache(setup.folder, about, setup.resumes) if is_cached else None

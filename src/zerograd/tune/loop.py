@@ -7,8 +7,8 @@ import itertools
 import math
 import time
 
+from zerograd.errors import NotFinite
 from zerograd.journal import Writer
-from zerograd.optim.base import NotFinite
 from zerograd.text import evaluation
 from zerograd.text.data import order
 from zerograd.text.objectives import LOSS
@@ -20,21 +20,21 @@ from zerograd.tune.setup import Setup
 from zerograd.tune.sinks import Row, Sinks
 from zerograd.tune.state import LoopState
 
-DIVERGED = 1.5
-"""A run has diverged when its dev loss is so many times the lowest one, and 0.1 more."""
+DIVERGENCE_FACTOR = 1.5
+"""A run has diverged when its dev loss exceeds the lowest one times this, plus 0.1."""
 
 NOTE_SECONDS = 10.0
-"""Seconds of training between notes of how many there were."""
+"""Seconds of training between notes of the training time."""
 
 SNAPSHOT_SECONDS = 600.0
 """Seconds of training between snapshots of the latest weights."""
 
 
 class Loop:
-    """Trains what a setup describes.
+    """The training loop of a setup.
 
-    state: where the loop begins, and then where it stands. journal: takes notes of the state; None for a run without one. sinks:
-    where progress, messages and rows go. probing: measure the noise scale now and then.
+    state: the state to begin from, updated as the loop runs. journal: takes notes of the state; None for a run without
+    a journal. sinks: where progress, messages and rows go. probing: whether to measure the noise scale.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Loop:
         next(itertools.islice(self._batches, setup.optimizer.steps, setup.optimizer.steps), None)
 
     def run(self, limits: Limits | None = None) -> LoopState:
-        """Train to the limits, and leave the model with the weights that the settings want kept.
+        """Train to the limits, and leave the model with the best or the last weights, as the settings say.
 
-        limits: other ones than before; those of the settings at first. Returns the state, from which another call goes on.
+        limits: new limits; by default those of the settings. Returns the state, from which another call continues.
         """
         state, optimizer = self.state, self.setup.optimizer
         if limits is not None:
@@ -73,11 +73,11 @@ class Loop:
             self._train()
         except KeyboardInterrupt:
             state.interrupted = True
-            kept = "the best weights until then" if state.best_step is not None else "the weights then"
-            resume = ", and --resume goes on" * (self.journal is not None)
-            state.stopped = f"interrupted after step {optimizer.steps}; the result is of {kept}{resume}"
+            weights = "the best weights so far" if state.best_step is not None else "the last weights"
+            resume = "; --resume continues the run" * (self.journal is not None)
+            state.stopped = f"interrupted after step {optimizer.steps}; the result is of {weights}{resume}"
         note = {"ended": True, "interrupted": state.interrupted, "stopped": state.stopped}
-        if not state.interrupted:  # the records before the interrupt tell where an interrupted run goes on
+        if not state.interrupted:  # an interrupted run continues from the records before
             note |= state.to_note(optimizer.forwards)
         if state.best_step is not None:
             self.checkpoints.go_back(state.best_step, note)
@@ -103,7 +103,7 @@ class Loop:
                 if optimizer.steps:
                     self._report_progress()
             if patience and state.waited >= patience:
-                state.stopped = f"ended at step {optimizer.steps}: {state.waited} evaluations were no better than the best"
+                state.stopped = f"ended at step {optimizer.steps}: {state.waited} evaluations without an improvement"
                 return
             if self._done() >= 1:
                 return
@@ -115,7 +115,7 @@ class Loop:
                     return
 
     def _step(self) -> Row:
-        """Take a step on the next batch. Returns its row."""
+        """Take a step on the next batch. Returns the step's row."""
         setup, state, optimizer = self.setup, self.state, self.setup.optimizer
         start, busy = time.perf_counter(), time.process_time()
         left = self.limits.left(state.seconds, optimizer)
@@ -134,18 +134,18 @@ class Loop:
         return row
 
     def _note_seconds(self, journal: Writer) -> None:
-        """Note the seconds of training now and then, and more seldom save the weights, to shorten a replay."""
+        """Note the training time every NOTE_SECONDS, and save the weights every SNAPSHOT_SECONDS, to shorten a replay."""
         seconds = self.state.seconds
         if seconds - self._noted_at >= NOTE_SECONDS:
             journal.note({"seconds": seconds})
             self._noted_at = seconds
         if seconds - self._saved_at >= SNAPSHOT_SECONDS:
             self._saved_at = seconds
-            with contextlib.suppress(OSError):  # without it a replay is only longer
+            with contextlib.suppress(OSError):  # without the snapshot a replay is only longer
                 self.checkpoints.save_snapshot(self.checkpoints.latest)
 
     def _evaluation_is_due(self) -> bool:
-        """Whether an evaluation is due now; it then counts as made."""
+        """Whether an evaluation is due now; if so, it is counted."""
         evals, state = self.setup.settings.evals, self.state
         if not evals:
             return False
@@ -154,18 +154,20 @@ class Loop:
         return is_due
 
     def _evaluate(self, row: Row) -> None:
-        """Evaluate on the dev split and log the row with that; keep the weights where they are the best, or back off."""
+        """Evaluate on the dev split and log the row; save the weights if they are the best, or back off after a
+        divergence.
+        """
         setup, state = self.setup, self.state
         answers = evaluation.answers(setup.scorer, setup.task.dev, setup.rows)
         row["dev_loss"] = state.dev = answers.loss
         if setup.dev_metric is not None:
-            row["dev_value"] = state.dev = evaluation.of(setup.dev_metric, setup.scorer, setup.task.dev, answers)
+            row["dev_value"] = state.dev = evaluation.score(setup.dev_metric, setup.scorer, setup.task.dev, answers)
         is_of_loss = setup.settings.objective == LOSS
-        if self.probing and setup.optimizer.perturbs and is_of_loss and setup.optimizer.steps >= state.next_probe:
+        if self.probing and setup.optimizer.method.perturbs and is_of_loss and setup.optimizer.steps >= state.next_probe:
             self._probe(row)
             state.next_probe = setup.optimizer.steps + STEPS_BETWEEN_PROBES
         self._log(row)
-        diverged = answers.loss > DIVERGED * state.lowest_loss + 0.1
+        diverged = answers.loss > DIVERGENCE_FACTOR * state.lowest_loss + 0.1
         if diverged and self._back_off(f"the dev loss is {answers.loss:.3g}"):
             return
         value = answers.loss if is_of_loss or "dev_value" not in row else -state.dev
@@ -179,7 +181,7 @@ class Loop:
             self.journal.note(state.to_note(setup.optimizer.forwards))
 
     def _probe(self, row: Row) -> None:
-        """Measure the noise scale on other training rows than the last probe, in batches like a step's, of similar lengths."""
+        """Measure the noise scale on the training rows after those of the last probe, in batches of similar lengths."""
         setup, noise = self.setup, self.state.noise
         train = setup.task.train
         first = noise.probes * noise.probe_examples % len(train)

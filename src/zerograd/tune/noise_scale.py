@@ -1,11 +1,11 @@
-"""The noise scale of a step: how many examples a batch needs until signal and noise are equal, from scores of shared directions.
+"""The noise scale: the batch size at which a step's signal equals its noise, from scores along shared directions.
 
-Along one direction every example has a derivative d_b. Their mean m over B examples is what a batch says of it, and carries the
-examples' variance v / B as noise. Over K directions, of mean square M = mean m^2 and mean variance V = mean v,
+Along one direction every example has a derivative d_b. A batch of B examples estimates it by the mean m, whose noise
+has variance v / B, where v is the variance over examples. Over K directions, with M = mean m^2 and V = mean v,
 
-    signal           S = M - V / B      the mean square of the derivative itself
-    noise scale      V / S              examples at which signal and noise are equal; a batch much larger gains little
-    signal to noise  B S / V            of a step's batch
+    signal           S = M - V / B      the mean square of the true derivative
+    noise scale      V / S              the batch size at which signal equals noise; a much larger batch gains little
+    signal to noise  B S / V            for a step's batch
 
 after McCandlish et al. (2018, arXiv 1812.06162), along random directions in place of the gradient.
 """
@@ -20,29 +20,29 @@ from typing import Any
 
 import torch
 
-from zerograd.directions.family import Directions
-from zerograd.evaluate.score import score_batch
+from zerograd.evaluate.evaluator import LocalBatch
 from zerograd.optim.base import ZerothOrder
 from zerograd.queries.plan import shared_pairs
 
 PROBE_DIRECTIONS = 2
-"""Directions of a probe: two evaluations of its examples each."""
+"""Directions of a probe, with two evaluations of its examples each."""
 
 PROBE_BATCHES = 4
-"""Batches of a step that a probe's examples make: the noise that hides the signal is so much smaller."""
+"""Examples of a probe, in batches of a step. The noise of the signal's estimate falls by this factor."""
 
 STEPS_BETWEEN_PROBES = 4 * PROBE_DIRECTIONS * PROBE_BATCHES
-"""The fewest steps between two probes, which then take a fifth of the time of training at most."""
+"""The fewest steps between two probes, so that probes take at most a fifth of the training time."""
 
 FIRST_PROBE_STEP = 1 << 31
-"""The first step number of probes' directions, which no run comes to."""
+"""The step number of the first probe's directions, which no run reaches."""
 
 
 @dataclass
 class NoiseScale:
-    """What probes have measured. batch_size: examples of a step. probe_examples: examples of a probe.
+    """The measurements of probes.
 
-    squared_means: of the mean derivative along each direction. variances: of the examples' derivatives along it.
+    batch_size: examples of a step. probe_examples: examples of a probe. squared_means: the squared mean derivative
+    along each direction. variances: the variance over examples of the derivative along each direction.
     """
 
     batch_size: int
@@ -52,25 +52,25 @@ class NoiseScale:
 
     @classmethod
     def for_run(cls, batch_size: int, training_rows: int) -> NoiseScale:
-        """One without measurements, for steps of some examples out of a number of training rows."""
+        """A noise scale without measurements, for a run's batch size and number of training rows."""
         return cls(min(batch_size, training_rows), min(PROBE_BATCHES * batch_size, training_rows))
 
     @property
     def probes(self) -> int:
-        """How many probes were made."""
+        """The number of probes so far."""
         return len(self.squared_means) // PROBE_DIRECTIONS
 
     def probe(self, optimizer: ZerothOrder, objective: Any, parts: Sequence[tuple[Any, int, int]]) -> None:
-        """Score some new directions, shared by all examples of some batches; weights are read only.
+        """Score new directions that all examples of the batches share; weights are only read.
 
-        parts: (batch, examples in it, examples of it that a pass takes), `probe_examples` in all.
+        parts: (batch, examples in the batch, examples of a pass), `probe_examples` in total.
         """
-        for slot, group in zip(optimizer.slots, optimizer.group_of, strict=True):
-            slot.eps = optimizer.param_groups[group]["eps"]
         for _ in range(PROBE_DIRECTIONS):
-            directions = Directions(optimizer.family, optimizer.seed, FIRST_PROBE_STEP + len(self.squared_means))
+            directions = optimizer.draws.at(FIRST_PROBE_STEP + len(self.squared_means))
             pairs = [
-                score_batch(optimizer.slots, directions, shared_pairs(count), objective, batch, micro_batch=pass_).view(2, -1)
+                LocalBatch.of(optimizer.spaces, objective, batch, micro_batch=pass_)
+                .scores(shared_pairs(count), directions, optimizer.radii)
+                .values
                 for batch, count, pass_ in parts
             ]
             plus, minus = torch.cat(pairs, 1).double()
@@ -81,17 +81,17 @@ class NoiseScale:
 
     @property
     def examples(self) -> float:
-        """The noise scale: examples at which a batch's signal and noise are equal; infinite without signal, NaN before a probe."""
+        """The noise scale in examples; infinite without signal, NaN before the first probe."""
         return self._scale(0.0)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The noise scale where the signal is a standard error larger, and where it is one smaller."""
+        """The noise scale for a signal one standard error larger, and for one a standard error smaller."""
         return self._scale(1.0), self._scale(-1.0)
 
     @property
     def signal_to_noise(self) -> float:
-        """Signal over noise of a step's mean derivative along a direction."""
+        """Signal over noise of a step's batch."""
         return self.batch_size / self.examples if self.examples else math.inf
 
     def _scale(self, errors: float) -> float:

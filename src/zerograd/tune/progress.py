@@ -1,4 +1,4 @@
-"""How far a run is, as it reports while it goes on."""
+"""Progress of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. phase: what is being done. done: the share of it, in [0, 1].
+    """Progress of a run.
 
-    While training: loss, a running mean; dev, the metric on the dev split, or its loss where the metric would have to be generated.
+    phase: the name of the current work. done: the share of the phase that is done, in [0, 1]. While training: loss, a
+    running mean; dev, the metric on the dev split, or the dev loss if the metric needs generated answers.
     """
 
     phase: str

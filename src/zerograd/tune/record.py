@@ -1,4 +1,4 @@
-"""The journal of a run: its beginning, and whether a journal that is there is of the same run."""
+"""The journal of a run: its header, and a check that an existing journal belongs to the run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from zerograd.tune.setup import Setup
 
 
 def create_journal(setup: Setup) -> Writer:
-    """Create the journal of a run, with all in its header that it takes to begin the run again."""
+    """Create the journal of a run, with everything in its header that a replay of the run needs."""
     return Writer.create(setup.folder / JOURNAL, _header(setup))
 
 
 def require_same_run(header: Mapping[str, Any], setup: Setup) -> None:
-    """Raises WrongBase or ValueError where a journal is of another model, another task or other rows than a setup."""
+    """Raises WrongBase or ValueError if a journal has another model, task or rows than the setup."""
     require_base(header, setup.identity, str(setup.folder / JOURNAL))
     if header["task"] != setup.task.spec.to_yaml():
-        raise ValueError(f"task {setup.task.name} is not as run {setup.folder} began with it; give it back its prompt and options")
+        raise ValueError(f"task {setup.task.name} has changed since run {setup.folder} began; restore its prompt and options")
     if header["rows"] != _digest(setup.task):
-        raise ValueError(f"the rows of task {setup.task.name} are not those that run {setup.folder} began with")
+        raise ValueError(f"the rows of task {setup.task.name} have changed since run {setup.folder} began; restore them")
 
 
 def _header(setup: Setup) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _header(setup: Setup) -> dict[str, Any]:
 
 
 def _digest(task: Task) -> str:
-    """A hash of a task's rows, in the order in which training sees them."""
+    """A hash of a task's rows, in order."""
     hashed = hashlib.blake2b(digest_size=16)
     for split in ("train", "dev", "test"):
         for example in getattr(task, split):

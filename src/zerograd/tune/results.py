@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: the tuned model, its numbers, its predictions and the report."""
+"""The results of a run in its folder: the tuned model, numbers, predictions and the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Result = dict[str, Any]
 
 
 def summary(setup: Setup, state: LoopState) -> Result:
-    """What the run was, and what its training took; without what the model answers."""
+    """The run's settings and the cost of its training; without the metric of its answers."""
     settings, optimizer, noise = setup.settings, setup.optimizer, state.noise
     noise_scale = noise.examples if math.isfinite(noise.examples) else None
     interval = [end if math.isfinite(end) else None for end in noise.interval]
@@ -42,7 +42,7 @@ def summary(setup: Setup, state: LoopState) -> Result:
         "trained_parameters": setup.trained_parameters,
         "run": str(setup.folder),
         "versions": {"zerograd": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "backward_passes": optimizer.steps if optimizer.takes_backward else 0,
+        "backward_passes": optimizer.steps if optimizer.method.takes_backward else 0,
         "steps": optimizer.steps,
         "skipped_steps": optimizer.skipped,
         "forwards": optimizer.forwards,
@@ -58,18 +58,18 @@ def summary(setup: Setup, state: LoopState) -> Result:
 
 
 def save_model(setup: Setup) -> None:
-    """Write the tuned model and its tokenizer where plain transformers loads them; an older one is there until then."""
+    """Write the tuned model and its tokenizer for plain transformers to load; an older model is replaced at the end."""
     with new_folder(setup.folder / "model") as folder:
         setup.model.save_pretrained(folder)
         setup.scorer.tokenizer.save_pretrained(folder)
 
 
 def write_results(setup: Setup, result: Result, history: list[Row], predictions: list[dict[str, Any]]) -> None:
-    """Write settings, task, predictions, report, and last the result, which makes the run a finished one."""
+    """Write settings, task, predictions, report, and last the result, whose file marks the run as finished."""
     folder, settings = setup.folder, dataclasses.asdict(setup.settings)
     write_text(folder / "settings.json", json.dumps(settings, indent=1))
     write_text(folder / "task.yaml", setup.task.spec.to_yaml())
     write_text(folder / "predictions.jsonl", "".join(json.dumps(row) + "\n" for row in predictions))
-    shown = result | {"settings": settings, "is_share": is_share(result["metric"])}
-    run_page.write(folder / "report.html", shown, history, predictions)
+    reported = result | {"settings": settings, "is_share": is_share(result["metric"])}
+    run_page.write(folder / "report.html", reported, history, predictions)
     write_text(folder / RESULT, json.dumps(result, indent=1))

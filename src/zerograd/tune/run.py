@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from zerograd.journal import Writer
 from zerograd.machine import memory
 from zerograd.machine.files import locked_folder
-from zerograd.text.judge import Judge, judged, predictions
+from zerograd.text.judge import Judge, judge_run, predictions
 from zerograd.tune import lr_finder, results
 from zerograd.tune.baseline import Baseline, baseline
 from zerograd.tune.folder import BASELINE, METRICS, clear, require_free
-from zerograd.tune.hidden_states import hidden_states_kept
+from zerograd.tune.hidden_states import cached_hidden_states
 from zerograd.tune.loop import Loop
 from zerograd.tune.progress import Listener, ignore_progress
 from zerograd.tune.record import create_journal
@@ -34,17 +34,17 @@ def tune(
     *,
     resume: bool = False,
 ) -> Result:
-    """Fine-tune a model on a task with evaluations alone, evaluate it before and after, and write the run's folder.
+    """Fine-tune a model on a task with forward passes only, evaluate it before and after, and write the run's folder.
 
-    listen: takes progress. say: takes messages of one line. resume: go on with the run in the folder that the settings name.
-    Returns the numbers of the run. Raises ValueError or FileNotFoundError for what is wrong before anything is written, OSError
-    where the disk fails, and KeyboardInterrupt for Ctrl-C in an evaluation before or after training.
+    listen: takes progress. say: takes messages of one line. resume: continue the run in the settings' folder. Returns
+    the numbers of the run by name. Raises ValueError or FileNotFoundError before anything is written, OSError if the
+    disk fails, and KeyboardInterrupt for Ctrl-C in an evaluation before or after training.
     """
     return run(set_up(settings, listen, say, resume=resume), listen, say)
 
 
 def run(setup: Setup, listen: Listener = ignore_progress, say: Callable[[str], None] = lambda line: None) -> Result:
-    """Train and evaluate what was set up, and write its folder; as `tune`."""
+    """Train and evaluate a setup, and write its folder; the rest of `tune`."""
     trackers = [TensorBoard(), *load_trackers(setup.settings.trackers)]
     with locked_folder(setup.folder):
         if not setup.resumes:
@@ -53,7 +53,7 @@ def run(setup: Setup, listen: Listener = ignore_progress, say: Callable[[str], N
         judge = Judge(setup.scorer, setup.task.test, setup.metric)
         before = baseline(setup, judge, listen)
         memory.reset_peak()
-        with hidden_states_kept(setup):
+        with cached_hidden_states(setup):
             if setup.settings.lr == AUTO and not setup.resumes:
                 setup.lr = lr_finder.lr_range_test(setup, listen)
                 say(f"the learning rate is {setup.lr:.3g}, by a range test")
@@ -61,7 +61,9 @@ def run(setup: Setup, listen: Listener = ignore_progress, say: Callable[[str], N
 
 
 def _recorded(setup: Setup, judge: Judge, before: Baseline, trackers: Sequence[Tracker], sinks: Sinks) -> Result:
-    """Train and evaluate with journal and trackers; remove what only helps to resume, where nothing interrupted the run."""
+    """Train and evaluate with journal and trackers. If nothing interrupted the run, remove the files that only resuming
+    needs.
+    """
     state, journal = _begin(setup, sinks)
     with _recording(setup, journal), _tracking(setup, trackers, sinks) as result:
         loop = Loop(setup, state, journal, sinks)
@@ -77,26 +79,28 @@ def _recorded(setup: Setup, judge: Judge, before: Baseline, trackers: Sequence[T
 
 
 def _begin(setup: Setup, sinks: Sinks) -> tuple[LoopState, Writer | None]:
-    """Where the loop begins, and the run's journal; None for a method with backward passes, whose steps no journal can hold."""
+    """(the loop's first state, the run's journal). A method with backward passes has no journal, since its steps cannot
+    be replayed.
+    """
     if not setup.resumes:
         clear(setup.folder)
-    if setup.optimizer.takes_backward:
+    if setup.optimizer.method.takes_backward:
         return LoopState.of(setup), None
     return resume_run(setup, sinks) if setup.resumes else (LoopState.of(setup), create_journal(setup))
 
 
 @contextlib.contextmanager
 def _recording(setup: Setup, journal: Writer | None) -> Iterator[None]:
-    """Send the optimiser's steps to the journal for the length of the block. An OSError in it says how to go on."""
+    """Send the optimiser's steps to the journal for the length of the block. An OSError says how to continue the run."""
     if journal is not None:
         setup.optimizer.record = journal.add
     try:
         yield
     except OSError as error:
         problem = f"run {setup.folder} stopped after step {setup.optimizer.steps}: {error}"
-        lost = f"no journal can hold the steps of method {setup.settings.method}: mend that, and begin again"
-        kept = f"nothing that was recorded is lost: mend that, and go on with --resume {setup.folder}"
-        raise OSError(f"{problem}; {lost if journal is None else kept}") from error
+        again = f"method {setup.settings.method} has no journal to resume from: fix the problem and start again"
+        resume = f"the journal has all steps: fix the problem and continue with --resume {setup.folder}"
+        raise OSError(f"{problem}; {again if journal is None else resume}") from error
     finally:
         setup.optimizer.record = None
         with contextlib.suppress(OSError):
@@ -106,7 +110,7 @@ def _recording(setup: Setup, journal: Writer | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tracking(setup: Setup, trackers: Sequence[Tracker], sinks: Sinks) -> Iterator[Result]:
-    """Send rows to trackers for the length of the block, and at its end the result that the block has filled in."""
+    """Send rows to trackers for the length of the block, and then the result, which the block fills in."""
     result: Result = {}
     try:
         for tracker in trackers:
@@ -126,9 +130,9 @@ def _train_and_judge(setup: Setup, judge: Judge, baseline: Baseline, loop: Loop,
     try:
         after = setup.answers(setup.task.test, "tuned, test", sinks.listen)
     except KeyboardInterrupt:
-        say = f"interrupted after training; the tuned model is {setup.folder}/model, not evaluated"
-        raise KeyboardInterrupt(say) from None
-    result = results.summary(setup, state) | judged(judge, setup.scorer, baseline.before, after, baseline.fit, baseline.shots)
+        message = f"interrupted after training; the tuned model is {setup.folder}/model, not evaluated"
+        raise KeyboardInterrupt(message) from None
+    result = results.summary(setup, state) | judge_run(judge, setup.scorer, baseline.before, after, baseline.fit, baseline.shots)
     result |= {
         "seconds": state.seconds,
         "seconds_per_step": state.seconds / max(1, setup.optimizer.steps),

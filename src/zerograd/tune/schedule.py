@@ -1,4 +1,4 @@
-"""How far a run is between its beginning and its limits, and the learning rate's factor there."""
+"""The limits of a run, the share of it that is done, and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zerograd.tune.settings import TuneSettings
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a run ends: at the first of these that it reaches; 0 for no limit."""
+    """The limits of a run, which ends at the first one that it reaches; 0 for no limit."""
 
     minutes: float = 0.0
     steps: int = 0
@@ -19,11 +19,11 @@ class Limits:
 
     @classmethod
     def of(cls, settings: TuneSettings) -> Limits:
-        """The limits that the settings of a run give."""
+        """The limits in a run's settings."""
         return cls(settings.minutes, settings.steps, settings.evaluations)
 
     def done(self, seconds: float, optimizer: ZerothOrder) -> float:
-        """The share of the run that is done: the largest of its shares of minutes, steps and evaluations. seconds: of training."""
+        """The share of the run that is done: the largest of the shares of its limits. seconds: of training."""
         shares = [0.0]
         if self.minutes:
             shares.append(seconds / (60 * self.minutes))
@@ -34,7 +34,7 @@ class Limits:
         return max(shares)
 
     def left(self, seconds: float, optimizer: ZerothOrder) -> float:
-        """The share of the run that is left, to the bit as transformers' schedules have it when steps are the limit."""
+        """The share of the run that is left; with a limit of steps, the same bits as in transformers' schedules."""
         shares = [1.0]
         if self.minutes:
             shares.append(max(0.0, 1 - seconds / (60 * self.minutes)))
@@ -46,12 +46,12 @@ class Limits:
 
 
 def evaluations_of(optimizer: ZerothOrder) -> float:
-    """How often the steps so far have evaluated the batch, each branch counted; checks and probes are not steps."""
+    """Evaluations of the batch in all steps, counting every branch; without those of checks and probes."""
     return optimizer.steps * optimizer.evaluations
 
 
 def schedule(name: str, done: float, left: float) -> float:
-    """The factor of the learning rate when a share `done` of the run is done and a share `left` is left."""
+    """The factor of the learning rate. done, left: the shares of the run that are done and left."""
     if name == "linear":
         return left
     return 0.5 * (1 + math.cos(math.pi * done)) if name == "cosine" else 1.0

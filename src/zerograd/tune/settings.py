@@ -1,4 +1,4 @@
-"""The settings of a fine-tuning run: one dataclass for the Python API, the command line, YAML files and the record of the run."""
+"""The settings of a fine-tuning run: one dataclass for the Python API, the flags, YAML files and the run's record."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import yaml
 
-from zerograd.optim import METHODS, options_of
+from zerograd.optim import METHODS, method_of, options_of
 from zerograd.settings.fields import check_fields, from_mapping, require_at_least, setting
-from zerograd.spaces.weights import STORAGES
+from zerograd.spaces import PRECISIONS
 from zerograd.text.metrics import METRICS
 from zerograd.text.models.loading import HEADS
 from zerograd.text.models.schemes import ADAPTERS, SCHEMES, UPPER
@@ -22,34 +22,37 @@ from zerograd.tune.defaults import EPS, default_eps, default_lr, scales_in_words
 SCHEDULES = ("constant", "linear", "cosine")
 
 AUTO = "auto"
-"""In place of a learning rate: find one by a range test."""
+"""A value of lr: find the learning rate by a range test."""
 
 DEFAULT_TASK = "sentiment-movies"
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """A model and what it is asked: what `zerograd eval` takes, and a part of what `zerograd tune` does."""
+    """The model and the task: the settings of `zerograd eval`, and the first part of those of `zerograd tune`."""
 
     model: str = setting("demo", "'demo' (SmolLM2-135M-Instruct), a folder that transformers loads, a .gguf file, or a hub id")
-    head: str = setting("auto", "what the model answers with; auto: what it was saved with", ("auto", *HEADS))
+    head: str = setting("auto", "the model's head; auto: the saved model's", ("auto", *HEADS))
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
-    task: str = setting("", f"a built-in task, or a YAML file; {DEFAULT_TASK} when there is no --data")
+    task: str = setting("", f"a built-in task, or a YAML file (default: {DEFAULT_TASK} without --data)")
     data: tuple[str, ...] = setting(
-        (), "training rows: files (.jsonl .json .csv .tsv .parquet), folders of them, or hub ids; NAME=2 is seen twice an epoch"
+        (),
+        "training rows: files (.jsonl .json .csv .tsv .parquet), folders of them, or hub ids; an epoch uses rows of NAME=2 twice",
     )
-    dev: str = setting("", "rows to choose on; cut from the training rows when empty")
-    test: str = setting("", "rows to report on; cut from the training rows when empty")
+    dev: str = setting("", "dev rows, which choose the best weights; cut from the training rows when empty")
+    test: str = setting("", "test rows, for the reported result; cut from the training rows when empty")
     text: str = setting("", "the column of texts (default: text)")
     label: str = setting("", "the column of labels (default: label)")
-    template: str = setting("", "the prompt, '{{ text }} It was'; by default the text with the label column's name below it")
+    template: str = setting(
+        "", "the prompt, such as '{{ text }} It was'; by default the text and, on the next line, the label column's name"
+    )
     options: tuple[str, ...] = setting((), "a word for each label, in the labels' sorted order, or LABEL=WORD")
     chat: bool = setting(False, "put the prompt into the model's chat template")
-    max_tokens: int = setting(512, "tokens of a row; of longer ones the longest column loses its end")
-    new_tokens: int = setting(50, "tokens of a generated answer")
-    metric: str = setting("", "what is reported; by default the objective's, the task's, or accuracy")
-    shots: int = setting(0, "demonstrations of in-context learning, from the training rows; 0 for none")
-    seed: int = setting(0, "names the directions, the order of the data, and the demonstrations")
+    max_tokens: int = setting(512, "the most tokens of a row; the longest column of a longer row is truncated")
+    new_tokens: int = setting(50, "the most tokens of a generated answer")
+    metric: str = setting("", "the reported metric; by default the objective's, the task's, or accuracy")
+    shots: int = setting(0, "in-context demonstrations from the training rows; 0 for none")
+    seed: int = setting(0, "seed of directions, data order and demonstrations")
     threads: int = setting(0, "CPU threads; 0 for all cores")
 
     def __post_init__(self) -> None:
@@ -67,34 +70,36 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class TuneSettings(TaskSettings):
-    """What `zerograd tune` takes; every field is a flag of the same name. Raises ValueError naming a field that is wrong."""
+    """The settings of `zerograd tune`; every field is a flag of the same name. Raises ValueError naming a field that is
+    wrong.
+    """
 
     objective: str = setting("loss", f"what is optimised: loss, {', '.join(METRICS)}, or module:function, file.py:function")
-    mix: float = setting(1.0, "share of the metric in the objective; the rest is the loss")
-    method: str = setting("per-example", "how directions are drawn and scores are used", tuple(METHODS))
+    mix: float = setting(1.0, "weight of the metric in the objective; the rest is the loss")
+    method: str = setting("per-example", "the method, which draws directions and turns scores into updates", tuple(METHODS))
     scheme: str = setting("qk", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
-    layers: int = setting(0, "how many layers the schemes upper and qk train; 0 for half of them")
-    pattern: str = setting("", "a regular expression of parameter names that the scheme pattern trains")
-    lora_rank: int = setting(8, "rank of the scheme lora; its alpha is twice that")
-    virtual_tokens: int = setting(5, "tokens of the schemes prefix and prompt")
-    minutes: float = setting(5.0, "stop after this much training time; 0 for no limit")
+    layers: int = setting(0, "number of upper layers for the schemes upper and qk; 0 for half")
+    pattern: str = setting("", "a regular expression of parameter names, for the scheme pattern")
+    lora_rank: int = setting(8, "rank for the scheme lora; alpha is twice the rank")
+    virtual_tokens: int = setting(5, "number of virtual tokens for the schemes prefix and prompt")
+    minutes: float = setting(5.0, "stop after this many minutes of training; 0 for no limit")
     steps: int = setting(0, "stop after this many steps; 0 for no limit")
-    evaluations: int = setting(0, "stop after the batch was evaluated so often, each branch counted; 0 for no limit")
-    batch_size: int = setting(32, "examples a step")
+    evaluations: int = setting(0, "stop after this many evaluations of the batch, counting every branch; 0 for no limit")
+    batch_size: int = setting(32, "examples per step")
     lr: float | Literal["auto"] | None = setting(
         None,
-        "learning rate, or auto, by a range test; by default the method's own; "
-        f"{scales_in_words()}, where no backward pass is taken",
+        "learning rate, or auto for a range test; by default the method's own, for methods without backward passes "
+        f"{scales_in_words()}",
     )
     eps: float | None = setting(None, f"smoothing radius, relative to each tensor's rms; by default {EPS}, {scales_in_words()}")
-    schedule: str = setting("linear", "how the learning rate falls over the run", SCHEDULES)
+    schedule: str = setting("linear", "the course of the learning rate over the run", SCHEDULES)
     weight_decay: float = setting(0.0, "decoupled weight decay")
-    method_options: tuple[str, ...] = setting((), "NAME=VALUE of the method's own settings, such as rank=2 distribution=gaussian")
-    storage: str = setting("auto", "how trained weights are stored; auto: split, adapters float32", ("auto", *STORAGES))
-    evals: int = setting(10, "evaluations on the dev split during training; they do not count as training time")
-    keep: str = setting("best", "which weights the run ends with: those of the lowest dev loss, or the last", ("best", "last"))
-    patience: int = setting(0, "stop after so many evaluations without a better one; 0 for never")
-    trackers: tuple[str, ...] = setting((), "module:name or file.py:name of trackers to tell, beside TensorBoard")
+    method_options: tuple[str, ...] = setting((), "the method's own settings as NAME=VALUE, such as rank=2 distribution=gaussian")
+    precision: str = setting("auto", "storage of trained weights; auto: split, and float32 for adapters", ("auto", *PRECISIONS))
+    evals: int = setting(10, "number of evaluations on the dev split; they do not count as training time")
+    keep: str = setting("best", "the weights that the run ends with: those with the lowest dev loss, or the last", ("best", "last"))
+    patience: int = setting(0, "stop after this many evaluations without an improvement; 0 for never")
+    trackers: tuple[str, ...] = setting((), "trackers beside TensorBoard, as module:name or file.py:name")
     out: str = setting("", "the run's folder; runs/TASK-METHOD-SEED when empty")
 
     def __post_init__(self) -> None:
@@ -111,33 +116,33 @@ class TuneSettings(TaskSettings):
         if self.mix > 1:
             raise ValueError(f"mix is {self.mix}; it is a share, at most 1")
         if not self.minutes and not self.steps and not self.evaluations:
-            raise ValueError("minutes, steps and evaluations are all 0: the run would have no end; give one of them")
+            raise ValueError("minutes, steps and evaluations are all 0: the run would not end; give one of them")
         of_method = options_of(self.method) | self.own_options()
         if self.batch_size < 2 and of_method.get("standardised") and of_method.get("directions", 1) < 2:
             raise ValueError(f"batch_size is 1; method {self.method} divides by the spread of differences, which needs at least 2")
-        if self.batch_size < 2 and METHODS[self.method].short_first:
-            raise ValueError(f"batch_size is 1, which method {self.method} cannot share out; give at least 2")
+        if self.batch_size < 2 and method_of(self.method).wants_short_first:
+            raise ValueError(f"batch_size is 1, which method {self.method} cannot divide; give at least 2")
         self._require_use()
 
     def resolved(self) -> TuneSettings:
-        """The same with the default lr and eps of method and scheme in place of None, as a run uses and records them."""
+        """The settings with the default lr and eps of method and scheme in place of None, as a run records them."""
         lr = default_lr(self.method, self.scheme) if self.lr is None else self.lr
         eps = default_eps(self.method, self.scheme) if self.eps is None else self.eps
         return dataclasses.replace(self, lr=lr, eps=eps)
 
     def own_options(self) -> dict[str, Any]:
-        """The method's own settings, from method_options. Raises ValueError for one that the method lacks, or cannot take."""
-        known, found = options_of(self.method), {}
+        """The method's own settings, from method_options. Raises ValueError for an unknown name, or a wrong value."""
+        known, options = options_of(self.method), {}
         for given in self.method_options:
             name, sign, text = given.partition("=")
             if not sign or name not in known:
-                say = f"method_options has {given!r}; method {self.method} has {', '.join(known) or 'no settings of its own'}"
-                raise ValueError(say + ", each given as NAME=VALUE" * (not sign))
-            found[name] = _value(given, text, known[name])
-        return found
+                problem = f"method_options has {given!r}; method {self.method} has {', '.join(known) or 'no settings of its own'}"
+                raise ValueError(problem + ", each given as NAME=VALUE" * (not sign))
+            options[name] = _value(given, text, known[name])
+        return options
 
     def _require_use(self) -> None:
-        """Raises ValueError for a setting that nothing would read."""
+        """Raises ValueError for a setting that the run would not use."""
         uses = {
             ("layers",): ("scheme", *UPPER),
             ("pattern",): ("scheme", "pattern"),
@@ -151,24 +156,24 @@ class TuneSettings(TaskSettings):
                     raise ValueError(
                         f"{name} is {value!r}, which only {where} {' and '.join(needed)} uses; this is {where} {there}"
                     )
-        if self.scheme in ADAPTERS and self.storage in ("split", "bfloat16"):
-            raise ValueError(f"storage is {self.storage}, and scheme {self.scheme} keeps its adapter in float32; leave storage out")
+        if self.scheme in ADAPTERS and self.precision in ("split", "bfloat16"):
+            raise ValueError(f"precision is {self.precision}, and scheme {self.scheme} keeps its adapter in float32; leave it out")
         if self.scheme == "pattern" and not self.pattern:
             raise ValueError("scheme is pattern and pattern is empty; give a regular expression of parameter names")
         if self.mix != 1 and self.objective == "loss":
             raise ValueError(f"mix is {self.mix}, and the objective is the loss alone; give the objective a metric")
-        method = METHODS[self.method]
+        method = method_of(self.method)
         if self.eps is not None and not method.perturbs:
             raise ValueError(f"eps is {self.eps}, and method {self.method} perturbs nothing; leave it out")
         if self.objective != "loss" and (method.takes_backward or not method.perturbs):
-            say = f"objective is {self.objective}, which has no gradient, and method {self.method} differentiates"
-            raise ValueError(f"{say}; use a method of evaluations alone, such as mezo")
+            problem = f"objective is {self.objective}, which has no gradient, and method {self.method} differentiates"
+            raise ValueError(f"{problem}; use a method of evaluations alone, such as mezo")
         if self.patience and not self.evals:
             raise ValueError(f"patience is {self.patience}, and there are no evals to wait for; give evals")
 
 
 def _value(given: str, text: str, default: Any) -> Any:
-    """A text as a value of the kind of a default: a text, or what YAML reads."""
+    """A text as a value of the type of `default`: the text itself, or its value in YAML."""
     if isinstance(default, str):
         return text
     try:
@@ -185,8 +190,14 @@ def _value(given: str, text: str, default: Any) -> Any:
 
 
 def from_record(fields: Mapping[str, Any], where: str) -> TuneSettings:
-    """The settings that a run has recorded. where: how messages name the record. Raises ValueError for a field that is wrong."""
-    method = METHODS.get(str(fields.get("method")))
-    if method is not None and not method.perturbs:
-        fields = {**fields, "eps": None}  # older records have an eps for every method
+    """The settings that a run has recorded.
+
+    where: the record's name in messages. Raises ValueError for a field that is wrong.
+    """
+    fields = {
+        "precision" if name == "storage" else name: value for name, value in fields.items()
+    }  # its name in records of version 0.1
+    name = str(fields.get("method"))
+    if name in METHODS and not method_of(name).perturbs:
+        fields["eps"] = None  # records of version 0.1 have an eps for every method
     return from_mapping(TuneSettings, fields, where)

@@ -1,4 +1,4 @@
-"""What a run is: the task, the model that is asked, what is minimised, the optimiser, and the folder."""
+"""The parts of a run: task, model, objective, optimiser and folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from zerograd.journal import identity
 from zerograd.machine import environment, memory, workers
-from zerograd.optim import METHODS
+from zerograd.optim import METHODS, method_of
 from zerograd.optim.base import ZerothOrder
+from zerograd.queries import Query
 from zerograd.text import evaluation
 from zerograd.text.data.tasks import Example, Task
 from zerograd.text.evaluation import Answers
@@ -21,7 +22,7 @@ from zerograd.text.metrics import Metric
 from zerograd.text.models import loading, schemes
 from zerograd.text.objectives import LOSS, Objective, objective
 from zerograd.text.scoring import Batch, Scorer
-from zerograd.tune.base_model import base_model, storage_of
+from zerograd.tune.base_model import base_model, precision_of
 from zerograd.tune.data_summary import data_summary
 from zerograd.tune.defaults import default_lr
 from zerograd.tune.folder import existing_parent, require_disk, require_free
@@ -32,11 +33,11 @@ from zerograd.tune.task import task_of
 
 @dataclass
 class Setup:
-    """What a run is, made by `set_up`.
+    """The parts of a run, made by `set_up`.
 
-    settings: with lr and eps filled in, lr perhaps still AUTO. metric: what is reported; None for the log-likelihood of free
-    answers. identity: a hash of the base model's weights. lr: the learning rate before schedule and back-offs. resumes: the folder
-    has a run that was cut off, and this one goes on with it. started: when the setting up began, in seconds of `time.perf_counter`.
+    settings: with lr and eps filled in; lr may still be AUTO. metric: the reported metric; None for the log-likelihood
+    of free answers. identity: a hash of the base model's weights. lr: the learning rate before schedule and back-offs.
+    resumes: whether this run continues the one in its folder. started: the `time.perf_counter` when `set_up` began.
     """
 
     settings: TuneSettings
@@ -57,14 +58,14 @@ class Setup:
         return self.scorer.model
 
     @cached_property
-    def copies(self) -> int:
-        """How often a pass of a step repeats the batch."""
-        return self.optimizer.copies
+    def branches(self) -> int:
+        """The number of branches of a step: how often its forward pass repeats the batch."""
+        return self.optimizer.branches
 
     @property
     def rows(self) -> int:
-        """Rows of a step, and of a pass that evaluates."""
-        return self.copies * self.settings.batch_size
+        """Rows of a step, branches included; evaluations use passes of the same size."""
+        return self.branches * self.settings.batch_size
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -73,29 +74,31 @@ class Setup:
 
     @property
     def trained_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(slot.parameter.numel() for slot in self.optimizer.slots)
+        """The number of trained parameters."""
+        return sum(space.numel for space in self.optimizer.spaces)
 
     @property
     def disk_bytes(self) -> int:
-        """The most bytes that the run's folder takes: the model, and the best and the latest weights with remainders and State."""
-        trained = sum(s.parameter.nbytes + (0 if s.remainder is None else s.remainder.nbytes) for s in self.optimizer.slots)
+        """The most bytes of the run's folder: the model, and snapshots of the best and the latest weights with the
+        optimiser's memory.
+        """
+        trained = sum(space.nbytes for space in self.optimizer.spaces)
         saved = trained if self.settings.scheme in schemes.ADAPTERS else self.weight_bytes
-        snapshot = trained + self.optimizer.held.bytes
+        snapshot = trained + self.optimizer.memory.nbytes
         return saved + snapshot * (1 + (self.settings.keep == "best" and self.settings.evals > 0))
 
     @property
     def dev_metric(self) -> Metric | None:
-        """The metric, where it can be computed on the dev split during training: it needs no generated answers."""
+        """The metric on the dev split during training; None if it needs generated answers."""
         return None if self.task.spec.kind == "answer" else self.metric
 
     @property
     def refuses_steps(self) -> bool:
-        """Whether the method itself may refuse a step, so that an unchanged loss says nothing of eps."""
-        return type(self.optimizer).reconsidered is not ZerothOrder.reconsidered
+        """Whether the method may refuse a step, so that an unchanged loss does not mean that eps is too small."""
+        return type(self.optimizer.method.query).refine is not Query.refine
 
     def warm_up(self, listen: Listener = ignore_progress) -> None:
-        """Run the self-check, on the loss, and everything else that a first step would wait for."""
+        """Run the self-check on the loss, and compile everything that the first step needs."""
         listen(Progress("self-check", 0.0))
         first = self.batch(self.task.train[: self.settings.batch_size])
         self.optimizer.attach(self.scorer.losses, first, micro_batch=self.micro_batch(first))
@@ -104,23 +107,23 @@ class Setup:
         """Take one step on some examples. Returns its mean loss."""
         if self.objective.by_closure:
             return float(self.optimizer.step(self.objective.closure(examples)))
-        if self.optimizer.short_first:
+        if self.optimizer.method.wants_short_first:
             examples = sorted(examples, key=self.scorer.length)
         batch = self.batch(examples)
         return float(self.optimizer.step(self.objective, batch, micro_batch=self.micro_batch(batch)))
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Examples as a step takes them: the layers that training leaves alone have been run."""
-        return self.scorer.begin(self.scorer.batch(examples, taught=True))
+        """Examples as a batch for a step, with the layers below the first trained one already run."""
+        return self.scorer.run_prefix(self.scorer.batch(examples, for_training=True))
 
     def micro_batch(self, batch: Batch) -> int:
-        """How many examples of a batch a pass takes: all of them where the objective is of a whole batch."""
+        """Examples of a forward pass; all of the batch if the objective needs the whole batch."""
         if self.objective.whole_batch:
             return len(batch.labels)
-        return self.scorer.at_a_time(batch.ids.shape[1], self.copies)
+        return self.scorer.examples_per_pass(batch.ids.shape[1], self.branches)
 
     def answers(self, examples: Sequence[Example], phase: str, listen: Listener = ignore_progress) -> Answers:
-        """What the model answers now. phase: what progress calls the evaluation."""
+        """The model's answers now. phase: the name of the evaluation in the progress."""
         new_tokens = self.settings.new_tokens if self.metric is not None else 0
         return evaluation.answers(self.scorer, examples, self.rows, new_tokens, lambda done: listen(Progress(phase, done)))
 
@@ -135,10 +138,10 @@ def set_up(
 ) -> Setup:
     """Read the data, load the model, and build objective and optimiser; nothing is written.
 
-    listen: takes progress. say: takes what is worth knowing of data and settings, line by line. resume: the run goes on with the
-    one in its folder. self_check: whether the first step compares the forward pass with really perturbed weights; None for every
-    run but one that is resumed, which was checked when it began.
-    Raises ValueError or FileNotFoundError for what is wrong with the settings, the data, the model or the folder.
+    listen: takes progress. say: takes lines about data and settings. resume: continue the run in the settings' folder.
+    self_check: whether the first step compares the perturbed forward pass with weights perturbed in place; by default
+    every run does but a resumed one, which did so when it began. Raises ValueError or FileNotFoundError for wrong
+    settings, data, model or folder.
     """
     started = time.perf_counter()
     settings = settings.resolved()
@@ -167,25 +170,26 @@ def set_up(
 
 
 def _scorer(settings: TuneSettings, task: Task) -> Scorer:
-    """The model that the run begins from, asked the task."""
+    """The scorer of the base model on the task."""
     loaded = base_model(settings)
     scorer = Scorer(loaded.model, loaded.tokenizer, task, loaded.head, settings.max_tokens)
-    scorer.settle(task.train[:2])
+    scorer.choose_head_path(task.train[:2])
     if settings.scheme not in schemes.ADAPTERS:
-        scorer.cut(task.train[:2])
+        scorer.share_prefix(task.train[:2])
     return scorer
 
 
 def _objective(settings: TuneSettings, scorer: Scorer) -> Objective:
-    """What is minimised. Raises ValueError where the method cannot score it."""
-    made = objective(settings.objective, scorer, settings.mix, settings.new_tokens)
-    if METHODS[settings.method].per_example and made.by_closure:
-        say = f"objective {settings.objective} is of generated answers, which are scored a branch at a time"
-        raise ValueError(f"{say}; use method mezo")
-    if METHODS[settings.method].per_example and made.whole_batch:
-        say = f"objective {settings.objective} is of the rows of a batch together, and method {settings.method} scores them apart"
-        raise ValueError(f"{say}; use method mezo")
-    return made
+    """The objective of the run. Raises ValueError if the method cannot score it."""
+    chosen = objective(settings.objective, scorer, settings.mix, settings.new_tokens)
+    per_example = method_of(settings.method).per_example
+    if per_example and chosen.by_closure:
+        problem = f"objective {settings.objective} scores generated answers, one branch at a time"
+        raise ValueError(f"{problem}; use method mezo")
+    if per_example and chosen.whole_batch:
+        problem = f"objective {settings.objective} is one number per batch, and method {settings.method} needs one per row"
+        raise ValueError(f"{problem}; use method mezo")
+    return chosen
 
 
 def _optimizer(settings: TuneSettings, model: Any, lr: float, self_check: bool) -> ZerothOrder:
@@ -198,7 +202,7 @@ def _optimizer(settings: TuneSettings, model: Any, lr: float, self_check: bool) 
         lr=lr,
         **({} if settings.eps is None else {"eps": settings.eps}),
         weight_decay=settings.weight_decay,
-        storage=storage_of(settings),
+        precision=precision_of(settings),
         seed=settings.seed,
         self_check=self_check,
         **options,
@@ -206,10 +210,10 @@ def _optimizer(settings: TuneSettings, model: Any, lr: float, self_check: bool) 
 
 
 def _cautions(settings: TuneSettings) -> list[str]:
-    """What is worth knowing of the settings before a run."""
+    """Lines about settings that may slow learning down."""
     if settings.objective == LOSS or settings.mix < 1:
         return []
     return [
-        f"{settings.objective} of {settings.batch_size} rows moves in steps of 1/{settings.batch_size}: a step whose "
-        "branches score the same teaches nothing; larger --batch-size and --eps, or --mix below 1, help"
+        f"{settings.objective} of {settings.batch_size} rows changes in steps of 1/{settings.batch_size}: a step whose "
+        "branches all have the same score has no signal; a larger --batch-size or --eps, or --mix below 1, helps"
     ]

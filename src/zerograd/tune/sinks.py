@@ -17,10 +17,10 @@ Row = dict[str, float]
 
 @dataclass
 class Sinks:
-    """Where a run sends what happens.
+    """The receivers of a run's progress, messages and numbers.
 
-    listen: takes progress. say: takes messages of one line. trackers: take the rows of logged steps. metrics: the file that these
-    rows are appended to, as JSON lines; None for none.
+    listen: takes progress. say: takes messages of one line. trackers: take the rows of logged steps. metrics: a file of
+    JSON lines, to which these rows are appended; None for no file.
     """
 
     listen: Listener = ignore_progress
@@ -29,7 +29,7 @@ class Sinks:
     metrics: Path | None = None
 
     def log(self, row: Row) -> None:
-        """Send the row of a step to file and trackers."""
+        """Send the row of a step to the file and the trackers."""
         if self.metrics is not None:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(as_line(row))
@@ -38,5 +38,5 @@ class Sinks:
 
 
 def as_line(row: Row) -> str:
-    """A row of metrics.jsonl."""
+    """A row as a line of metrics.jsonl."""
     return json.dumps({name: value for name, value in row.items() if math.isfinite(value)}) + "\n"

@@ -1,4 +1,4 @@
-"""How far the training loop is: all that it needs to go on, beside weights, optimiser and journal."""
+"""The state of the training loop: everything it needs to continue, beside weights, optimiser and journal."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from zerograd.tune.sinks import Row
 
 @dataclass
 class LoopState:
-    """Where the training loop stands. Notes of the journal hold the first part; records rebuild it and the rest.
+    """The state of the training loop. Notes in the journal store the first part; the journal's records rebuild the
+    rest.
 
-    seconds: of training, without evaluations. flat_steps: steps whose branches all scored the same; 0 for a method that refuses
-    steps itself. back_offs: how often the learning rate was lowered. best_step: the steps before the weights that were best on the
-    dev split; None where none are kept. lowest: the lowest value of what chooses the best weights. lowest_loss: the lowest dev
-    loss. waited: evaluations since the best one. mean_loss: a running mean over steps. dev: the last value on the dev split.
-    evaluations_due: how many of the run's evaluations were due; -1 before the first. next_probe: the step of the next probe of the
-    noise scale.
+    seconds: of training, without evaluations. flat_steps: steps whose branches all had the same score; 0 for a method
+    that refuses steps itself. back_offs: how often the learning rate was lowered. best_step: the number of steps before
+    the best weights; None if none are saved. lowest: the lowest value of the criterion for the best weights.
+    lowest_loss: the lowest dev loss. waited: evaluations since the best one. mean_loss: a running mean over steps. dev:
+    the last value on the dev split. evaluations_due: the number of evaluations that were due so far; -1 before the
+    first. next_probe: the step of the next probe of the noise scale.
 
-    cpu_seconds: of this process in training. history: the rows of logged steps. pending: the row of the last step, until it is
-    logged. stopped: why the run ended before its limits. interrupted: whether Ctrl-C ended it. has_ended: whether the run had
-    nothing more to do when it was resumed.
+    cpu_seconds: of this process in training. history: the rows of logged steps. pending: the row of the last step,
+    until it is logged. stopped: why the run ended before its limits. interrupted: whether Ctrl-C ended it. has_ended:
+    whether a resumed run has nothing left to do.
     """
 
     noise: NoiseScale
@@ -52,23 +53,23 @@ class LoopState:
 
     @classmethod
     def of(cls, setup: Setup) -> LoopState:
-        """The state of a run that has not begun; its first row is due before the first step."""
+        """The state of a run before its first step."""
         settings = setup.settings
         first: Row | None = {"step": 0, "seconds": 0.0, "evaluations": 0} if settings.evals else None
         return cls(NoiseScale.for_run(settings.batch_size, len(setup.task.train)), pending=first)
 
     def step_row(self, loss: float, lr: float, setup: Setup) -> Row:
-        """The row of the step that was just taken."""
+        """The row of the last step."""
         self.mean_loss = loss if math.isnan(self.mean_loss) else 0.9 * self.mean_loss + 0.1 * loss
         steps, evaluations = setup.optimizer.steps, evaluations_of(setup.optimizer)
         return {"step": steps, "seconds": self.seconds, "evaluations": evaluations, "loss": loss, "lr": lr}
 
     def reschedule(self, done: float, evals: int) -> None:
-        """Count the evaluations that were due by now, under limits by which a share `done` of the run is done."""
+        """Count the evaluations that are due when a share `done` of the run is done."""
         self.evaluations_due = max(0, int(done * evals + 1e-9))
 
     def to_note(self, forwards: float) -> dict[str, Any]:
-        """What a note of the journal says of the state. forwards: the optimiser's count."""
+        """The state as a note of the journal. forwards: the optimiser's count of forward passes."""
         loop = {
             "elapsed": self.seconds,
             "flat_steps": self.flat_steps,
@@ -85,7 +86,7 @@ class LoopState:
         return {"loop": loop, "forwards": forwards, "signal": [self.noise.squared_means, self.noise.variances]}
 
     def load_note(self, note: Mapping[str, Any]) -> None:
-        """Take over what `to_note` gave; None stands for a number that JSON has no word for."""
+        """Load the state from a note of `to_note`; None stands for a number that is not finite."""
         loop = note["loop"]
         self.seconds, self.flat_steps, self.back_offs = loop["elapsed"], loop["flat_steps"], loop["back_offs"]
         self.best_step, self.waited = loop["best_step"], loop["waited"]
@@ -96,9 +97,9 @@ class LoopState:
 
 
 def replay_records(records: Iterable[Record], setup: Setup) -> tuple[LoopState, bool]:
-    """Rebuild the loop's state, and the optimiser's counts, from the records of a journal; weights are left alone.
+    """Rebuild the loop's state and the optimiser's counts from the records of a journal; weights do not change.
 
-    Returns (state, whether the records end with the end of a run that has more to do: it was interrupted, or has other limits now).
+    Returns (state, whether the run had ended and has more to do now, since it was interrupted or has new limits).
     """
     state, optimizer, settings = LoopState.of(setup), setup.optimizer, setup.settings
     limits = Limits.of(settings)
@@ -111,7 +112,7 @@ def replay_records(records: Iterable[Record], setup: Setup) -> tuple[LoopState, 
             skipped, in_row = skipped + is_skip, in_row + 1 if is_skip else 0
             optimizer.steps = steps
             optimizer.forwards += optimizer.evaluations
-            state.flat_steps += isinstance(record, Step) and not record.multipliers.any() and not setup.refuses_steps
+            state.flat_steps += isinstance(record, Step) and not record.coefficients.any() and not setup.refuses_steps
             state.pending = state.step_row(record.loss, float(record.lrs[-1]) if isinstance(record, Step) else math.nan, setup)
             state.history.append(state.pending)
             continue
@@ -127,9 +128,9 @@ def replay_records(records: Iterable[Record], setup: Setup) -> tuple[LoopState, 
             state.reschedule(limits.done(state.seconds, optimizer), settings.evals)
         in_row = 0 if isinstance(record, Restore) else in_row
     if steps and state.pending is not None:
-        state.history.pop()  # the row is logged when it is known whether an evaluation is due
+        state.history.pop()  # the loop logs the row, with an evaluation if one is due
     state.seconds += since_note * state.seconds / max(1, steps - since_note)
-    optimizer.go_on(steps, skipped, in_row)
+    optimizer.continue_from(steps, skipped, in_row)
     done = limits.done(state.seconds, optimizer) >= 1
     state.has_ended = bool(ended) and not ended["interrupted"] and (done or ended["stopped"] is not None)
     state.stopped = ended["stopped"] if state.has_ended else None

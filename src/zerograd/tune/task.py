@@ -1,4 +1,4 @@
-"""The task that settings describe, with its rows."""
+"""The task of settings, with its rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from zerograd.text.data.tasks import Example, Task
 from zerograd.tune.settings import TaskSettings
 
 DEMONSTRATIONS_EPOCH = 2**32 - 1
-"""The epoch whose order chooses demonstrations; training does not come so far."""
+"""The epoch whose order chooses demonstrations; training does not reach it."""
 
 
 def task_of(settings: TaskSettings) -> Task:
-    """The task that settings describe, with its rows. Raises ValueError or FileNotFoundError with the mend."""
+    """The task that settings describe, with its rows. Raises ValueError or FileNotFoundError."""
     sources = sources_of(settings)
     if settings.task:
         spec = tasks.spec(settings.task)
@@ -29,7 +29,7 @@ def task_of(settings: TaskSettings) -> Task:
 
 
 def sources_of(settings: TaskSettings) -> list[Source]:
-    """Where the settings say that training rows come from. Raises ValueError for a source whose weight is no number above 0."""
+    """The sources of training rows. Raises ValueError for a source whose weight is not a number above 0."""
     return [Source.parse(given) for given in settings.data]
 
 

@@ -1,4 +1,4 @@
-"""Trackers, which take the numbers of a run while it goes on: TensorBoard always, others through one small protocol."""
+"""Trackers take the numbers of a run: TensorBoard always, a user's own through a small protocol."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from zerograd.settings.user_code import load_user_object
 
 
 class Tracker(Protocol):
-    """What a run tells: its settings once, numbers by name as it goes on, its result once."""
+    """A receiver of a run's settings, its numbers while it runs, and its result."""
 
     def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """The run begins. folder: where it will write, there already."""
+        """The run begins. folder: the run's folder, which exists."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """What was measured at a step: loss, lr, spread; now and then dev_loss and dev_value."""
+        """The numbers of a step: loss, lr, spread; at evaluations also dev_loss and dev_value."""
 
     def end(self, result: Mapping[str, Any]) -> None:
-        """The run is over; of one that was given up the result is empty."""
+        """The run is over. The result is empty if an error ended the run."""
 
 
 class TensorBoard:
-    """Writes what TensorBoard reads into the run's folder, under `tensorboard`."""
+    """A tracker that writes TensorBoard files to `tensorboard` in the run's folder."""
 
     def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -43,17 +43,18 @@ class TensorBoard:
 
 
 def load_trackers(names: Sequence[str]) -> list[Tracker]:
-    """A user's trackers by `module:name` or `file.py:name`: each a class or function that makes one when called with nothing.
+    """A user's trackers by `module:name` or `file.py:name`, each a class or function without arguments that makes a
+    tracker.
 
-    Raises ValueError where the object does not exist, or makes no tracker.
+    Raises ValueError if the object does not exist, or does not make a tracker.
     """
     return [_load_tracker(name) for name in names]
 
 
 def _load_tracker(name: str) -> Tracker:
-    made = load_user_object(name, "tracker")()
-    missing = [part for part in ("begin", "log", "end") if not callable(getattr(made, part, None))]
+    loaded = load_user_object(name, "tracker")()
+    missing = [part for part in ("begin", "log", "end") if not callable(getattr(loaded, part, None))]
     if missing:
         raise ValueError(f"tracker {name!r} has no {missing[0]}(); it must have begin, log and end")
-    tracker: Tracker = made
+    tracker: Tracker = loaded
     return tracker

@@ -60,9 +60,9 @@ def test_csv_keeps_quotes_line_breaks_and_a_byte_order_mark_out_of_the_way(tmp_p
         ("a.jsonl", b"[1, 2]\n", "line 1 is a list; it must be an object of columns"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2 is not UTF-8 (byte 0xff); save the file as UTF-8"),
         ("a.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, the header has 2"),
-        ("a.csv", b"text,text\na,b\n", "column 'text' is there twice"),
+        ("a.csv", b"text,text\na,b\n", "two columns are named 'text'"),
         ("a.csv", b'text,label\n"a,b\n', "is not CSV"),
-        ("a.json", b'{"text": "a"}', "holds a dict; it must be a list of objects"),
+        ("a.json", b'{"text": "a"}', "is a dict; it must be a list of objects"),
         ("a.json", b"{", "line 1 is not JSON"),
         ("a.parquet", b"nonsense", "is not Parquet"),
         ("a.xlsx", b"x", "the ending is '.xlsx'; it must be one of .jsonl"),
@@ -115,9 +115,9 @@ def test_words_stand_for_labels_in_order_or_by_name():
     assert columns.from_rows("m", ROWS, options=["no", "yes"]).options == (" no", " yes")
     assert columns.from_rows("m", ROWS, options=["good=yes", "bad=no"]).options == (" no", " yes")
     assert columns.from_rows("m", ROWS, options=["good", "bad"]).options == (" bad", " good")
-    with pytest.raises(ValueError, match=r"options are 3, but label has 2 values \(bad, good\)"):
+    with pytest.raises(ValueError, match=r"options are 3 words, and label has 2 values \(bad, good\)"):
         columns.from_rows("m", ROWS, options=["a", "b", "c"])
-    with pytest.raises(ValueError, match="options say no word for label 'good'"):
+    with pytest.raises(ValueError, match="options have no word for label 'good'"):
         columns.from_rows("m", ROWS, options=["bad=no", "fine=yes"])
 
 
@@ -128,10 +128,10 @@ def test_prompts_and_completions_and_conversations_are_found_by_their_columns():
 
 def test_a_column_that_is_not_there_is_named_with_those_that_are():
     with pytest.raises(
-        ValueError, match="text is 'body', which is no column of m; the columns are text, label; name one with --text"
+        ValueError, match="text is 'body', which is not a column of m; the columns are text, label; name one with --text"
     ):
         columns.from_rows("m", ROWS, text="body")
-    with pytest.raises(ValueError, match="label is 'stars', which is no column of m"):
+    with pytest.raises(ValueError, match="label is 'stars', which is not a column of m"):
         columns.from_rows("m", ROWS, label="stars")
     many = [{"text": "a", "label": str(i)} for i in range(150)]
     with pytest.raises(ValueError, match="label 'label' has 150 different values, more than 100"):
@@ -157,8 +157,8 @@ def test_splits_that_are_not_given_are_cut_from_the_training_rows(tmp_path):
 def test_repeated_and_leaking_rows_are_counted_and_left_out(tmp_path):
     test = write(tmp_path / "test.jsonl", ROWS[:5])
     task = loaded(tmp_path, [*ROWS, *ROWS[:3]], test=str(test))
-    assert "train: 3 of 43 rows repeat another; one of each is kept" in task.notes
-    assert any(note.endswith("rows of train stand in test too; they are left out of train") for note in task.notes)
+    assert "train: 3 of 43 rows repeat another row; one of each is used" in task.notes
+    assert any(note.endswith("rows of train are also in test; they are removed from train") for note in task.notes)
     assert len(task.test) == 5
     there = {e.row["text"] for e in task.test}
     assert not there & {e.row["text"] for e in (*task.train, *task.dev)}
@@ -166,7 +166,7 @@ def test_repeated_and_leaking_rows_are_counted_and_left_out(tmp_path):
 
 def test_a_text_with_two_labels_is_said(tmp_path):
     task = loaded(tmp_path, [*ROWS, {"text": ROWS[0]["text"], "label": "good"}])
-    assert "train: texts that stand there with different labels: 1; the last is taken" in task.notes
+    assert "train: texts with several different labels: 1; the last label is used" in task.notes
 
 
 def test_a_weight_is_how_often_an_epoch_sees_a_row(tmp_path):

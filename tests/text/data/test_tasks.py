@@ -126,13 +126,13 @@ def test_a_name_that_is_no_task_is_refused_with_those_that_are():
     ("text", "says"),
     [
         ("prompt: [", "task mine is not YAML"),
-        ("- a", "task mine holds a list"),
+        ("- a", "task mine is a list"),
         ("prompt: '{{ a }}'\noption: [x]", "has a field 'option'; the fields are name, prompt"),
         ("prompt: 'Is it good?'\noptions: [a, b]\nlabel: y", "has no placeholder"),
         ("prompt: 'Is {text} good?'\noptions: [a, b]\nlabel: y", "two braces on each side"),
-        ("prompt: '{{ a'\noptions: [a, b]\nlabel: y", "is no template"),
-        ("prompt: '{{ a }}'", "give options or an answer, one of them"),
-        ("options: [a, b]", "give a prompt or the column of messages, one of them"),
+        ("prompt: '{{ a'\noptions: [a, b]\nlabel: y", "is not a template"),
+        ("prompt: '{{ a }}'", "give either options or an answer"),
+        ("options: [a, b]", "give either a prompt or messages"),
         ("prompt: '{{ a }}'\noptions: [a]\nlabel: y", "there is one option, 'a'; a choice needs two"),
         ("prompt: '{{ a }}'\noptions: [a, b]\nlabel: y\nlabels: [1, 2, 3]", "3 labels for 2 options; give one each"),
         ("prompt: '{{ a }}'\noptions: [a, b]", "has options and no label"),
@@ -174,7 +174,7 @@ def test_a_column_by_its_name_in_quotes_is_a_column():
     for wrong in (None, ""):
         with pytest.raises(ValueError, match="Review Body is empty; fill it"):
             made.read([row | {"Review Body": wrong}], "d")
-    assert prompts.varied(spec, "plain", {}).prompt == "{{ row['Review Body'] | trim }}\n{{ title | trim }}"
+    assert prompts.with_prompt(spec, "plain", {}).prompt == "{{ row['Review Body'] | trim }}\n{{ title | trim }}"
 
 
 def test_what_may_be_cut_is_what_has_content():

@@ -24,11 +24,10 @@ from tests.text.tiny import (
     tiny_model,
     tokenizer,
 )
-from zerograd.directions.family import Directions, Family
-from zerograd.evaluate.score import score_batch
+from zerograd.directions import Dense, Draws, LowRank
+from zerograd.evaluate.evaluator import LocalBatch
 from zerograd.evaluate.self_check import self_check
 from zerograd.optim import MeZO, PerExample
-from zerograd.queries.plan import clean, example_pairs
 from zerograd.text import evaluation
 from zerograd.text.data.tasks import Example, Task, TaskSpec
 from zerograd.text.generation import generate
@@ -61,7 +60,7 @@ cases = pytest.mark.parametrize("case", CASES)
 def made(case: str) -> tuple[Scorer, str]:
     build, head, task, way = CASES[case]
     scorer = Scorer(build(), tokenizer(mask=head == "masked"), task, head)
-    scorer.settle(task.train[:2])
+    scorer.choose_head_path(task.train[:2])
     return scorer, way
 
 
@@ -82,8 +81,8 @@ def test_a_cut_model_has_the_scores_of_the_whole_one(case):
     schemes.select(scorer.model, "upper")
     batch = scorer.batch(scorer.task.train[:2])
     whole = scorer.scores(batch)
-    scorer.cut(scorer.task.train[:2])
-    assert torch.equal(scorer.scores(scorer.begin(batch)), whole)
+    scorer.share_prefix(scorer.task.train[:2])
+    assert torch.equal(scorer.scores(scorer.run_prefix(batch)), whole)
     assert (scorer.prefix is not None) == (way != "logits")
     assert torch.equal(scorer.scores(batch), whole)
 
@@ -92,7 +91,7 @@ def test_a_cut_model_has_the_scores_of_the_whole_one(case):
 def test_scores_are_those_of_the_plain_model_row_by_row(case):
     """Computed here from the plain model's logits, one row and one option at a time, without padding."""
     scorer, way = made(case)
-    assert scorer.way == way
+    assert scorer.head_path == way
     kind = scorer.task.spec.kind
     examples = scorer.task.train
     together = [] if kind == "answer" else evaluation.option_scores(scorer, examples)
@@ -132,23 +131,25 @@ def plain(scorer: Scorer, example: Example) -> list[float]:
     return found
 
 
-@cases
-@pytest.mark.parametrize("family", [Family("rademacher"), Family("gaussian", 1)], ids=["dense", "rank one"])
+@pytest.mark.parametrize(
+    ("case", "family"),
+    [
+        *(pytest.param(case, Dense(), id=f"{case}, dense") for case in CASES),
+        *(
+            pytest.param(case, LowRank("gaussian"), id=f"{case}, rank one")
+            for case in ("llama, long options", "gemma2 with capped logits, answers", "bert", "t5, options", "roberta classifier")
+        ),
+    ],
+)
 def test_losses_are_perturbed_as_really_perturbed_weights_are(case, family):
     scorer, _ = made(case)
     examples = scorer.task.train[:3]
-    batch = scorer.batch(examples, taught=True)
+    batch = scorer.batch(examples, for_training=True)
     optimizer = PerExample(scorer.model, self_check=False)
-    directions = Directions(family, 3, 1)
-    checked = self_check(
-        optimizer.slots,
-        directions,
-        example_pairs(3),
-        lambda slots: score_batch(slots, directions, example_pairs(3), scorer.losses, batch),
-        lambda: score_batch([], directions, clean(3), scorer.losses, batch),
-        every=True,
-    )
-    assert checked == len(optimizer.slots) == len({id(p) for p in scorer.model.parameters()})
+    directions = Draws(family, 3).at(1)
+    ask = LocalBatch.of(optimizer.spaces, scorer.losses, batch)
+    checked = self_check(ask, directions, optimizer.spaces, every=True)
+    assert checked == len(optimizer.spaces) == len({id(p) for p in scorer.model.parameters()})
 
 
 ADAPTED = {"lora": {}, "prompt": {}, "prefix": {}}
@@ -157,28 +158,22 @@ ADAPTED = {"lora": {}, "prompt": {}, "prefix": {}}
 def adapted(scheme: str, task: Task | None = None, dtype: torch.dtype = torch.float32) -> Scorer:
     model = schemes.select(tiny_model().to(dtype), scheme, virtual_tokens=3, lora_rank=2)
     scorer = Scorer(model, tokenizer(), task or options_task())
-    scorer.settle(scorer.task.train[:2])
+    scorer.choose_head_path(scorer.task.train[:2])
     return scorer
 
 
 @pytest.mark.parametrize("scheme", ADAPTED)
 @pytest.mark.parametrize("task", [options_task(), answer_task()], ids=["options", "answers"])
-@pytest.mark.parametrize("family", [Family("rademacher"), Family("gaussian", 1)], ids=["dense", "rank one"])
+@pytest.mark.parametrize("family", [Dense("rademacher"), LowRank("gaussian")], ids=["dense", "rank one"])
 def test_an_adapter_is_perturbed_as_a_really_perturbed_one_is(scheme, task, family):
     scorer = adapted(scheme, task)
-    batch = scorer.batch(task.train[:3], taught=True)
+    batch = scorer.batch(task.train[:3], for_training=True)
     optimizer = MeZO(scorer.model, self_check=False)
-    assert all("lora_" in s.name or "prompt_encoder" in s.name for s in optimizer.slots)
-    directions = Directions(family, 3, 1)
-    checked = self_check(
-        optimizer.slots,
-        directions,
-        example_pairs(3),
-        lambda slots: score_batch(slots, directions, example_pairs(3), scorer.losses, batch),
-        lambda: score_batch([], directions, clean(3), scorer.losses, batch),
-        every=True,
-    )
-    assert checked == len(optimizer.slots)
+    assert all("lora_" in s.name or "prompt_encoder" in s.name for s in optimizer.spaces)
+    directions = Draws(family, 3).at(1)
+    ask = LocalBatch.of(optimizer.spaces, scorer.losses, batch)
+    checked = self_check(ask, directions, optimizer.spaces, every=True)
+    assert checked == len(optimizer.spaces)
 
 
 @pytest.mark.parametrize("scheme", ["prompt", "prefix"])
@@ -254,9 +249,9 @@ def greedy(scorer: Scorer, example: Example, count: int) -> str:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("n", ""), "option '' is no token of this model; choose another word"),
-        (("é", "ü"), "options 'é' and 'ü' are the same tokens of this model; choose other words"),
-        (("n", "x" * 70), "has 70 tokens, and the context 64; choose a shorter one"),
+        (("n", ""), "option '' has no token in this model's vocabulary; choose another word"),
+        (("é", "ü"), "options 'é' and 'ü' have the same tokens in this model; choose other words"),
+        (("n", "x" * 70), "has 70 tokens, and a row has at most 64; choose a shorter one"),
     ],
 )
 def test_options_that_cannot_be_told_apart_or_do_not_fit_are_refused(options, says):
@@ -276,7 +271,7 @@ def test_a_task_that_a_head_cannot_answer_is_refused():
             "option 'no' is 2 tokens; a masked model answers with one",
         ),
         (classifier, "classifier", answer_task(), "a classifier answers with one of its labels"),
-        (classifier, "classifier", options_task(("a", "b", "c")), "tells 2 labels apart, task letters has 3 options"),
+        (classifier, "classifier", options_task(("a", "b", "c")), "has 2 labels, and task letters has 3 options"),
         (tiny_model, "causal", Task(TaskSpec("chat", messages="messages")), "has no chat template"),
     ):
         with pytest.raises(ValueError, match=r".") as raised:
@@ -339,4 +334,4 @@ def test_calibrated_answers_leave_out_what_options_score_without_content(task):
         (prior,) = evaluation.option_scores(scorer, [Example("x", row, example.labels, example.options)])
         expected = [s - p for s, p in zip(said.scores[i], prior, strict=True)]
         assert found.scores[i] == pytest.approx(expected, abs=1e-4)
-        assert found.texts[i] == evaluation.words(scorer, example)[evaluation.best(expected)]
+        assert found.texts[i] == evaluation.option_texts(scorer, example)[evaluation.best(expected)]

@@ -42,7 +42,7 @@ def test_a_model_without_the_head_that_is_asked_for_is_refused(tmp_path):
     LlamaModel(tiny.config).save_pretrained(tmp_path / "untied")
     for folder in ("tied", "headless", "untied"):
         tokenizer().save_pretrained(tmp_path / folder)
-    with pytest.raises(ValueError, match="the model is a LlamaModel, which answers nothing; choose --head, one of causal"):
+    with pytest.raises(ValueError, match="the model is a LlamaModel, which has no head that answers; choose --head, one of causal"):
         models.load(str(tmp_path / "headless"))
     with pytest.raises(ValueError, match=r"was saved without lm_head.weight, so it has no causal head; choose another --head"):
         models.load(str(tmp_path / "untied"), head="causal")
@@ -80,7 +80,7 @@ def test_a_flag_that_is_wrong_is_one_line(capsys):
 BESIDE = """
 import sys, threading, time
 from pathlib import Path
-from zerograd.text import models
+from zerograd.text.models import loading as models
 models.load(sys.argv[1])  # what loading anything needs
 seen = []
 
@@ -135,7 +135,7 @@ def test_a_gguf_is_parsed_once_and_the_library_is_left_as_it_was(monkeypatch):
 
 LOADS = """
 import sys, resource
-from zerograd.text import models
+from zerograd.text.models import loading as models
 from zerograd.machine import memory
 models.load(sys.argv[1])  # what loading anything needs
 memory.reset_peak()

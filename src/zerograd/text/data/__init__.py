@@ -1,1 +1,1 @@
-"""Rows: where they come from, how columns become prompts and answers, splits, tasks, order."""
+"""Data: sources of rows, prompts and answers from columns, splits, tasks, and the order of batches."""

@@ -1,4 +1,4 @@
-"""The order of the data: batches of examples of like length, a function of the seed and the epoch alone."""
+"""The order of the data: batches of similar lengths, a function of the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from zerograd.noise import ORDER, Address, stream
 
-POOL = 32
-"""Batches that are sorted by length together: enough for little padding, few enough to stay random."""
+POOL_BATCHES = 32
+"""Batches of a pool, within which examples are sorted by length: enough for little padding, few enough to stay random.
+"""
 
 
 def shuffled(count: int, seed: int, epoch: int, domain: int = ORDER) -> list[int]:
@@ -16,24 +17,24 @@ def shuffled(count: int, seed: int, epoch: int, domain: int = ORDER) -> list[int
     return sorted(range(count), key=keys.__getitem__)
 
 
-def epoch_of(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
     """The batches of `size` indices of an epoch; fewer than `size` examples make one batch.
 
-    The epoch is shuffled, cut into pools, each pool sorted by length and cut into batches, and the batches shuffled. What is
-    left over is left out.
+    The epoch is shuffled and cut into pools. Each pool is sorted by length and cut into batches; an incomplete batch is
+    dropped. The batches are shuffled.
     """
     size = min(size, len(lengths))
     order = shuffled(len(lengths), seed, 2 * epoch)
-    cut: list[list[int]] = []
-    for first in range(0, len(order), POOL * size):
-        pool = sorted(order[first : first + POOL * size], key=lengths.__getitem__)
-        cut += [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)]
-    return [cut[i] for i in shuffled(len(cut), seed, 2 * epoch + 1)]
+    batches: list[list[int]] = []
+    for first in range(0, len(order), POOL_BATCHES * size):
+        pool = sorted(order[first : first + POOL_BATCHES * size], key=lengths.__getitem__)
+        batches += [pool[i : i + size] for i in range(0, len(pool) - size + 1, size)]
+    return [batches[i] for i in shuffled(len(batches), seed, 2 * epoch + 1)]
 
 
 def batches(lengths: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
     """Endless batches of `size` indices, every epoch in a new order."""
     epoch = 0
     while True:
-        yield from epoch_of(lengths, size, seed, epoch)
+        yield from epoch_batches(lengths, size, seed, epoch)
         epoch += 1

@@ -1,4 +1,4 @@
-"""Rows of data: JSONL, JSON, CSV, TSV and Parquet files, folders of them, and data sets of the hub."""
+"""Rows of data: JSONL, JSON, CSV, TSV and Parquet files, folders of such files, and data sets of the hub."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Row = dict[str, Any]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
-"""What the files of a folder, or the splits of a hub's data set, are called."""
+"""The names of a folder's files, or of a hub data set's splits, that each split may have."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from. name: a file, a folder, or a hub id, with its configuration after a colon.
+    """A source of rows.
 
-    weight: how often an epoch sees each of its training rows; half of them where it is 0.5.
+    name: a file, a folder, or a hub id with its configuration after a colon. weight: how often an epoch uses each
+    training row; with 0.5, half of the rows.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Source:
     _read: dict[str, dict[str, list[Row]]] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, splits: Mapping[str, str] | None = None) -> dict[str, list[Row]]:
-        """Its rows by split, read once; see `read`."""
+        """The rows by split, read once; see the function `read`."""
         key = repr(splits)
         if key not in self._read:
             self._read[key] = read(self.name, dict(splits or {}))
@@ -38,7 +39,7 @@ class Source:
 
     @staticmethod
     def parse(given: str) -> Source:
-        """From `NAME` or `NAME=WEIGHT`. Raises ValueError for a weight that is not a number above 0."""
+        """The source of `NAME` or `NAME=WEIGHT`. Raises ValueError for a weight that is not a number above 0."""
         name, separator, weight = given.rpartition("=")
         if not separator or Path(given).exists():
             return Source(given)
@@ -52,29 +53,31 @@ class Source:
 
 
 def read(name: str, splits: Mapping[str, str] | None = None) -> dict[str, list[Row]]:
-    """Rows by split, "train", "dev" and "test" as far as the source has them; a file is all "train".
+    """Rows by split: "train", and "dev" and "test" if the source has them; all rows of a file are "train".
 
-    splits: what the source may call each of them; the usual names where it does not.
-    Raises ValueError or FileNotFoundError with the mend.
+    splits: the source's name of each split; the usual names where the source lacks these. Raises ValueError or
+    FileNotFoundError.
     """
     path = Path(name)
     if path.is_file():
         return {"train": rows(path)}
     if path.is_dir():
-        found = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in FORMATS}
-        chosen = _choose(found, splits, name)
-        return {split: rows(found[stem]) for split, stem in chosen.items()}
+        files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in FORMATS}
+        stems = _choose(files, splits, name)
+        return {split: rows(files[stem]) for split, stem in stems.items()}
     if path.suffix in FORMATS or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"data {name!r} is not there: give a file ({', '.join(FORMATS)}), a folder of them, or a hub id")
+        raise FileNotFoundError(
+            f"data {name!r} is not there: give a file ({', '.join(FORMATS)}), a folder of such files, or a hub id"
+        )
     return _from_hub(name, splits)
 
 
 def split(name: str, wanted: str, splits: Mapping[str, str] | None = None) -> list[Row]:
-    """The rows of one of a source's splits; all of one that has no splits. Raises ValueError or FileNotFoundError with the mend."""
-    found = read(name, splits)
-    if wanted not in found and len(found) > 1:
-        raise ValueError(f"data {name!r} has {' and '.join(found)}, and no {wanted}; name the file")
-    return found.get(wanted) or next(iter(found.values()))
+    """The rows of one split of a source; all rows of a source without splits. Raises ValueError or FileNotFoundError."""
+    by_split = read(name, splits)
+    if wanted not in by_split and len(by_split) > 1:
+        raise ValueError(f"data {name!r} has {' and '.join(by_split)}, and no {wanted}; name the file")
+    return by_split.get(wanted) or next(iter(by_split.values()))
 
 
 def rows(path: Path) -> list[Row]:
@@ -84,16 +87,16 @@ def rows(path: Path) -> list[Row]:
     if not path.exists():
         raise FileNotFoundError(f"data {path} is not there")
     if path.suffix == ".parquet":
-        found = _parquet(path)
+        rows_read = _parquet(path)
     elif path.suffix == ".jsonl":
-        found = list(_jsonl(path))
+        rows_read = list(_jsonl(path))
     elif path.suffix == ".json":
-        found = _json(path)
+        rows_read = _json(path)
     else:
-        found = list(_csv(path, "\t" if path.suffix == ".tsv" else ","))
-    if not found:
-        raise ValueError(f"data {path} has no rows; give it some")
-    return found
+        rows_read = list(_csv(path, "\t" if path.suffix == ".tsv" else ","))
+    if not rows_read:
+        raise ValueError(f"data {path} has no rows; add some")
+    return rows_read
 
 
 def _text(path: Path) -> str:
@@ -120,10 +123,10 @@ def _json(path: Path) -> list[Row]:
         whole = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"data {path}: line {error.lineno} is not JSON ({error.msg}); a file of objects a line ends in .jsonl"
+            f"data {path}: line {error.lineno} is not JSON ({error.msg}); a file with one object per line must end in .jsonl"
         ) from None
     if not isinstance(whole, list):
-        raise ValueError(f"data {path} holds a {type(whole).__name__}; it must be a list of objects")
+        raise ValueError(f"data {path} is a {type(whole).__name__}; it must be a list of objects")
     return [_object(row, f"data {path}: item {number}") for number, row in enumerate(whole, 1)]
 
 
@@ -133,13 +136,13 @@ def _csv(path: Path, separator: str) -> Iterator[Row]:
         names = next(reader, [])
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"data {path}: column {twice[0]!r} is there twice; rename one")
+            raise ValueError(f"data {path}: two columns are named {twice[0]!r}; rename one")
         for values in reader:
             if not any(values):
                 continue
             if len(values) != len(names):
-                say = f"data {path}: line {reader.line_num} has {len(values)} columns, the header has {len(names)}"
-                raise ValueError(f"{say}; put quotes around texts that hold {separator!r}")
+                problem = f"data {path}: line {reader.line_num} has {len(values)} columns, the header has {len(names)}"
+                raise ValueError(f"{problem}; put quotes around texts that contain {separator!r}")
             yield dict(zip(names, values, strict=True))
     except csv.Error as error:
         raise ValueError(f"data {path}: line {reader.line_num} is not CSV ({error})") from None
@@ -149,10 +152,10 @@ def _parquet(path: Path) -> list[Row]:
     from pyarrow import ArrowException, parquet
 
     try:
-        found: list[Row] = parquet.read_table(path).to_pylist()
+        rows_read: list[Row] = parquet.read_table(path).to_pylist()
     except ArrowException as error:
         raise ValueError(f"data {path} is not Parquet: {error}") from None
-    return found
+    return rows_read
 
 
 def _object(row: Any, where: str) -> Row:
@@ -161,16 +164,16 @@ def _object(row: Any, where: str) -> Row:
     return row
 
 
-def _choose(there: Any, splits: Mapping[str, str] | None, name: str) -> dict[str, str]:
-    """Which of the names that are there is each split."""
-    if splits and all(own in there for own in splits.values()):
+def _choose(available: Any, splits: Mapping[str, str] | None, name: str) -> dict[str, str]:
+    """The source's name of each split."""
+    if splits and all(own_name in available for own_name in splits.values()):
         return dict(splits)
-    chosen = {split: next((own for own in names if own in there), "") for split, names in SPLITS.items()}
-    if not chosen["train"]:
-        if len(there) != 1:
-            raise ValueError(f"data {name!r} has no train split; it has {', '.join(there) or 'none'}")
-        chosen["train"] = next(iter(there))
-    return {split: own for split, own in chosen.items() if own}
+    names_by_split = {split: next((own_name for own_name in names if own_name in available), "") for split, names in SPLITS.items()}
+    if not names_by_split["train"]:
+        if len(available) != 1:
+            raise ValueError(f"data {name!r} has no train split; it has {', '.join(available) or 'none'}")
+        names_by_split["train"] = next(iter(available))
+    return {split: own_name for split, own_name in names_by_split.items() if own_name}
 
 
 def _from_hub(name: str, splits: Mapping[str, str] | None) -> dict[str, list[Row]]:
@@ -179,7 +182,9 @@ def _from_hub(name: str, splits: Mapping[str, str] | None) -> dict[str, list[Row
     datasets.disable_progress_bars()
     identity, _, configuration = name.partition(":")
     try:
-        found = datasets.load_dataset(identity, configuration or None)
-    except Exception as error:  # whatever the hub or the network says
-        raise ValueError(f"data {name!r} is no file here, and the hub does not give it: {str(error).splitlines()[0]}") from None
-    return {split: found[own].to_list() for split, own in _choose(found, splits, name).items()}
+        splits_of_hub = datasets.load_dataset(identity, configuration or None)
+    except Exception as error:  # of the hub or the network
+        raise ValueError(
+            f"data {name!r} is not a file here, and the hub does not provide it: {str(error).splitlines()[0]}"
+        ) from None
+    return {split: splits_of_hub[own].to_list() for split, own in _choose(splits_of_hub, splits, name).items()}

@@ -1,4 +1,4 @@
-"""A task with its rows: read, split into train, dev and test, duplicates and leaks found."""
+"""A task with its rows, read and split into train, dev and test; duplicates and leaks between splits are removed."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from zerograd.text.data.tasks import Example, Task, TaskSpec
 
 
 def load(name: str) -> Task:
-    """A built-in task, or a YAML file's, with its own data. Raises ValueError or FileNotFoundError with the mend."""
+    """A built-in task, or a YAML file's, with its own data. Raises ValueError or FileNotFoundError."""
     return with_rows(tasks.spec(name))
 
 
 def with_rows(given: TaskSpec, training: Sequence[Source] = (), dev: str = "", test: str = "") -> Task:
-    """A task with the rows of its data, or of the sources.
+    """A task with the rows of its own data, or of given sources.
 
-    training: sources of training rows, in place of the task's own data. dev, test: files of those splits. Splits that are not given
-    are cut from the training rows. Raises ValueError or FileNotFoundError with the mend.
+    training: sources of training rows, which replace the task's own data. dev, test: sources of these splits; a split
+    without one is cut from the training rows. Raises ValueError or FileNotFoundError.
     """
     task = Task(given)
     if not training and not given.data:
         raise ValueError(f"task {given.name} has no data of its own; give --data")
     splits: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
     for source in training or [Source(given.data)]:
-        found = _packaged(source.name) if not training else None
-        found = found or source.read(given.splits)
-        for split, rows in found.items():
-            examples = task.read(rows, f"data {source.name}" + (f", {split}" if len(found) > 1 else ""))
+        by_split = _packaged(source.name) if not training else None
+        by_split = by_split or source.read(given.splits)
+        for split, rows in by_split.items():
+            examples = task.read(rows, f"data {source.name}" + (f", {split}" if len(by_split) > 1 else ""))
             splits[split] += _repeated(examples, source.weight) if split == "train" else examples
     for split, name in (("dev", dev), ("test", test)):
         if name:
@@ -58,10 +58,10 @@ def _packaged(name: str) -> dict[str, list[Row]] | None:
 
 
 def _repeated(examples: Sequence[Example], weight: float) -> list[Example]:
-    """Every example as many times as the weight says; of a fraction, that share of them."""
+    """Each example int(weight) times, and the fractional part's share of the examples once more."""
     whole, share = int(weight), weight % 1
-    some = [e for e in examples if share and int.from_bytes(_hash(e)[:4]) < share * 2**32]
-    return [*(list(examples) * whole), *some]
+    once_more = [e for e in examples if share and int.from_bytes(_hash(e)[:4]) < share * 2**32]
+    return [*(list(examples) * whole), *once_more]
 
 
 def _hash(example: Example) -> bytes:
@@ -69,9 +69,9 @@ def _hash(example: Example) -> bytes:
 
 
 def _split(task: Task, splits: dict[str, list[Example]], notes: list[str]) -> tuple[list[Example], list[Example], list[Example]]:
-    """train, dev and test: cut from the training rows where they are not given, by the hash of a row's id, duplicates apart.
+    """The train, dev and test rows, without duplicates; a missing split is cut from train by the hash of row ids.
 
-    What stands in a later split leaves the earlier ones, and notes say so.
+    A row of a later split is removed from the earlier ones. notes: takes a line about each removal.
     """
     keys = {id(e): _key(task, e) for rows in splits.values() for e in rows}
     rows = {}
@@ -80,37 +80,37 @@ def _split(task: Task, splits: dict[str, list[Example]], notes: list[str]) -> tu
         labels: dict[Any, set[tuple[int, ...]]] = {}
         for e in splits[split]:
             labels.setdefault(keys[id(e)], set()).add(e.labels)
-        clashing = sum(len(found) > 1 for found in labels.values())
-        if clashing:
-            notes.append(f"{split}: texts that stand there with different labels: {clashing:,}; the last is taken")
-        doubled = len({id(e) for e in splits[split]}) - len(unique)
-        if doubled:
-            notes.append(f"{split}: {doubled:,} of {len(unique) + doubled:,} rows repeat another; one of each is kept")
+        conflicting = sum(len(found) > 1 for found in labels.values())
+        if conflicting:
+            notes.append(f"{split}: texts with several different labels: {conflicting:,}; the last label is used")
+        duplicates = len({id(e) for e in splits[split]}) - len(unique)
+        if duplicates:
+            notes.append(f"{split}: {duplicates:,} of {len(unique) + duplicates:,} rows repeat another row; one of each is used")
         rows[split] = sorted(unique.values(), key=_hash)
-    most = task.spec.rows
+    limits = task.spec.rows
     count = len(rows["train"])
     for split, share, bound in (("test", 5, 2000), ("dev", 10, 500)):
         if not rows[split]:
-            size = most.get(split, min(bound, max(1, count // share)))
+            size = limits.get(split, min(bound, max(1, count // share)))
             size = size if size <= count // 2 else max(1, count // share)
             rows[split], rows["train"] = rows["train"][:size], rows["train"][size:]
-        rows[split] = rows[split][: most.get(split, len(rows[split]))]
+        rows[split] = rows[split][: limits.get(split, len(rows[split]))]
     for earlier, later in (("dev", "test"), ("train", "dev"), ("train", "test")):
-        there = {keys[id(e)] for e in rows[later]}
-        leaking = sum(keys[id(e)] in there for e in rows[earlier])
+        later_keys = {keys[id(e)] for e in rows[later]}
+        leaking = sum(keys[id(e)] in later_keys for e in rows[earlier])
         if leaking:
-            notes.append(f"{leaking:,} rows of {earlier} stand in {later} too; they are left out of {earlier}")
-            rows[earlier] = [e for e in rows[earlier] if keys[id(e)] not in there]
-    rows["train"] = rows["train"][: most.get("train", len(rows["train"]))]
+            notes.append(f"{leaking:,} rows of {earlier} are also in {later}; they are removed from {earlier}")
+            rows[earlier] = [e for e in rows[earlier] if keys[id(e)] not in later_keys]
+    rows["train"] = rows["train"][: limits.get("train", len(rows["train"]))]
     for split, found in rows.items():
         if not found:
             raise ValueError(f"task {task.name} has no {split} rows; give it some")
-    seen = Counter(id(e) for e in splits["train"])  # by the weight of its source
-    return [e for e in rows["train"] for _ in range(seen[id(e)])], rows["dev"], rows["test"]
+    repeats = Counter(id(e) for e in splits["train"])  # from the weight of an example's source
+    return [e for e in rows["train"] for _ in range(repeats[id(e)])], rows["dev"], rows["test"]
 
 
 def _key(task: Task, example: Example) -> Any:
-    """What makes two rows the same: the prompt in lower case, and the options that a row has of its own."""
+    """The identity of a row for duplicates: its prompt in lower case, and its own options."""
     if task.spec.messages:
         return json.dumps(example.row.get(task.spec.messages), sort_keys=True)
     return task.prompt(example).strip().lower(), example.options

@@ -1,10 +1,11 @@
-"""Tasks: what a model is asked of a row of data, what it may answer, and which rows are for training, choosing and testing.
+"""Tasks: the prompt and the options of a row of data, its right answer, and the train, dev and test rows.
 
-A task is YAML: templates and expressions over the columns of a row (`templates.py`). Built-in ones lie in `builtin/`; a user's is a
-file of the same fields, and `columns.py` makes one from the columns of a table.
+A task is YAML: templates and expressions over the columns of a row (`templates.py`). Built-in tasks are in `builtin/`;
+a user's task is a file of the same fields, and `columns.py` makes a task from the columns of a table.
 
-The sentiment data is C. J. Hutto and E. Gilbert's (VADER, ICWSM 2014; MIT, notice in `sentiment/LICENSE`): sentences with
-the mean of ten or more human scores in [-4, 4]. The task is the sign of the score where it is clear, abs(score) >= 1.
+The sentiment data is C. J. Hutto and E. Gilbert's (VADER, ICWSM 2014; MIT, notice in `sentiment/LICENSE`): sentences
+with the mean of ten or more human scores in [-4, 4]. The label is the sign of the score; rows with abs(score) < 1 are
+left out.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ _BUILTIN = resources.files("zerograd.text.data").joinpath("builtin")
 TASKS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _BUILTIN.iterdir() if entry.name.endswith(".yaml")))
 
 
-LONGEST = 1 << 20
-"""Characters of a task."""
+MAX_TASK_CHARACTERS = 1 << 20
+"""The longest task, in characters."""
 
 
 @dataclass(frozen=True)
 class Example:
     """A row as a task reads it.
 
-    options: of its own, where the task has none in common. labels: the indices of its right options; none of a row without a
-    label. answers: the right answers of a generation. Of several right ones training teaches the first.
+    options: the row's own options; empty where the task's options are common. labels: the indices of the right options;
+    empty for a row without a label. answers: the right free answers. Training uses the first label or answer.
     """
 
     id: str
@@ -50,26 +51,28 @@ class Example:
 
     @property
     def label(self) -> int:
-        """The index of the right option that training teaches."""
+        """The index of the right option, which training uses."""
         return self.labels[0]
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """The fields of a task. Raises ValueError for what cannot be a task, naming the field.
+    """The fields of a task. Raises ValueError naming a field that is wrong.
 
-    prompt: a template of what stands before the answer; `{{ mask }}` in it is where a masked model answers. messages: in place of
-    a prompt, the column of a conversation, whose last message is the answer. chat: the prompt is a user's turn of the model's
-    chat template.
+    prompt: a template of the text before the answer; a masked model answers at `{{ mask }}`. messages: in place of a
+    prompt, the column of a conversation whose last message is the answer. chat: put the prompt into the model's chat
+    template as a user's turn.
 
-    options: what may follow the prompt, templates too; or {each: an expression of a list, option: a template with `{{ each }}`}.
-    label: an expression of the right one, its index, or one of `labels`, which are in the order of the options; or a list.
-    answer: instead of options, an expression of the right answer, or a list of them. before: what training puts before an
-    answer. stop: what ends an answer; the model's own token when empty.
+    options: the possible continuations of the prompt, as templates; or {each: an expression of a list, option: a
+    template with `{{ each }}`}. label: an expression of the right option's text, its index, or its value in `labels`;
+    or of a list of these. labels: the label column's values, in the order of the options. answer: instead of options,
+    an expression of the right answer, or of a list of right answers. before: text between prompt and answer. stop: text
+    that ends an answer; the model's end token when empty.
 
-    metric: what is reported. cut: the column that loses its end when a prompt is too long; by default the row's longest.
-    where: an expression of the rows that count. id: an expression of a row's name. data: a file, folder, hub id, or one of the
-    package's own. splits: what the data calls train, dev and test. rows: the most of each split. note: said before training.
+    metric: the reported metric. cut: the column that loses its end when a prompt is too long; by default the row's
+    longest text. where: an expression that is true for the rows to use. id: an expression of a row's name. data: a
+    file, a folder, a hub id, or a file of the package. splits: the data's names of train, dev and test. rows: the most
+    rows of each split. note: a line printed before training.
     """
 
     name: str
@@ -94,18 +97,18 @@ class TaskSpec:
     def __post_init__(self) -> None:
         check_fields(self, f"task {self.name}: ")
         if bool(self.prompt) == bool(self.messages):
-            raise ValueError(f"task {self.name}: give a prompt or the column of messages, one of them")
+            raise ValueError(f"task {self.name}: give either a prompt or messages")
         if not self.messages and bool(self.options) == bool(self.answer):
-            raise ValueError(f"task {self.name}: give options or an answer, one of them")
+            raise ValueError(f"task {self.name}: give either options or an answer")
         if isinstance(self.options, Mapping) and set(self.options) != {"each", "option"}:
-            raise ValueError(f"task {self.name}: options that are one for each of a list have the fields each and option")
+            raise ValueError(f"task {self.name}: options of a list must have the fields each and option")
         if isinstance(self.options, tuple) and len(set(self.options)) < len(self.options):
-            twice = next(option for option in self.options if self.options.count(option) > 1)
-            raise ValueError(f"task {self.name}: option {twice!r} is there twice; give each once")
+            repeated = next(option for option in self.options if self.options.count(option) > 1)
+            raise ValueError(f"task {self.name}: option {repeated!r} is there twice; give each once")
         if isinstance(self.options, tuple) and len(self.options) == 1:
             raise ValueError(f"task {self.name}: there is one option, {self.options[0]!r}; a choice needs two")
         if self.options and not self.label:
-            raise ValueError(f"task {self.name} has options and no label; say which column tells the right one")
+            raise ValueError(f"task {self.name} has options and no label; name the column of the right option")
         if self.labels and len(self.labels) != len(self.options):
             raise ValueError(f"task {self.name}: {len(self.labels)} labels for {len(self.options)} options; give one each")
         if self.prompt:
@@ -116,26 +119,26 @@ class TaskSpec:
 
     @cached_property
     def kind(self) -> str:
-        """ "options", the same for every row; "choices", each row's own; or "answer", a free text."""
+        """ "options": the same options for every row; "choices": each row has its own; "answer": a free text."""
         if not self.options:
             return "answer"
         return "options" if self.common else "choices"
 
     @cached_property
     def common(self) -> tuple[str, ...]:
-        """The options, where they are the same for every row."""
+        """The options, if they are the same for every row, else ()."""
         options = self.options if isinstance(self.options, tuple) else ()
         return () if any(Template(option, "option").names for option in options) else options
 
     def to_yaml(self) -> str:
-        """The fields that are not the default, as YAML."""
+        """The fields that differ from their defaults, as YAML."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
         return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
 
 
 class Task:
-    """A task with its rows. train, dev, test: disjoint; no prompt stands in two of them. notes: what was found in the data."""
+    """A task with its rows. train, dev, test: without a common prompt. notes: lines about duplicates and leaks."""
 
     def __init__(
         self,
@@ -154,27 +157,30 @@ class Task:
         self.notes = tuple(notes)
 
     def prompt(self, example: Example, mask: str = "", characters: int | None = None) -> str:
-        """What the model reads of an example. mask: the model's. characters: all that the column that may be cut keeps."""
+        """The prompt of an example. mask: the model's mask token. characters: the length to which the column that may
+        be cut is cut; None leaves it whole.
+        """
         row: dict[str, Any] = {**example.row, "mask": mask}
         if characters is not None:
-            name = self._cut(example)
+            name = self._shortenable_column(example)
             row[name] = str(row[name])[:characters]
         return self._prompt.render(row)
 
     def length(self, example: Example) -> int:
-        """Characters of the column that may be cut; 0 where there is none."""
-        name = self._cut(example)
+        """Characters of the column that may be cut; 0 if there is none."""
+        name = self._shortenable_column(example)
         return len(str(example.row[name])) if name else 0
 
     def without_content(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """A row whose texts, as far as the prompt reads them, are all the same: the one that may be cut, where one is named."""
+        """A row with `text` in place of the texts in the prompt; only in the column `cut` where the task names one."""
         names = {self.spec.cut} if self.spec.cut else self._prompt.names
         return {name: text if name in names and isinstance(value, str) else value for name, value in row.items()}
 
     def read(self, rows: Iterable[Row], where: str, labelled: bool = True) -> list[Example]:
-        """Rows as examples. where: what a message calls them. labelled: whether each must have a right option or answer.
+        """Rows as examples.
 
-        Raises ValueError with the number of the first row that is wrong, and how.
+        where: the name of the rows in messages. labelled: whether each row must have a right option or answer. Raises
+        ValueError naming the first row that is wrong.
         """
         examples = []
         for number, row in enumerate(rows, 1):
@@ -190,7 +196,7 @@ class Task:
         if self.spec.messages:
             answers = self._conversation(row, labelled)
         else:
-            self.prompt(blank)  # it can be made
+            self.prompt(blank)  # raises for a column that is missing
             missing = [name for name in sorted(self._prompt.names & row.keys()) if row[name] is None or not str(row[name]).strip()]
             if missing:
                 raise ValueError(f"{missing[0]} is empty; fill it, or leave the row out")
@@ -202,40 +208,40 @@ class Task:
         if self._label is not None and labelled:
             labels = self._labels(self._label.value(row), row)
         identity = str(self._id.value(row)) if self._id is not None else str(row.get("id", ""))
-        return Example(identity or _named(row), row, labels, options, answers)
+        return Example(identity or _content_hash(row), row, labels, options, answers)
 
     def _conversation(self, row: Row, labelled: bool) -> tuple[str, ...]:
         messages = Expression(self.spec.messages, "messages").value(row)
-        told = (
+        valid = (
             [m for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m] if messages else []
         )
-        ok = isinstance(messages, list) and len(told) == len(messages)
+        ok = isinstance(messages, list) and len(valid) == len(messages)
         if not ok or not messages:
             raise ValueError(f"{self.spec.messages} must be a list of objects with role and content")
         if not labelled:
             return ()
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
-            say = f"the last of {self.spec.messages} is the {messages[-1]['role']}'s"
-            raise ValueError(f"{say}; it must be an answer of the assistant, to something")
+            problem = f"the last of {self.spec.messages} is the {messages[-1]['role']}'s"
+            raise ValueError(f"{problem}; it must be the assistant's answer to a message before it")
         return (messages[-1]["content"],)
 
     def _answers(self, row: Row) -> tuple[str, ...]:
         assert self._answer is not None
         value = self._answer.value(row)
-        found = tuple(str(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if one is not None)
-        if not any(one.strip() for one in found):
+        values = tuple(str(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if one is not None)
+        if not any(one.strip() for one in values):
             raise ValueError(f"{self.spec.answer} is empty; fill it, or leave the row out")
-        return found
+        return values
 
     def _choices(self, row: Row) -> tuple[str, ...]:
         if isinstance(self.spec.options, Mapping):
             values = self._each.value(row)
-            found = tuple(self._options[0].render({**row, "each": value}) for value in values)
+            options = tuple(self._options[0].render({**row, "each": value}) for value in values)
         else:
-            found = tuple(option.render(row) for option in self._options)
-        if len(set(found)) < 2:
-            raise ValueError(f"its options are {', '.join(map(repr, found)) or 'none'}; a choice needs two that differ")
-        return found
+            options = tuple(option.render(row) for option in self._options)
+        if len(set(options)) < 2:
+            raise ValueError(f"its options are {', '.join(map(repr, options)) or 'none'}; a choice needs two that differ")
+        return options
 
     def _labels(self, value: Any, row: Row) -> tuple[int, ...]:
         names: list[Any]
@@ -244,22 +250,27 @@ class Task:
         else:
             names = list(self.spec.labels) or [option.strip() for option in self.spec.options]
         given = list(value) if isinstance(value, (list, tuple)) else [value]
-        found = []
+        indices = []
         for one in given:
             if one is None or (isinstance(one, str) and not one.strip()):
                 raise ValueError(f"{self.spec.label} is empty; fill it, or leave the row out")
-            own = isinstance(self.spec.options, Mapping) and not isinstance(one, str)  # of texts: a number is none, but their index
-            index = next((i for i, name in enumerate(names) if name == one or (str(name) == str(one).strip() and not own)), None)
+            is_number_of_text = isinstance(self.spec.options, Mapping) and not isinstance(
+                one, str
+            )  # a number is the index of a text, not the text
+            index = next(
+                (i for i, name in enumerate(names) if name == one or (str(name) == str(one).strip() and not is_number_of_text)),
+                None,
+            )
             if index is None and not self.spec.labels and str(int(one) if isinstance(one, bool) else one).isdigit():
                 index = int(one) if int(one) < len(names) else None
             if index is None:
                 raise ValueError(f"{self.spec.label} is {one!r}; it must be one of {', '.join(str(name) for name in names)}")
-            found.append(index)
-        if not found:
+            indices.append(index)
+        if not indices:
             raise ValueError(f"{self.spec.label} is an empty list; leave the row out")
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(indices))
 
-    def _cut(self, example: Example) -> str:
+    def _shortenable_column(self, example: Example) -> str:
         if self.spec.cut:
             return self.spec.cut
         texts = {name: len(example.row[name]) for name in self._prompt.names if isinstance(example.row.get(name), str)}
@@ -296,13 +307,13 @@ class Task:
         return Expression(self.spec.id, "id") if self.spec.id else None
 
 
-def _named(row: Row) -> str:
-    """A name of what stands in a row, whatever prompt is made of it."""
+def _content_hash(row: Row) -> str:
+    """A name for a row by its content."""
     return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def spec(name: str) -> TaskSpec:
-    """The fields of a built-in task, or of a YAML file. Raises ValueError for neither, and for a field that no task has."""
+    """The fields of a built-in task, or of a YAML file. Raises ValueError for any other name, and for an unknown field."""
     path = Path(name)
     if name in TASKS:
         text = _BUILTIN.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
@@ -318,12 +329,16 @@ def spec(name: str) -> TaskSpec:
 def parse(text: str, name: str) -> TaskSpec:
     """The fields of a task from YAML. Raises ValueError naming what is wrong."""
     try:
-        if len(text) > LONGEST or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError(f"task {name} has an alias, or more than {LONGEST:,} characters; write it out, and shorter")
+        if len(text) > MAX_TASK_CHARACTERS or any(
+            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)
+        ):
+            raise ValueError(
+                f"task {name} has an alias, or more than {MAX_TASK_CHARACTERS:,} characters; write a shorter task without aliases"
+            )
         fields = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"task {name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"task {name} holds a {type(fields).__name__}; it must be fields and values")
+        raise ValueError(f"task {name} is a {type(fields).__name__}; it must be fields and values")
     given: dict[str, Any] = {"name": name} | fields
     return from_mapping(TaskSpec, given, f"task {name}")

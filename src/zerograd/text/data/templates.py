@@ -1,4 +1,4 @@
-"""Templates and expressions over the columns of a row: Jinja in its sandbox, where an unknown column is an error."""
+"""Templates and expressions over the columns of a row: sandboxed Jinja, where an unknown column is an error."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-LONGEST = 10_000
-"""What a template may repeat a text by, or pad it to: a task may come from elsewhere, and ask for all memory."""
+MAX_REPEATS = 10_000
+"""The most repeats of a text, and the largest base or exponent of a power, in a template. A task from elsewhere could
+otherwise ask for all memory.
+"""
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, with operators that cannot make a text of any length."""
+    """Jinja's sandbox, with operators that bound the length of a text."""
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-        if operator == "**" and numbers and max(abs(left), abs(right)) > LONGEST:
+        if operator == "**" and numbers and max(abs(left), abs(right)) > MAX_REPEATS:
             raise TemplateError(f"{left} ** {right} is too large")
-        if operator == "*" and not numbers and max(x for x in (left, right, 0) if isinstance(x, int)) > LONGEST:
-            raise TemplateError(f"a text is repeated more than {LONGEST:,} times")
+        if operator == "*" and not numbers and max(x for x in (left, right, 0) if isinstance(x, int)) > MAX_REPEATS:
+            raise TemplateError(f"a text is repeated more than {MAX_REPEATS:,} times")
         if operator == "%" and not numbers:
             raise TemplateError("% is for numbers; write {{ column }}")
         return super().call_binop(context, operator, left, right)
@@ -32,14 +34,14 @@ _ENVIRONMENT = _Environment(undefined=StrictUndefined, keep_trailing_newline=Tru
 for _name in ("center", "format", "indent"):  # they pad to any width
     del _ENVIRONMENT.filters[_name]
 
-ROW = "row"
-"""The whole row, for columns whose names are no identifiers: `{{ row['review text'] }}`."""
+ROW_NAME = "row"
+"""The name of the whole row, for columns whose names are not identifiers: `{{ row['review text'] }}`."""
 
 
 class Template:
     """A text with placeholders: `{{ column }}`.
 
-    field: what a message calls it. Raises ValueError for what is not a template.
+    field: the template's name in messages. Raises ValueError for a text that is not a template.
     """
 
     def __init__(self, source: str, field: str = "template") -> None:
@@ -48,37 +50,37 @@ class Template:
         try:
             parsed = _ENVIRONMENT.parse(source)
             names, of_row = meta.find_undeclared_variables(parsed), _of_row(parsed)
-            self.names = frozenset(names - {ROW} | of_row if of_row else names)
+            self.names = frozenset(names - {ROW_NAME} | of_row if of_row else names)
             self._template = _ENVIRONMENT.from_string(source)
         except TemplateError as error:
-            raise ValueError(f"{field} {source!r} is no template: {error}; a placeholder is written {{{{ column }}}}") from None
+            raise ValueError(f"{field} {source!r} is not a template: {error}; a placeholder is written {{{{ column }}}}") from None
 
     def render(self, row: Mapping[str, Any]) -> str:
         """The text for a row. Raises ValueError naming a column that the row lacks."""
         try:
-            return self._template.render({**row, ROW: row})
+            return self._template.render({**row, ROW_NAME: row})
         except UndefinedError as error:
-            raise ValueError(f"{self.field} {self.source!r}: {_lacking(error, row)}") from None
-        except Exception as error:  # of whatever the template calls
+            raise ValueError(f"{self.field} {self.source!r}: {_with_columns(error, row)}") from None
+        except Exception as error:  # of anything that the template calls
             raise ValueError(f"{self.field} {self.source!r} fails: {error}") from None
 
 
 def _of_row(parsed: nodes.Template) -> set[str]:
-    """The columns that are read as `row['a name']`, or `row.name`."""
-    found = set()
+    """The columns that a template reads as `row['a name']` or `row.name`."""
+    columns = set()
     for item in parsed.find_all(nodes.Getitem):
-        if isinstance(item.node, nodes.Name) and item.node.name == ROW and isinstance(item.arg, nodes.Const):
-            found.add(str(item.arg.value))
+        if isinstance(item.node, nodes.Name) and item.node.name == ROW_NAME and isinstance(item.arg, nodes.Const):
+            columns.add(str(item.arg.value))
     for name in parsed.find_all(nodes.Getattr):
-        if isinstance(name.node, nodes.Name) and name.node.name == ROW:
-            found.add(name.attr)
-    return found
+        if isinstance(name.node, nodes.Name) and name.node.name == ROW_NAME:
+            columns.add(name.attr)
+    return columns
 
 
 class Expression:
     """A value computed from the columns of a row: a column's name, or any Jinja expression, `score > 0`.
 
-    field: what a message calls it. Raises ValueError for what is not an expression.
+    field: the expression's name in messages. Raises ValueError for a text that is not an expression.
     """
 
     def __init__(self, source: str, field: str) -> None:
@@ -88,25 +90,25 @@ class Expression:
         try:
             self._value = _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
         except TemplateError as error:
-            if not source.replace(" ", "").replace("-", "").isidentifier():  # such may still be a column's name
+            if not source.replace(" ", "").replace("-", "").isidentifier():  # the text may still be a column's name
                 raise ValueError(f"{field} {source!r} is neither a column nor an expression: {error}") from None
 
     def value(self, row: Mapping[str, Any]) -> Any:
-        """Its value for a row. Raises ValueError naming a column that the row lacks."""
+        """The value for a row. Raises ValueError naming a column that the row lacks."""
         if self.source in row:
             return row[self.source]
         try:
             if self._value is None:
                 raise UndefinedError(f"{self.source!r} is undefined")
-            found = self._value({**row, ROW: row})
-            if isinstance(found, StrictUndefined):
-                str(found)  # raises
+            value = self._value({**row, ROW_NAME: row})
+            if isinstance(value, StrictUndefined):
+                str(value)  # raises
         except UndefinedError as error:
-            raise ValueError(f"{self.field} {self.source!r}: {_lacking(error, row)}") from None
-        except Exception as error:  # of whatever the expression calls
+            raise ValueError(f"{self.field} {self.source!r}: {_with_columns(error, row)}") from None
+        except Exception as error:  # of anything that the expression calls
             raise ValueError(f"{self.field} {self.source!r} fails: {error}") from None
-        return found
+        return value
 
 
-def _lacking(error: Exception, row: Mapping[str, Any]) -> str:
+def _with_columns(error: Exception, row: Mapping[str, Any]) -> str:
     return f"{error}; the columns are {', '.join(map(str, row)) or 'none'}"

