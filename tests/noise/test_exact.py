@@ -55,3 +55,19 @@ def test_orthonormal_rows_survive_rows_that_nearly_depend_on_each_other() -> Non
     a[1] = a[0] + 1e-3 * a[1]
     rows = exact.orthonormal(a).double()
     torch.testing.assert_close(rows @ rows.T, torch.eye(3).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (4, 4), (8, 100)])
+def test_newton_schulz_brings_singular_values_near_1_and_keeps_singular_vectors(shape: tuple[int, int]) -> None:
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    left, _, right = torch.linalg.svd(given.double(), full_matrices=False)
+    found = exact.newton_schulz(given).double()
+    inner = left.T @ found @ right.T
+    assert (inner - torch.diag(inner.diag())).abs().max() < 1e-3
+    assert ((inner.diag() > 0.6) & (inner.diag() < 1.3)).all()
+    assert not exact.newton_schulz(torch.zeros(shape)).any()
+
+
+def test_rows_are_combined_as_float64_combines_them() -> None:
+    weights, rows = torch.randn(3, 2), torch.randn(3, 50)
+    torch.testing.assert_close(exact.combined(weights, rows), (weights.double().T @ rows.double()).float())

@@ -9,6 +9,9 @@ import math
 
 import torch
 
+QUINTIC = 3.4445, -4.7750, 2.0315
+"""Muon's coefficients (Jordan et al. 2024): singular values of 0.01 to 1 come near 1 in five iterations."""
+
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a b for float32 or float64 (m, k) and (k, n): float64, each operand rounded to about 2^-(26 - log2(k) / 2) of its
@@ -34,6 +37,26 @@ def orthonormal(a: torch.Tensor) -> torch.Tensor:
             row = max((_orthogonal_part(unit, rows[:j]) for unit in units), key=lambda unit: float(unit.square().sum()))
         rows[j] = row / torch.sqrt(matmul(row[None], row[:, None])[0, 0])
     return rows.float()
+
+
+def newton_schulz(a: torch.Tensor) -> torch.Tensor:
+    """About the nearest matrix of orthonormal rows, by five iterations: float32 (r, n), r <= n."""
+    x = a.double()
+    norm = math.sqrt(float(matmul(x.reshape(1, -1), x.reshape(-1, 1))))
+    x = x * (1 / norm) if norm > 0 else x
+    for _ in range(5):
+        gram = matmul(x, x.T)
+        both = gram * QUINTIC[1] + matmul(gram, gram) * QUINTIC[2]
+        x = x * QUINTIC[0] + matmul(both, x)
+    return x.float()
+
+
+def combined(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """weights^T rows, for few rows, by multiply and add in order: float32 (k, n) of (m, k) and (m, n)."""
+    made = torch.zeros(weights.shape[1], rows.shape[1], dtype=torch.float32, device=rows.device)
+    for weight, row in zip(weights, rows, strict=True):
+        made.add_(weight[:, None] * row)
+    return made
 
 
 def _orthogonal_part(row: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

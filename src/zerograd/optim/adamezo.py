@@ -13,9 +13,8 @@ import torch
 
 from zerograd.directions import Dense
 from zerograd.optim.base import ZerothOrder
-from zerograd.optim.method import Method, MethodSettings
-from zerograd.optim.ranges import require_moments
-from zerograd.queries.shared import shared
+from zerograd.optim.method import Method, SharedSettings
+from zerograd.settings.ranges import require_moments
 from zerograd.update import Chunk, Elementwise, GroupStep, Kept
 
 LONGEST_HISTORY = 1000
@@ -60,21 +59,16 @@ def _weights(beta: float, history: int) -> list[list[float]]:
 
 
 @dataclass(frozen=True)
-class Settings(MethodSettings):
-    """history: h, 1 to 1,000; the paper's is 10. betas: the paper's are 0.7 and 0.9. zeta: above 0. directions, sides,
-    distribution: as in `mezo`.
-    """
+class Settings(SharedSettings):
+    """history: h, 1 to 1,000; the paper's is 10. betas: the paper's are 0.7 and 0.9. zeta: above 0."""
 
     history: int = 10
     betas: tuple[float, float] = (0.7, 0.9)
     zeta: float = 1e-8
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
 
     def build(self) -> Method:
         rule = HistoryRule(self.history, self.betas, self.zeta, self.directions)
-        return Method(Dense(self.distribution), shared(self.directions, self.sides), rule)
+        return Method(Dense(self.distribution), self.query(), rule)
 
 
 class AdaMeZO(ZerothOrder):

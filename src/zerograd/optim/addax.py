@@ -26,7 +26,7 @@ class WeightedSides(CentralDifferences):
 class Settings(MethodSettings):
     """alpha: weight of the evaluations, at least 0 and at most 1; the paper's is about 1e-3. share: of a batch, the
     first examples of it, whose gradient is taken: above 0 and below 1; `zerograd tune` puts the shortest first.
-    distribution: as in `mezo`. checkpointing: as in SGD.
+    distribution: as in MeZO. checkpointing: as in SGD.
     """
 
     alpha: float = 1e-3

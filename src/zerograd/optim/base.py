@@ -217,16 +217,16 @@ class ZerothOrder(torch.optim.Optimizer):
         Returns the mean loss of the branches.
         Raises NotPure, NotFinite, SelfCheckFailed or UnresolvedOperation; weights are then as they were.
         """
-        ask = self._evaluator(objective, batch, examples, micro_batch)
+        evaluator = self._evaluator(objective, batch, examples, micro_batch)
         directions, query = self.draws.at(self.steps), self.method.query
-        self._verify_once(ask, directions)
-        evaluated = self._evaluated(ask)
+        self._verify_once(evaluator, directions)
+        evaluated = self._evaluated(evaluator)
         plan = query.plan(evaluated.examples, directions)
         scores = evaluated.scores(plan, directions, self.radii)
         differences = query.finite_differences(scores)
         coefficients = query.coefficients(differences, self.param_groups[0]["eps"])
         coefficients = query.refine(coefficients, functools.partial(self._score_along, evaluated, directions, coefficients))
-        differentiated = self._gradients(ask)
+        differentiated = self._gradients(evaluator)
         loss, gradients = differentiated or (query.loss(scores), None)
         finite = [differences, coefficients, *(g for g in gradients or [] if g is not None)]
         if not math.isfinite(loss) or not all(bool(torch.isfinite(some).all()) for some in finite):
@@ -245,21 +245,21 @@ class ZerothOrder(torch.optim.Optimizer):
         The rehearsal evaluates the first step's plan and adds none of its directions.
         Raises NotPure, SelfCheckFailed or UnresolvedOperation. Weights stay as they are.
         """
-        ask = self._evaluator(objective, batch, examples, micro_batch)
+        evaluator = self._evaluator(objective, batch, examples, micro_batch)
         directions = self.draws.at(self.steps)
-        self._verify_once(ask, directions)
+        self._verify_once(evaluator, directions)
         if self.method.takes_backward:
-            ask = ask.on(self.spaces)  # a rehearsal is no step: its work is not counted
-        evaluated = self._evaluated(ask)
+            evaluator = evaluator.on(self.spaces)  # a rehearsal is no step: its work is not counted
+        evaluated = self._evaluated(evaluator)
         scores = evaluated.scores(self.method.query.plan(evaluated.examples, directions), directions, self.radii)
-        self._gradients(ask)
+        self._gradients(evaluator)
         with uninterrupted():
             self.memory.rehearse(self._step_of(0.0, torch.zeros_like(self.method.query.finite_differences(scores))))
 
     def evaluate(self, objective: Objective, batch: Any, *, examples: int | None = None) -> torch.Tensor:
         """The unperturbed losses of a batch, through the same forward that steps use: float32 (examples,)."""
-        ask = LocalBatch.of(self.spaces, objective, batch, examples=examples)
-        return ask.clean(self.draws.at(self.steps))
+        evaluator = LocalBatch.of(self.spaces, objective, batch, examples=examples)
+        return evaluator.clean(self.draws.at(self.steps))
 
     def continue_from(self, steps: int, skipped: int, skips_in_row: int) -> None:
         """Count as if `steps` steps had been taken, `skipped` of them skipped, and `skips_in_row` of those at the end."""
@@ -336,49 +336,49 @@ class ZerothOrder(torch.optim.Optimizer):
     def _count(self, evaluations: float) -> None:
         self.forwards += evaluations
 
-    def _verify_once(self, ask: Evaluator, directions: Directions) -> None:
+    def _verify_once(self, evaluator: Evaluator, directions: Directions) -> None:
         """Before the first step: the objective is pure, and the forward perturbs what it should.
 
         A loss that is not finite proves neither; the check then waits for the next step.
         """
         if self._checked or isinstance(self.method.query, NoQuery):
             return
-        if is_pure(ask, directions, self.spaces):
+        if is_pure(evaluator, directions, self.spaces):
             if self.self_check and self.method.perturbs:
-                self_check(ask, directions, self.spaces, every=self.self_check == "full")
+                self_check(evaluator, directions, self.spaces, every=self.self_check == "full")
             self._checked = True
 
-    def _evaluated(self, ask: Evaluator) -> Evaluator:
+    def _evaluated(self, evaluator: Evaluator) -> Evaluator:
         """The evaluator of the examples that are not differentiated."""
         gradient = self.method.gradient
         if gradient is None or gradient.share == 1:
-            return ask
-        assert isinstance(ask, LocalBatch)
-        return ask.part(gradient.first(ask.examples), ask.examples)
+            return evaluator
+        assert isinstance(evaluator, LocalBatch)
+        return evaluator.part(gradient.first(evaluator.examples), evaluator.examples)
 
-    def _gradients(self, ask: Evaluator) -> tuple[float, list[torch.Tensor | None]] | None:
+    def _gradients(self, evaluator: Evaluator) -> tuple[float, list[torch.Tensor | None]] | None:
         """(the loss, the gradient in each space or None) of the examples that are differentiated; None without a
         backward pass.
         """
         gradient = self.method.gradient
         if gradient is None:
             return None
-        assert isinstance(ask, LocalBatch)
+        assert isinstance(evaluator, LocalBatch)
         if self.record is not None:
             raise ValueError("no journal can hold a gradient; set record to None")
         directions = self.draws.at(self.steps)
         wanted = [s for s in self.spaces if not gradient.inactive_only or not directions.is_active(s)]
         with self._checkpointing:
-            loss, found = backward(ask.part(0, gradient.first(ask.examples)), wanted)
+            loss, found = backward(evaluator.part(0, gradient.first(evaluator.examples)), wanted)
         if gradient.weight != 1:
             found = [None if one is None else one * gradient.weight for one in found]
         return loss, found
 
-    def _score_along(self, ask: Evaluator, directions: Directions, coefficients: torch.Tensor, points: Any) -> Any:
+    def _score_along(self, evaluator: Evaluator, directions: Directions, coefficients: torch.Tensor, points: Any) -> Any:
         """The scores of points along direction 0, in units of the step that its coefficient would take in each group."""
         steps = self.memory.steps_along(self._step_of(0.0, coefficients))
         radii = {space.id: steps[group] for space, group in zip(self.spaces, self.group_of, strict=True)}
-        return ask.scores(along(ask.examples, points), directions, radii)
+        return evaluator.scores(along(evaluator.examples, points), directions, radii)
 
     def _step_of(self, loss: float, coefficients: torch.Tensor) -> Step:
         """The record of the next step."""

@@ -7,21 +7,14 @@ from dataclasses import dataclass
 from zerograd.directions import Dense
 from zerograd.directions.blocks import InTurn, RandomShare
 from zerograd.optim.base import ZerothOrder
-from zerograd.optim.method import Method, MethodSettings
-from zerograd.optim.ranges import require_share
-from zerograd.queries.shared import shared
+from zerograd.optim.method import Method, SharedSettings
+from zerograd.settings.ranges import require_share
 
 
 @dataclass(frozen=True)
-class BlockWiseSettings(MethodSettings):
-    """directions, sides, distribution: as in `mezo`."""
-
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
-
+class BlockWiseSettings(SharedSettings):
     def build(self) -> Method:
-        return Method(Dense(self.distribution, activity=InTurn()), shared(self.directions, self.sides))
+        return Method(Dense(self.distribution, activity=InTurn()), self.query())
 
 
 class BlockWise(ZerothOrder):
@@ -34,19 +27,14 @@ class BlockWise(ZerothOrder):
 
 
 @dataclass(frozen=True)
-class RandomLayersSettings(MethodSettings):
-    """share: of the blocks, above 0 and at most 1, at least one block; LeZO's is .25. directions, sides, distribution:
-    as in `mezo`.
-    """
+class RandomLayersSettings(SharedSettings):
+    """share: of the blocks, above 0 and at most 1, at least one block; LeZO's is .25."""
 
     share: float = 0.25
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
 
     def build(self) -> Method:
         require_share(self.share, "share", "the blocks")
-        return Method(Dense(self.distribution, activity=RandomShare(self.share)), shared(self.directions, self.sides))
+        return Method(Dense(self.distribution, activity=RandomShare(self.share)), self.query())
 
 
 class RandomLayers(ZerothOrder):

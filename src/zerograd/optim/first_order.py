@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zerograd.directions import Dense
-from zerograd.optim.adam import AdamRule
 from zerograd.optim.base import ZerothOrder
 from zerograd.optim.method import Gradient, Method, MethodSettings
+from zerograd.update import AdamRule
 
 
 @dataclass(frozen=True)

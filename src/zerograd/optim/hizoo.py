@@ -9,8 +9,8 @@ import torch
 from zerograd.directions import Dense, Source
 from zerograd.optim.base import ZerothOrder
 from zerograd.optim.method import Method, MethodSettings
-from zerograd.optim.ranges import require_beta
 from zerograd.queries.shared import ThreePoints
+from zerograd.settings.ranges import require_beta
 from zerograd.spaces import Space
 from zerograd.update import Chunk, Elementwise, GroupStep, Kept
 

@@ -10,12 +10,11 @@ import torch
 
 from zerograd.directions import Dense
 from zerograd.directions.blocks import Shallow
-from zerograd.optim.adam import AdamRule
 from zerograd.optim.base import ZerothOrder
 from zerograd.optim.method import Gradient, Method, MethodSettings
 from zerograd.queries.shared import shared
 from zerograd.spaces import Space
-from zerograd.update import Chunk, GroupStep, Kept
+from zerograd.update import AdamRule, Chunk, GroupStep, Kept
 
 
 class DeepAdam(AdamRule):
@@ -39,7 +38,7 @@ class DeepAdam(AdamRule):
 class Settings(MethodSettings):
     """deep: share of the layers, the last ones, that follow the gradient: above 0 and below 1; at least one does, and
     not all. ratio: the deep layers' learning rate over the shallow ones', at least 0. betas, zeta, checkpointing: as in
-    AdamW. distribution: as in `mezo`.
+    AdamW. distribution: as in MeZO.
     """
 
     deep: float = 0.5

@@ -10,27 +10,25 @@ import torch
 from zerograd.directions import LowRank
 from zerograd.noise import exact
 from zerograd.optim.base import ZerothOrder
-from zerograd.optim.method import Method, MethodSettings
-from zerograd.optim.ranges import require_beta
+from zerograd.optim.method import Method, MethodSettings, SharedSettings
 from zerograd.queries.shared import shared
+from zerograd.settings.ranges import require_beta
 from zerograd.spaces import Space
 from zerograd.update import GroupStep, Kept, Rule, Target
 
 
 @dataclass(frozen=True)
-class Settings(MethodSettings):
-    """rank: r >= 1; the paper's are 1 to 8. period: steps that V lasts, at least 1; the paper's are 50 and 100.
-    directions, sides, distribution: as in `mezo`; the paper's are Gaussian.
+class Settings(SharedSettings):
+    """rank: r >= 1; the paper's are 1 to 8. period: steps that V lasts, at least 1; the paper's are 50 and 100. Directions
+    are Gaussian in the paper.
     """
 
     rank: int = 2
     period: int = 50
-    directions: int = 1
-    sides: int = 2
     distribution: str = "gaussian"
 
     def build(self) -> Method:
-        return Method(LowRank(self.distribution, self.rank, self.period), shared(self.directions, self.sides))
+        return Method(LowRank(self.distribution, self.rank, self.period), self.query())
 
 
 class LOZO(ZerothOrder):
@@ -74,18 +72,11 @@ class FactorMomentum(Rule):
             if step.previous >= 0 and self.draw.right_began(step.previous) != self.draw.right_began(step.number):
                 old = self.draw.right(target.directions(step.previous), space, [0]).view(right.shape)
                 for e, factor in enumerate(m):
-                    factor.copy_(_rotated(factor, (exact.matmul(old[e], right[e].T) / space.view[2]).float()))
+                    turn = (exact.matmul(old[e], right[e].T) / space.view[2]).float()
+                    factor.copy_(exact.combined(turn, factor))
             left = self.draw.left(now, space, [0]).view(m.shape) * (step.coefficients[0] * self.draw.normaliser(space))
             m.mul_(self.beta).add_(left.mul_(1 - self.beta))
             target.subtract_products(m, right, step)
-
-
-def _rotated(rows: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
-    """along^T rows, by multiply and add in order: (rank, n)."""
-    made = torch.zeros_like(rows)
-    for j, row in enumerate(rows):
-        made.add_(along[j, :, None] * row)
-    return made
 
 
 @dataclass(frozen=True)

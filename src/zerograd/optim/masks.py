@@ -13,9 +13,8 @@ import torch
 
 from zerograd.directions import Dense, Source
 from zerograd.optim.base import ZerothOrder
-from zerograd.optim.method import Method, MethodSettings
-from zerograd.optim.ranges import require_share
-from zerograd.queries.shared import shared
+from zerograd.optim.method import Method, SharedSettings
+from zerograd.settings.ranges import require_share
 from zerograd.spaces import Space
 from zerograd.update import Rule
 
@@ -49,19 +48,16 @@ class SmallWeights(Rule):
 
 
 @dataclass(frozen=True)
-class SparseSettings(MethodSettings):
+class SparseSettings(SharedSettings):
     """keep: share of a matrix's weights that the threshold lets through at the start, above 0 and at most 1; the
-    paper's are .2 to .25 (its sparsity is 1 - keep). directions, sides, distribution: as in `mezo`.
+    paper's are .2 to .25 (its sparsity is 1 - keep).
     """
 
     keep: float = 0.25
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
 
     def build(self) -> Method:
         small = SmallWeights(self.keep)
-        return Method(Dense(self.distribution, modulation=small), shared(self.directions, self.sides), small)
+        return Method(Dense(self.distribution, modulation=small), self.query(), small)
 
 
 class SparseMeZO(ZerothOrder):
@@ -111,21 +107,18 @@ class ChosenWeights(Rule):
 
 
 @dataclass(frozen=True)
-class StaticSettings(MethodSettings):
+class StaticSettings(SharedSettings):
     """keep: share of a matrix's weights, above 0 and at most 1; SensZOQ's is .001. sensitivity: by name, of each
     matrix's shape: the largest are kept, squared gradients on a calibration text in SensZOQ; None for the weights' own
-    size. It is in snapshots, and no journal can hold it. directions, sides, distribution: as in `mezo`.
+    size. It is in snapshots, and no journal can hold it.
     """
 
     keep: float = 0.001
     sensitivity: Mapping[str, torch.Tensor] | None = None
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
 
     def build(self) -> Method:
         chosen = ChosenWeights(self.keep, self.sensitivity)
-        return Method(Dense(self.distribution, modulation=chosen), shared(self.directions, self.sides), chosen)
+        return Method(Dense(self.distribution, modulation=chosen), self.query(), chosen)
 
 
 class StaticMask(ZerothOrder):

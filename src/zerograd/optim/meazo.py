@@ -12,9 +12,8 @@ import torch
 
 from zerograd.directions import Dense
 from zerograd.optim.base import ZerothOrder
-from zerograd.optim.method import Method, MethodSettings
-from zerograd.optim.ranges import require_beta, require_zeta
-from zerograd.queries.shared import shared
+from zerograd.optim.method import Method, SharedSettings
+from zerograd.settings.ranges import require_beta, require_zeta
 from zerograd.update import GroupStep, Kept, Rule, power
 
 
@@ -45,17 +44,14 @@ class MeanSquareRule(Rule):
 
 
 @dataclass(frozen=True)
-class Settings(MethodSettings):
-    """beta: 0 <= beta < 1. zeta: above 0. directions, sides, distribution: as in `mezo`."""
+class Settings(SharedSettings):
+    """beta: 0 <= beta < 1. zeta: above 0."""
 
     beta: float = 0.99
     zeta: float = 1e-8
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
 
     def build(self) -> Method:
-        return Method(Dense(self.distribution), shared(self.directions, self.sides), MeanSquareRule(self.beta, self.zeta))
+        return Method(Dense(self.distribution), self.query(), MeanSquareRule(self.beta, self.zeta))
 
 
 class MEAZO(ZerothOrder):

@@ -16,6 +16,7 @@ from typing import Any
 
 from zerograd.directions import Family
 from zerograd.queries import NoQuery, Query
+from zerograd.queries.shared import shared
 from zerograd.update import Rule
 
 
@@ -98,3 +99,19 @@ class MethodSettings(ABC):
             for name, value in fields.items()
             if not isinstance(value, Mapping)
         }
+
+
+@dataclass(frozen=True)
+class SharedSettings(MethodSettings):
+    """Base of the settings of methods whose directions all examples of the batch share.
+
+    directions: n >= 1; above 1 it is n-SPSA. sides: 2 for central differences, 1 for differences from the clean model, n + 1
+    evaluations. distribution: "rademacher" (lower variance, cheaper) or "gaussian".
+    """
+
+    directions: int = 1
+    sides: int = 2
+    distribution: str = "rademacher"
+
+    def query(self, shaping: str = "radius") -> Query:
+        return shared(self.directions, self.sides, shaping)

@@ -6,22 +6,13 @@ from dataclasses import dataclass
 
 from zerograd.directions import Dense
 from zerograd.optim.base import ZerothOrder
-from zerograd.optim.method import Method, MethodSettings
-from zerograd.queries.shared import shared
+from zerograd.optim.method import Method, SharedSettings
 
 
 @dataclass(frozen=True)
-class Settings(MethodSettings):
-    """directions: n >= 1; above 1 it is the paper's n-SPSA. sides: 2 for central differences, 1 for differences from
-    the clean model, n + 1 evaluations. distribution: "rademacher" (lower variance, cheaper) or the paper's "gaussian".
-    """
-
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
-
+class Settings(SharedSettings):
     def build(self) -> Method:
-        return Method(Dense(self.distribution), shared(self.directions, self.sides))
+        return Method(Dense(self.distribution), self.query())
 
 
 class MeZO(ZerothOrder):

@@ -8,9 +8,8 @@ import torch
 
 from zerograd.directions import Dense
 from zerograd.optim.base import ZerothOrder
-from zerograd.optim.method import Method, MethodSettings
-from zerograd.optim.ranges import require_beta
-from zerograd.queries.shared import shared
+from zerograd.optim.method import Method, SharedSettings
+from zerograd.settings.ranges import require_beta
 from zerograd.spaces import Space
 from zerograd.update import Chunk, Elementwise, GroupStep, Kept
 
@@ -30,16 +29,13 @@ class MomentumRule(Elementwise):
 
 
 @dataclass(frozen=True)
-class Settings(MethodSettings):
-    """beta: 0 <= beta < 1; the paper's is 0.9. directions, sides, distribution: as in `mezo`."""
+class Settings(SharedSettings):
+    """beta: 0 <= beta < 1; the paper's is 0.9."""
 
     beta: float = 0.9
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
 
     def build(self) -> Method:
-        return Method(Dense(self.distribution), shared(self.directions, self.sides), MomentumRule(self.beta))
+        return Method(Dense(self.distribution), self.query(), MomentumRule(self.beta))
 
 
 class Momentum(ZerothOrder):

@@ -8,8 +8,7 @@ import torch
 
 from zerograd.directions import Dense
 from zerograd.optim.base import ZerothOrder
-from zerograd.optim.method import Method, MethodSettings
-from zerograd.queries.shared import shared
+from zerograd.optim.method import Method, SharedSettings
 from zerograd.update import Chunk, Elementwise, GroupStep, Kept
 
 
@@ -21,15 +20,9 @@ class SignRule(Elementwise):
 
 
 @dataclass(frozen=True)
-class Settings(MethodSettings):
-    """directions, sides, distribution: as in `mezo`."""
-
-    directions: int = 1
-    sides: int = 2
-    distribution: str = "rademacher"
-
+class Settings(SharedSettings):
     def build(self) -> Method:
-        return Method(Dense(self.distribution), shared(self.directions, self.sides), SignRule())
+        return Method(Dense(self.distribution), self.query(), SignRule())
 
 
 class Sign(ZerothOrder):
@@ -45,15 +38,13 @@ class Sign(ZerothOrder):
 
 
 @dataclass(frozen=True)
-class PublishedSettings(MethodSettings):
-    """directions, sides, distribution: as in `mezo`; the directions are Gaussian in ZO-LLM."""
+class PublishedSettings(SharedSettings):
+    """Directions are Gaussian in ZO-LLM."""
 
-    directions: int = 1
-    sides: int = 2
     distribution: str = "gaussian"
 
     def build(self) -> Method:
-        return Method(Dense(self.distribution), shared(self.directions, self.sides, "size"))
+        return Method(Dense(self.distribution), self.query("size"))
 
 
 class SignPublished(ZerothOrder):

@@ -13,7 +13,7 @@ from zerograd.queries.shared import shared
 @dataclass(frozen=True)
 class Settings(MethodSettings):
     """rank: r >= 1; matrices with fewer rows or columns have dense directions. period: steps that U and V last; the
-    paper's are 1,000 and 2,000. directions, sides: as in `mezo`. Directions are Gaussian.
+    paper's are 1,000 and 2,000. directions, sides: as in MeZO. Directions are Gaussian.
     """
 
     rank: int = 8

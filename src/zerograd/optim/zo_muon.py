@@ -16,9 +16,6 @@ from zerograd.optim.method import Method, MethodSettings
 from zerograd.queries.shared import shared
 from zerograd.update import GroupStep, Kept, Rule, Target
 
-QUINTIC = 3.4445, -4.7750, 2.0315
-"""Muon's coefficients (Jordan et al. 2024): singular values of 0.01 to 1 come near 1 in five iterations."""
-
 
 class Orthogonalised(Rule):
     """The nearest matrix of orthonormal rows to each matrix's estimate; it keeps nothing."""
@@ -40,7 +37,7 @@ class Orthogonalised(Rule):
         estimate = torch.zeros(right.shape[1:], dtype=torch.float32, device=right.device)
         for c, u in zip(step.coefficients, right, strict=True):
             estimate.add_(u * c)
-        made = torch.stack([orthogonal(part) for part in estimate])
+        made = torch.stack([exact.newton_schulz(part) for part in estimate])
         basis = self.draw.left_basis(now, space).view(stack, rank, rows)
         target.subtract_products(basis * math.sqrt(rows * columns / rank), made, step)
 
@@ -52,22 +49,10 @@ class Orthogonalised(Rule):
         target.subtract(estimate * (math.sqrt(flat.numel()) / norm if norm > 0 else 0.0), step)
 
 
-def orthogonal(a: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """About the nearest matrix of orthonormal rows, by Newton-Schulz: float32 (r, n), r <= n; the same bits everywhere."""
-    x = a.double()
-    norm = math.sqrt(float(exact.matmul(x.reshape(1, -1), x.reshape(-1, 1))))
-    x = x * (1 / norm) if norm > 0 else x
-    for _ in range(iterations):
-        gram = exact.matmul(x, x.T)
-        both = gram * QUINTIC[1] + exact.matmul(gram, gram) * QUINTIC[2]
-        x = x * QUINTIC[0] + exact.matmul(both, x)
-    return x.float()
-
-
 @dataclass(frozen=True)
 class Settings(MethodSettings):
     """rank: r >= 1; the paper's is 64. period: steps that P lasts; the paper's is 100. directions: n; the paper's is 4.
-    sides: as in `mezo`; the paper has one side. Directions are Gaussian.
+    sides: as in MeZO; the paper has one side. Directions are Gaussian.
     """
 
     rank: int = 64

@@ -30,8 +30,8 @@ def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
 def from_mapping(kind: type[Settings], fields: Mapping[str, Any], where: str) -> Settings:
     """A dataclass of settings from fields by name, such as those of a YAML file.
 
-    where: the source's name in messages. Raises ValueError for an unknown field, and for a missing field without
-    default.
+    where: the source's name in messages.
+    Raises ValueError for an unknown field, and for a missing field without default.
     """
     specs = dataclasses.fields(kind)  # type: ignore[arg-type]
     known = [spec.name for spec in specs]
