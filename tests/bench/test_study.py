@@ -31,8 +31,6 @@ from zerograd.text.models import loading as models
 
 pytestmark = pytest.mark.full
 
-pytestmark = pytest.mark.full
-
 FEW = {"evaluations": 8, "rows": {"dev": 8, "test": 10}, "settings": {"batch_size": 4, "threads": 1}, "search": {"rungs": 1}}
 
 

@@ -29,8 +29,6 @@ from zerograd.tune.setup import set_up
 
 pytestmark = pytest.mark.full
 
-pytestmark = pytest.mark.full
-
 
 class ZOTrainer(ZerothOrderMixin, Trainer):
     pass

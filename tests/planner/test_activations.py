@@ -29,8 +29,6 @@ from zerograd.text.models import loading as models
 
 pytestmark = pytest.mark.full
 
-pytestmark = pytest.mark.full
-
 
 @pytest.mark.parametrize(("rows", "tokens"), [(8, 16), (2, 64), (64, 64)])
 @pytest.mark.parametrize("layers", [1, 5])

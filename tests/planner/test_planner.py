@@ -29,8 +29,6 @@ from zerograd.text.models import schemes
 
 pytestmark = pytest.mark.full
 
-pytestmark = pytest.mark.full
-
 
 def test_a_folder_is_counted_as_it_loads_and_no_weight_is_read(folder, tmp_path):
     there = tmp_path / "model"

@@ -12,8 +12,6 @@ from zerograd.planner.traffic import TrafficCounter
 
 pytestmark = pytest.mark.full
 
-pytestmark = pytest.mark.full
-
 
 def test_a_measured_product_is_no_larger_than_a_slow_core_makes_in_two_seconds():
     cpu = torch.device("cpu")
@@ -75,7 +73,7 @@ def test_a_method_that_evaluates_or_draws_more_takes_longer():
     mezo = rows["mezo, full"].seconds
     optimizer = method_cost.small_optimizer("conservative")
     assert (optimizer.evaluations, optimizer.branches) == (5, 3)
-    assert rows["conservative, full"].seconds == pytest.approx(2.5 * mezo, rel=0.2)
+    assert 1.5 * mezo < rows["conservative, full"].seconds < 2.5 * mezo  # 5 forwards for 2, directions drawn 3 times for 2
     wide = {(1, 4096, 4096): 1}
     update, replay = (method_cost.cost_of(method, wide).update_traffic for method in ("adam", "adamezo"))
     assert replay > 2 * update > 0  # ten estimates are made anew

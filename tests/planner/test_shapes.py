@@ -19,8 +19,6 @@ from zerograd.planner.shapes import shape
 
 pytestmark = pytest.mark.full
 
-pytestmark = pytest.mark.full
-
 
 @pytest.mark.parametrize(
     "config",

@@ -26,8 +26,6 @@ from zerograd.tune.sinks import Sinks
 
 pytestmark = pytest.mark.full
 
-pytestmark = pytest.mark.full
-
 
 def tuning(folder, data, out, **more) -> Setup:
     given = {"minutes": 0, "steps": 4, "batch_size": 8, "threads": 1, "evals": 2, "text": "body", "label": "stars"}

@@ -288,7 +288,10 @@ def test_another_base_and_other_rows_are_refused(folder, tmp_path, monkeypatch):
             tune(given, resume=True)
     torch.manual_seed(1)
     LlamaForCausalLM(LlamaForCausalLM.from_pretrained(model).config).to(torch.bfloat16).save_pretrained(model)
-    with pytest.raises(journal.WrongBase, match=r"with identity \w{32}, and this one has identity \w{32}; give the base it is of"):
+    with pytest.raises(
+        journal.WrongBase,
+        match=r"with identity \w{32}, and this one has identity \w{32}; give the base model that the journal names",
+    ):
         tune(given, resume=True)
     assert len(records(out))
 

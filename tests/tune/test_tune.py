@@ -33,8 +33,6 @@ from zerograd.tune.setup import Setup, set_up
 
 pytestmark = pytest.mark.full
 
-pytestmark = pytest.mark.full
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

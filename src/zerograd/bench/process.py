@@ -42,8 +42,8 @@ def start_run(settings: TuneSettings, baseline_folder: Path | None = None) -> It
     """Start a run; gives its messages. The run is stopped at the end of the block.
 
     baseline_folder: the folder of untrained models' answers, which is filled when needed; None for a run without a
-    test. The run's own folder, with the cache of hidden states, exists while it runs. Raises RunFailed with the error
-    of the run.
+    test. The run's own folder, with the cache of hidden states, exists while it runs.
+    Raises RunFailed with the error of the run.
     """
     request = {"settings": dataclasses.asdict(settings), "baseline_folder": baseline_folder and str(baseline_folder)}
     child = subprocess.Popen(

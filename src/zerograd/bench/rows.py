@@ -20,8 +20,9 @@ KEY_FIELDS = ("protocol", "model", *REQUIRED_FIELDS[:5])
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file, the last one of each key. Raises FileNotFoundError, or ValueError naming a line that is not a
-    row.
+    """The rows of a file, the last one of each key.
+
+    Raises FileNotFoundError, or ValueError naming a line that is not a row.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there; zerograd bench run writes one")

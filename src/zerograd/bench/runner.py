@@ -70,8 +70,8 @@ class Runner:
     def run(self, methods: Sequence[str] = ()) -> int:
         """Run the missing rows of some methods, by default of all. Returns the number of new rows.
 
-        A method that fails does not stop the others. Raises FileLocked if another process runs one of the methods, and
-        ValueError at the end if a method failed.
+        A method that fails does not stop the others.
+        Raises FileLocked if another process runs one of the methods, and ValueError at the end if a method failed.
         """
         count, failed = 0, []
         for method in methods or self.study.methods:

@@ -71,7 +71,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """The fields of a study. Raises ValueError naming what is wrong.
+    """The fields of a study.
+
+    Raises ValueError naming what is wrong.
 
     methods: names, or "all". grids: by method, with `default` for other methods: values by setting, tried in all
     combinations; `lr` in factors of `tune.defaults.default_lr`. prompts: see `prompts.PROMPTS`. seeds: of the reported

@@ -61,40 +61,40 @@ class Duals(LocalBatch):
         return Scores(plan, torch.stack([found[0] / weight, found[1] / weight]))
 
 
-def backward(ask: LocalBatch, spaces: Sequence[Space]) -> tuple[float, list[torch.Tensor | None]]:
+def backward(evaluator: LocalBatch, spaces: Sequence[Space]) -> tuple[float, list[torch.Tensor | None]]:
     """(the mean loss of an evaluator's examples, its gradient in each of its spaces or None outside `spaces`), by a
     backward pass.
 
     A backward pass with its forward counts as three evaluations.
     """
-    ask.count(ask.share(3))
+    evaluator.count(evaluator.share(3))
     summed = weight = 0.0
     wanted = {id(space.parameter) for space in spaces}
-    frozen = [space.parameter for space in ask.spaces if id(space.parameter) not in wanted]
-    for space in ask.spaces:
+    frozen = [space.parameter for space in evaluator.spaces if id(space.parameter) not in wanted]
+    for space in evaluator.spaces:
         space.parameter.grad = None
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)
         with torch.enable_grad():
-            for part in _parts(ask):
-                losses = ask.objective(part)
+            for part in _parts(evaluator):
+                losses = evaluator.objective(part)
                 sums, weights = losses if isinstance(losses, tuple) else (losses, torch.ones_like(losses))
                 whole = sums.sum()
                 if whole.requires_grad:
                     whole.backward()
                 summed += float(whole.detach())
                 weight += float(weights.detach().sum())
-        found = [None if space.parameter.grad is None else space.parameter.grad / weight for space in ask.spaces]
+        found = [None if space.parameter.grad is None else space.parameter.grad / weight for space in evaluator.spaces]
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        for space in ask.spaces:
+        for space in evaluator.spaces:
             space.parameter.grad = None
     return summed / weight, found
 
 
-def _parts(ask: LocalBatch) -> Iterator[Any]:
-    size = ask.micro_batch if isinstance(ask.micro_batch, int) else ask.examples
-    for first in range(ask.first, ask.stop, size):
-        yield batches.part(ask.batch, ask.total, first, min(first + size, ask.stop), 1)[0]
+def _parts(evaluator: LocalBatch) -> Iterator[Any]:
+    size = evaluator.micro_batch if isinstance(evaluator.micro_batch, int) else evaluator.examples
+    for first in range(evaluator.first, evaluator.stop, size):
+        yield batches.part(evaluator.batch, evaluator.total, first, min(first + size, evaluator.stop), 1)[0]

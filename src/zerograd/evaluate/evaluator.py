@@ -87,8 +87,9 @@ class LocalBatch:
     def of(
         cls, spaces: Sequence[Space], objective: Objective, batch: Any, *, examples: int | None = None, **more: Any
     ) -> LocalBatch:
-        """The evaluator of a whole batch. examples: how many it has; counted when None. Raises ValueError as
-        `batch.examples`.
+        """The evaluator of a whole batch. examples: how many it has; counted when None.
+
+        Raises ValueError as `batch.examples`.
         """
         count = examples or batches.examples(batch)
         return cls(spaces, objective, batch, count, 0, count, **more)

@@ -64,8 +64,8 @@ def split(
 ) -> Any:
     """An operation on spaces and the batch: variant by variant, over that variant's rows.
 
-    called: the operation's name. name: the parameter's. Raises UnresolvedOperation when its rows cannot be told apart
-    by example.
+    called: the operation's name. name: the parameter's.
+    Raises UnresolvedOperation when its rows cannot be told apart by example.
     """
     refusal = f"{name} is used by {called} in a way that cannot be split by example; freeze it or pass a closure"
     in_place = is_in_place(called)

@@ -31,7 +31,7 @@ LEAST_RADIUS = 2**-8
 """A change that a 16-bit weight just holds: its effect on the losses, beside the true one, is rounding."""
 
 
-def is_pure(ask: Evaluator, directions: Directions, spaces: Sequence[Space]) -> bool:
+def is_pure(evaluator: Evaluator, directions: Directions, spaces: Sequence[Space]) -> bool:
     """Evaluate the clean model up to three times and compare. Returns False when a loss is not finite, which proves
     nothing.
 
@@ -39,9 +39,9 @@ def is_pure(ask: Evaluator, directions: Directions, spaces: Sequence[Space]) -> 
     """
 
     exact = all(space.dtype == torch.float32 for space in spaces)
-    losses, gap, allowed = ask.clean(directions), math.inf, 0.0
+    losses, gap, allowed = evaluator.clean(directions), math.inf, 0.0
     for _ in range(2):  # a process's first run may differ from all others: libraries choose their kernels in it
-        before, losses = losses, ask.clean(directions)
+        before, losses = losses, evaluator.clean(directions)
         if not bool(torch.isfinite(before).all() and torch.isfinite(losses).all()):
             return False
         gap = float((before - losses).abs().max())
@@ -54,15 +54,16 @@ def is_pure(ask: Evaluator, directions: Directions, spaces: Sequence[Space]) -> 
     )
 
 
-def self_check(ask: Evaluator, directions: Directions, spaces: Sequence[Space], *, every: bool) -> int:
+def self_check(evaluator: Evaluator, directions: Directions, spaces: Sequence[Space], *, every: bool) -> int:
     """Perturb one tensor at a time, once in the forward and once for real, and compare the losses of a few examples.
 
     every: all tensors; otherwise the first and last of each kind, kinds being names with their numbers left out.
     Returns the number of tensors compared. A tensor is perturbed in place and its bits are put back, so a view of it
-    that torch does not see is noticed too. Raises SelfCheckFailed naming the tensor.
+    that torch does not see is noticed too.
+    Raises SelfCheckFailed naming the tensor.
     """
     chosen = list(spaces) if every else _of_each_kind(spaces)
-    check = _Check(ask, directions)
+    check = _Check(evaluator, directions)
     rounding = check.rounding(chosen)
     for space in chosen:
         check.compare(space, rounding)
@@ -72,8 +73,8 @@ def self_check(ask: Evaluator, directions: Directions, spaces: Sequence[Space], 
 class _Check:
     """The self-check of one evaluator: a few examples, the smallest plan for them, and their clean losses."""
 
-    def __init__(self, ask: Evaluator, directions: Directions) -> None:
-        self.ask, self.plan = ask.sample()
+    def __init__(self, evaluator: Evaluator, directions: Directions) -> None:
+        self.evaluator, self.plan = evaluator.sample()
         self.directions = directions.everywhere()
         self.clean = self._plain()
 
@@ -96,7 +97,7 @@ class _Check:
         floor = max(rounding, FLOOR.get(space.dtype, 0.02) * (1 + float(self.clean.abs().max())))
         for relative in RADII:
             radius = _radius(space, relative)
-            mine = self.ask.on([space]).scores(self.plan, self.directions, {space.id: radius}).values.flatten()
+            mine = self.evaluator.on([space]).scores(self.plan, self.directions, {space.id: radius}).values.flatten()
             real = torch.cat([self._examples_of(variant, space, radius) for variant in self.plan.variants()])
             if not bool(torch.isfinite(real).all() and torch.isfinite(mine).all()):
                 return
@@ -126,7 +127,7 @@ class _Check:
 
     def _plain(self) -> torch.Tensor:
         """The losses with the weights in place, without a perturbed forward: (examples,)."""
-        return self.ask.on([]).clean(self.directions)
+        return self.evaluator.on([]).clean(self.directions)
 
 
 def _radius(space: Space, relative: float) -> float:

@@ -28,8 +28,8 @@ class ZerothOrderConfig:
 
     method: one of `optim.METHODS`. eps: smoothing radius; None for 0.01. options: other arguments of
     the method, such as rank, directions, distribution, relative, precision. seed: of directions and data order; None
-    for the arguments' seed. micro_batch: examples of a pass; "auto" for as many as fit in memory; None for all. Raises
-    ValueError for an unknown method, and for an eps if the method perturbs nothing.
+    for the arguments' seed. micro_batch: examples of a pass; "auto" for as many as fit in memory; None for all.
+    Raises ValueError for an unknown method, and for an eps if the method perturbs nothing.
     """
 
     method: str = "per-example"
@@ -86,8 +86,9 @@ class ZerothOrderMixin:
 
     zeroth_order: a ZerothOrderConfig. A model with a loss of tokens or classes is evaluated in one batched forward
     pass. A subclass's own `compute_loss` is evaluated as a closure, which needs a method with shared directions, such
-    as mezo. Raises ValueError for arguments that a perturbed forward pass cannot have: autocast, several devices,
-    gradient checkpointing.
+    as mezo.
+    Raises ValueError for arguments that a perturbed forward pass cannot have: autocast, several devices, gradient
+    checkpointing.
     """
 
     args: Any

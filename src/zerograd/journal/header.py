@@ -101,5 +101,6 @@ def require_base(header: Mapping[str, Any], identity: str, name: str) -> None:
         recorded = base.get("identity") if isinstance(base, dict) else None
         model = base.get("model") if isinstance(base, dict) else None
         raise WrongBase(
-            f"{name} is of base {model} with identity {recorded}, and this one has identity {identity}; give the base it is of"
+            f"{name} is of base {model} with identity {recorded}, and this one has identity {identity}; "
+            "give the base model that the journal names"
         )

@@ -43,8 +43,9 @@ def header_bytes(fields: Mapping[str, Any]) -> bytes:
 
 
 def record_bytes(kind: int, payload: bytes, crc: int) -> bytes:
-    """A record behind one whose crc is given, its own included. kind: 1 to 255. Raises ValueError for a payload that is
-    too long.
+    """A record behind one whose crc is given, its own included. kind: 1 to 255.
+
+    Raises ValueError for a payload that is too long.
     """
     if len(payload) > LARGEST:
         raise ValueError(f"a record has {len(payload):,} bytes, more than {LARGEST:,}")
@@ -160,7 +161,8 @@ class LogWriter:
     def reopen_with(cls, path: Path, read: Callable[[BinaryIO, int], LogReader]) -> tuple[Self, LogReader]:
         """Go on with a log: (writer, the reader that has read it all). A torn record at its end is cut off.
 
-        read: reads the whole of a file of some bytes. Raises FileLocked, JournalDamaged, or OSError.
+        read: reads the whole of a file of some bytes.
+        Raises FileLocked, JournalDamaged, or OSError.
         """
         handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
         try:

@@ -39,8 +39,9 @@ class Snapshot:
         self.memory = memory
 
     def take(self, about: Mapping[str, Any] | None = None) -> None:
-        """Write the weights as they are now and have them on the disk; an older snapshot is there until then. Raises
-        OSError.
+        """Write the weights as they are now and have them on the disk; an older snapshot is there until then.
+
+        Raises OSError.
 
         about: what `about` gives back, JSON.
         """
@@ -76,8 +77,9 @@ class Snapshot:
             return None
 
     def restore(self) -> None:
-        """Set the weights to what they were when the snapshot was taken. Raises OSError when it is not there or was cut
-        short.
+        """Set the weights to what they were when the snapshot was taken.
+
+        Raises OSError when it is not there or was cut short.
         """
         with self.path.open("rb") as file, uninterrupted():
             file.seek(8 + int.from_bytes(file.read(8), "little"))

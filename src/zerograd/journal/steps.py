@@ -127,7 +127,8 @@ class Writer(LogWriter):
         """Go on with a journal. each: is told its records. marks: is given (offset, crc) of the header's and each
         record's end.
 
-        Returns (writer, header, bytes of a torn record that were cut). Raises FileLocked, JournalDamaged, or OSError.
+        Returns (writer, header, bytes of a torn record that were cut).
+        Raises FileLocked, JournalDamaged, or OSError.
         """
 
         def read(file: Any, size: int) -> LogReader:

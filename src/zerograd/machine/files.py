@@ -15,8 +15,8 @@ from zerograd.errors import FileLocked
 def read_yaml(path: Path, kind: str, otherwise: str) -> dict[str, Any]:
     """The fields of a YAML file.
 
-    kind: the file's name in messages. otherwise: a hint for a file that is not there. Raises FileNotFoundError or
-    ValueError.
+    kind: the file's name in messages. otherwise: a hint for a file that is not there.
+    Raises FileNotFoundError or ValueError.
     """
     import yaml
 
@@ -106,7 +106,8 @@ def write_all(handle: int, data: bytes) -> None:
 def lock(handle: int, path: Path, *, wait: bool = False) -> None:
     """Lock an open file until this process closes it or ends; does nothing on a system without file locks.
 
-    path: the name in the message. wait: whether to wait for another process. Raises FileLocked without waiting.
+    path: the name in the message. wait: whether to wait for another process.
+    Raises FileLocked without waiting.
     """
     try:
         import fcntl

@@ -69,7 +69,8 @@ class Machine:
 def machine(settings: PlanSettings, shape: Shape, say: Callable[[str], None] = lambda line: None) -> Machine:
     """The machine that the settings describe; this machine is measured, with matrix products of the model's shape.
 
-    say: takes a line when the measurement begins. Raises ValueError for a device that is not there and has no --memory.
+    say: takes a line when the measurement begins.
+    Raises ValueError for a device that is not there and has no --memory.
     """
     given = {
         field: quantities.read(field, getattr(settings, field), unit)

@@ -16,8 +16,8 @@ def read(field: str, text: str, unit: str = "") -> float:
     """The value of a text: a number above 0, a letter of POWERS ("Ki" and similar are powers of 1024), and optionally
     the unit.
 
-    field: the name for messages. unit: "" for a count, "B", "B/s" or "FLOPS" (or FLOP/s). Raises ValueError naming
-    field and value.
+    field: the name for messages. unit: "" for a count, "B", "B/s" or "FLOPS" (or FLOP/s).
+    Raises ValueError naming field and value.
     """
     letters = "[KMBT]?" if not unit else "[KMGTP]?i?"
     units = f"({re.escape(unit)})?" if unit != "FLOPS" else "(FLOPS|FLOP/S)?"

@@ -34,8 +34,8 @@ def write(path: Path, result: Row, history: Sequence[Row], rows: Sequence[Row]) 
     """Write the report of a finished run atomically.
 
     result: the run's numbers, settings and versions, and `is_share`, whether its metric is a share; times in seconds.
-    history: the logged steps, may be empty. rows: the test rows with the options chosen before and after tuning. Raises
-    KeyError if a needed number is missing; the baseline of fitted offsets and the byte counts may be None.
+    history: the logged steps, may be empty. rows: the test rows with the options chosen before and after tuning.
+    Raises KeyError if a needed number is missing; the baseline of fitted offsets and the byte counts may be None.
     """
     measure = Measure(result["is_share"])
     spread = predictions.margins(rows)

@@ -30,7 +30,8 @@ def evaluate(
     """The metric of a model on the labelled rows of a split.
 
     run: a finished run, whose model, task and data replace those of the settings. calibrate: compare each option's
-    score with its score for an empty text. Raises ValueError or FileNotFoundError.
+    score with its score for an empty text.
+    Raises ValueError or FileNotFoundError.
     """
     workers.use(settings.threads)
     listen(Progress("reading the data", 0.0))

@@ -20,7 +20,8 @@ def write_lora(source: ReadJournal, rank: int, base: str, at: int | None, out: P
     """Write a LoRA adapter for PEFT, with the nearest matrix of a rank to each linear layer's change.
 
     Returns the share of the total change that the adapter lacks, in Frobenius norm; it lacks the change of all other
-    tensors. Raises ValueError for a run that trained an adapter, or changed no linear layer.
+    tensors.
+    Raises ValueError for a run that trained an adapter, or changed no linear layer.
     """
     import peft
     from safetensors.torch import save_file

@@ -19,7 +19,8 @@ def predict(run: Run, source: str, settings: TaskSettings, listen: Listener = ig
     """The rows of a file with the answers of a run's tuned model.
 
     Each row has its own columns, "prediction", and for options "probability", the prediction's probability among the
-    options. Raises ValueError or FileNotFoundError.
+    options.
+    Raises ValueError or FileNotFoundError.
     """
     workers.use(settings.threads)
     listen(Progress("reading the data", 0.0))

@@ -28,8 +28,9 @@ MAX_FACTOR_VALUES = 1 << 29
 def load(path: str, base: str = "", device: str = "cpu") -> Loaded:
     """A tuned model from its shipped file, its journal, or its run's folder: an object with `model` and `tokenizer`.
 
-    base: the base model; by default the one named in the journal. Raises FileNotFoundError, ValueError for another base
-    or a damaged file, or ModuleNotFoundError without the extra `text`.
+    base: the base model; by default the one named in the journal.
+    Raises FileNotFoundError, ValueError for another base or a damaged file, or ModuleNotFoundError without the extra
+    `text`.
     """
     return replayed(read_journal(find_journal(path)), base, device=device)
 
@@ -39,7 +40,8 @@ def replayed(
 ) -> Loaded:
     """The model of a journal after `at` steps, by default at the end of its run.
 
-    base: the base model; by default the one named in the journal. Raises WrongBase if its weights differ.
+    base: the base model; by default the one named in the journal.
+    Raises WrongBase if its weights differ.
     """
     steps = journal.path(source.records, at)
     loaded, spaces, groups = base_of(source, base, device, listen)

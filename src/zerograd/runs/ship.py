@@ -32,7 +32,8 @@ def ship(folder: str, out: Path) -> int:
     """Write a finished run as one file: a journal of the steps that lead to its weights, and its result. Returns the
     size in bytes.
 
-    The file has no paths of this machine. Raises FileNotFoundError or ValueError for a run that cannot be shipped.
+    The file has no paths of this machine.
+    Raises FileNotFoundError or ValueError for a run that cannot be shipped.
     """
     run = open_run(folder)
     if out.exists():

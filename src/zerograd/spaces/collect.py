@@ -35,7 +35,8 @@ def collect(params: nn.Module | Iterable[Any], precision: str | type[Space] | No
 
     A tensor's id counts all tensors, frozen ones too, so freezing some leaves the others' noise as it was. precision:
     one of PRECISIONS, a Space class of the caller's own, or None for float32 of float32 parameters and split of
-    bfloat16 ones. Raises ValueError when nothing is trainable or a tensor cannot be stored so.
+    bfloat16 ones.
+    Raises ValueError when nothing is trainable or a tensor cannot be stored so.
     """
     if isinstance(precision, str) and precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")

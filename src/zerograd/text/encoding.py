@@ -18,9 +18,9 @@ ANCHOR = "."
 class Encoder:
     """Tokens of a task's rows. A prompt that is too long loses the end of one column, never the question.
 
-    head: of the model, one of `loading.HEADS`. max_tokens: of a row, prompt and answer together. Raises ValueError for
-    options with the same tokens, for options that are too long, and for a tokenizer without mask token or chat template
-    where the task needs one.
+    head: of the model, one of `loading.HEADS`. max_tokens: of a row, prompt and answer together.
+    Raises ValueError for options with the same tokens, for options that are too long, and for a tokenizer without mask
+    token or chat template where the task needs one.
     """
 
     def __init__(self, tokenizer: Any, task: Task, head: str = "causal", max_tokens: int = 512) -> None:

@@ -21,7 +21,8 @@ def generate(
     """The model's answer to each example, in the order of the examples, without the end of an answer.
 
     new_tokens: the longest answer. rows: examples of a batch, which have similar lengths. listen: takes the share of
-    the work that is done. Raises ValueError where a row has less room than new_tokens for its answer.
+    the work that is done.
+    Raises ValueError where a row has less room than new_tokens for its answer.
     """
     if new_tokens > scorer.encoder.max_answer_tokens:
         problem = (

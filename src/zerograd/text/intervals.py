@@ -59,14 +59,14 @@ def paired(before: Sequence[float], after: Sequence[float]) -> list[float]:
     return [centre - NORMAL_QUANTILE * deviation, centre + NORMAL_QUANTILE * deviation]
 
 
-def bootstrap(value: Callable[[Sequence[int]], float], rows: int, seed: int = 0) -> list[float]:
+def bootstrap(value: Callable[[Sequence[int]], float], rows: int) -> list[float]:
     """95 % interval of a statistic of rows, value(indices), by resampling the rows (Efron 1979).
 
     Raises ValueError for fewer than two rows.
     """
     if rows < 2:
         raise ValueError(f"{rows} rows give no interval; at least 2 are needed")
-    draw = random.Random(seed)
+    draw = random.Random(0)
     values = sorted(value(draw.choices(range(rows), k=rows)) for _ in range(RESAMPLES))
     return [values[int(0.025 * RESAMPLES)], values[int(0.975 * RESAMPLES)]]
 
@@ -85,15 +85,15 @@ def best_threshold(margins: Sequence[float], labels: Sequence[int]) -> float:
     return min((threshold for right, threshold in candidates if right == best), key=abs)
 
 
-def best_offsets(scores: Sequence[Sequence[float]], labels: Sequence[int], rounds: int = 3) -> list[float]:
+def best_offsets(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> list[float]:
     """The offset of each option's score that makes most rows right; the first option's is 0.
 
     Two options need one threshold. With more, each option's offset in turn is set to its best value given the other
-    offsets.
+    offsets, three times.
     """
     count = len(scores[0])
     offsets = [0.0] * count
-    for _ in range(rounds if count > 2 else 1):
+    for _ in range(3 if count > 2 else 1):
         for option in range(1, count):
             others = [max(s + o for i, (s, o) in enumerate(zip(row, offsets, strict=True)) if i != option) for row in scores]
             margins = [row[option] - other for row, other in zip(scores, others, strict=True)]
@@ -110,8 +110,9 @@ def best_offsets(scores: Sequence[Sequence[float]], labels: Sequence[int], round
 
 
 def student(values: Sequence[float]) -> list[float]:
-    """95 % interval of the mean of a few values, such as one per seed, by Student's t. Raises ValueError for fewer than
-    two.
+    """95 % interval of the mean of a few values, such as one per seed, by Student's t.
+
+    Raises ValueError for fewer than two.
     """
     n = len(values)
     if n < 2:
@@ -127,7 +128,8 @@ def crossed_bootstrap(
 
     Seeds and rows are resampled independently of each other, the pigeonhole bootstrap (Owen 2007). Few seeds have no
     tails to resample, so the interval is at least as wide as Student's t over the seeds' means. blocks: the number of
-    rows of each task, in order; tasks have equal weights. Raises ValueError for fewer than two rows.
+    rows of each task, in order; tasks have equal weights.
+    Raises ValueError for fewer than two rows.
     """
     table = np.asarray(values, np.float64)  # (seeds, rows)
     count = len(table)

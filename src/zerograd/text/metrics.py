@@ -41,7 +41,8 @@ class Metric:
 def metric(name: str) -> Metric:
     """A metric by its name in METRICS, or a user's `module:function` or `file.py:function`.
 
-    A user's function takes a list of predictions and a list of references. Raises ValueError for an unknown name.
+    A user's function takes a list of predictions and a list of references.
+    Raises ValueError for an unknown name.
     """
     if name in _BY_ROW:
         by_row = _BY_ROW[name]

@@ -59,8 +59,8 @@ class MetricObjective(_OfBatches):
     """1 minus a metric of the options that the model chooses, mixed with the loss: float32 (examples,).
 
     A metric of one row gives each row its own value. A metric of all rows gives every row of a branch the value of that
-    branch. mix: the weight of the metric, in (0, 1]; the loss has the rest. Raises ValueError for a task without common
-    options.
+    branch. mix: the weight of the metric, in (0, 1]; the loss has the rest.
+    Raises ValueError for a task without common options.
     """
 
     def __init__(self, scorer: Scorer, metric: Metric, mix: float = 1.0) -> None:

@@ -63,8 +63,8 @@ class Scorer:
 
     Only scored logits are computed. Options of one token take only their columns of the head, at one position and in
     float32, since the normaliser of the softmax cancels between options.
-    head: of the model, one of `loading.HEADS`. max_tokens: of a row. Raises ValueError for a task that the model cannot
-    answer.
+    head: of the model, one of `loading.HEADS`. max_tokens: of a row.
+    Raises ValueError for a task that the model cannot answer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, head: str = "causal", max_tokens: int = 512) -> None:

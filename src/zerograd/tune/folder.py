@@ -24,8 +24,9 @@ FILES = (
 
 
 def existing_parent(folder: Path) -> Path:
-    """The nearest existing folder above a folder, or the folder itself. Raises ValueError if the folder cannot be made
-    there.
+    """The nearest existing folder above a folder, or the folder itself.
+
+    Raises ValueError if the folder cannot be made there.
     """
     parent = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     if not parent.is_dir():

@@ -60,8 +60,8 @@ def resumed_settings(run: Path, changes: Mapping[str, Any]) -> TuneSettings:
 def resume(setup: Setup, sinks: Sinks) -> tuple[LoopState, Writer]:
     """Restore weights, optimiser memory and counts to the end of the journal in the setup's folder.
 
-    Returns the loop's state, and the journal, open for more records. Raises WrongBase or ValueError if model, task or
-    rows have changed; JournalDamaged; FileLocked.
+    Returns the loop's state, and the journal, open for more records.
+    Raises WrongBase or ValueError if model, task or rows have changed; JournalDamaged; FileLocked.
     """
     path = setup.folder / JOURNAL
     header = read_header(path)

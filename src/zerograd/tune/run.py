@@ -37,8 +37,9 @@ def tune(
     """Fine-tune a model on a task with forward passes only, evaluate it before and after, and write the run's folder.
 
     listen: takes progress. say: takes messages of one line. resume: continue the run in the settings' folder. Returns
-    the numbers of the run by name. Raises ValueError or FileNotFoundError before anything is written, OSError if the
-    disk fails, and KeyboardInterrupt for Ctrl-C in an evaluation before or after training.
+    the numbers of the run by name.
+    Raises ValueError or FileNotFoundError before anything is written, OSError if the disk fails, and KeyboardInterrupt
+    for Ctrl-C in an evaluation before or after training.
     """
     return run(set_up(settings, listen, say, resume=resume), listen, say)
 

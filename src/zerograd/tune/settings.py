@@ -70,8 +70,9 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class TuneSettings(TaskSettings):
-    """The settings of `zerograd tune`; every field is a flag of the same name. Raises ValueError naming a field that is
-    wrong.
+    """The settings of `zerograd tune`; every field is a flag of the same name.
+
+    Raises ValueError naming a field that is wrong.
     """
 
     objective: str = setting("loss", f"what is optimised: loss, {', '.join(METRICS)}, or module:function, file.py:function")
@@ -192,7 +193,8 @@ def _value(given: str, text: str, default: Any) -> Any:
 def from_record(fields: Mapping[str, Any], where: str) -> TuneSettings:
     """The settings that a run has recorded.
 
-    where: the record's name in messages. Raises ValueError for a field that is wrong.
+    where: the record's name in messages.
+    Raises ValueError for a field that is wrong.
     """
     fields = {
         "precision" if name == "storage" else name: value for name, value in fields.items()

@@ -140,8 +140,8 @@ def set_up(
 
     listen: takes progress. say: takes lines about data and settings. resume: continue the run in the settings' folder.
     self_check: whether the first step compares the perturbed forward pass with weights perturbed in place; by default
-    every run does but a resumed one, which did so when it began. Raises ValueError or FileNotFoundError for wrong
-    settings, data, model or folder.
+    every run does but a resumed one, which did so when it began.
+    Raises ValueError or FileNotFoundError for wrong settings, data, model or folder.
     """
     started = time.perf_counter()
     settings = settings.resolved()

@@ -25,7 +25,8 @@ def from_rows(
 
     text, label: names of columns; "text" and "label" when empty. template: the prompt; when empty, the text with the
     label's name on the next line. options: words in the order of the sorted labels, or LABEL=WORD; the labels
-    themselves when empty. Raises ValueError naming what is missing.
+    themselves when empty.
+    Raises ValueError naming what is missing.
     """
     columns = list(dict.fromkeys(column for row in rows[:100] for column in row))
     named = text or label or template or options

@@ -11,9 +11,9 @@ POOL_BATCHES = 32
 """
 
 
-def shuffled(count: int, seed: int, epoch: int, domain: int = ORDER) -> list[int]:
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     """A permutation of range(count), sorted by addressed random words."""
-    keys = [stream(Address(seed, epoch, 0, i, domain)) for i in range(count)]
+    keys = [stream(Address(seed, epoch, 0, i, ORDER)) for i in range(count)]
     return sorted(range(count), key=keys.__getitem__)
 
 

@@ -55,8 +55,8 @@ class Source:
 def read(name: str, splits: Mapping[str, str] | None = None) -> dict[str, list[Row]]:
     """Rows by split: "train", and "dev" and "test" if the source has them; all rows of a file are "train".
 
-    splits: the source's name of each split; the usual names where the source lacks these. Raises ValueError or
-    FileNotFoundError.
+    splits: the source's name of each split; the usual names where the source lacks these.
+    Raises ValueError or FileNotFoundError.
     """
     path = Path(name)
     if path.is_file():

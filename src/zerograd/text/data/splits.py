@@ -24,7 +24,8 @@ def with_rows(given: TaskSpec, training: Sequence[Source] = (), dev: str = "", t
     """A task with the rows of its own data, or of given sources.
 
     training: sources of training rows, which replace the task's own data. dev, test: sources of these splits; a split
-    without one is cut from the training rows. Raises ValueError or FileNotFoundError.
+    without one is cut from the training rows.
+    Raises ValueError or FileNotFoundError.
     """
     task = Task(given)
     if not training and not given.data:

@@ -57,7 +57,9 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """The fields of a task. Raises ValueError naming a field that is wrong.
+    """The fields of a task.
+
+    Raises ValueError naming a field that is wrong.
 
     prompt: a template of the text before the answer; a masked model answers at `{{ mask }}`. messages: in place of a
     prompt, the column of a conversation whose last message is the answer. chat: put the prompt into the model's chat
@@ -179,8 +181,8 @@ class Task:
     def read(self, rows: Iterable[Row], where: str, labelled: bool = True) -> list[Example]:
         """Rows as examples.
 
-        where: the name of the rows in messages. labelled: whether each row must have a right option or answer. Raises
-        ValueError naming the first row that is wrong.
+        where: the name of the rows in messages. labelled: whether each row must have a right option or answer.
+        Raises ValueError naming the first row that is wrong.
         """
         examples = []
         for number, row in enumerate(rows, 1):

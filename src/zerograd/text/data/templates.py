@@ -41,7 +41,8 @@ ROW_NAME = "row"
 class Template:
     """A text with placeholders: `{{ column }}`.
 
-    field: the template's name in messages. Raises ValueError for a text that is not a template.
+    field: the template's name in messages.
+    Raises ValueError for a text that is not a template.
     """
 
     def __init__(self, source: str, field: str = "template") -> None:
@@ -80,7 +81,8 @@ def _of_row(parsed: nodes.Template) -> set[str]:
 class Expression:
     """A value computed from the columns of a row: a column's name, or any Jinja expression, `score > 0`.
 
-    field: the expression's name in messages. Raises ValueError for a text that is not an expression.
+    field: the expression's name in messages.
+    Raises ValueError for a text that is not an expression.
     """
 
     def __init__(self, source: str, field: str) -> None:

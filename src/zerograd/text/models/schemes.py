@@ -55,8 +55,9 @@ def select(
     layers: the number of upper layers for `upper` and `qk`; 0 for half, rounded up. pattern: a regular expression for
     `pattern`. lora_rank: alpha is twice the rank. virtual_tokens: for `prompt` and `prefix`. head: one of
     `loading.HEADS`. seed: of an adapter's initial values. fresh: names of a classifier's parameters that the saved
-    model lacks; they are trained with its head. Raises ValueError for an unknown scheme, and for a scheme that this
-    model cannot have or that trains none of its parameters.
+    model lacks; they are trained with its head.
+    Raises ValueError for an unknown scheme, and for a scheme that this model cannot have or that trains none of its
+    parameters.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme is {scheme!r}; choose one of {', '.join(SCHEMES)}")
