@@ -31,7 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LIMIT = 1.0
 """Seconds of CPU of a quick test, of this process and of those that it starts; its fixtures apart, and what is done `Once`."""
 
-WHOLE_FILE = re.compile(r"^pytestmark = .*\bpytest\.mark\.full\b", re.MULTILINE)
+WHOLE_FILE = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.full\b", re.MULTILINE)
 
 
 @pytest.fixture

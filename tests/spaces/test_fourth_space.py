@@ -69,7 +69,7 @@ class Coarse(Grid):
 
 METHODS = {"mezo": zg.optim.MeZO, "per-example": zg.optim.PerExample, "adam": zg.optim.Adam}
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-every_grid = pytest.mark.parametrize("grid", [Grid, Coarse])
+every_grid = pytest.mark.parametrize("grid", [pytest.param(Grid, marks=pytest.mark.full), Coarse])
 
 
 def codes(opt: Any) -> list[torch.Tensor]:
