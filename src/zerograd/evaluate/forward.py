@@ -19,11 +19,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from zerograd.directions import Directions
 from zerograd.errors import UnresolvedOperation
-from zerograd.evaluate import generic, row_tracking
+from zerograd.evaluate import generic, half, row_tracking
 from zerograd.evaluate.operations import METADATA, OPERATIONS, UNKNOWN, Operation
 from zerograd.evaluate.rules import RULES
 from zerograd.evaluate.trace import Trace
@@ -68,6 +69,8 @@ class PerturbedForward(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         trace = self.trace
+        if func is F.linear:
+            func = half.linear
         if func in METADATA or not trace.spaces:
             return func(*args, **kwargs)
         ours, batched = trace.meets(args, kwargs)

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from zerograd import noise
 from zerograd.directions.directions import MODULATED
+from zerograd.evaluate import half
 from zerograd.evaluate.trace import MatrixPart, Trace
 from zerograd.machine import workers
 from zerograd.noise import LEFT, RIGHT
@@ -52,12 +52,12 @@ def plain(x: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tens
     flat = x.reshape(-1, x.shape[-1])  # torch folds a strided activation only for weights that require grad
     if weight.dtype == x.dtype or transposed:
         weight = weight.to(x.dtype)
-        y = flat @ weight if transposed else F.linear(flat, weight)
+        y = half.linear(flat, weight.t() if transposed else weight)
         return y.view(*x.shape[:-1], y.shape[1])
     y = flat.new_empty((len(flat), weight.shape[0]))
     step = max(1, CAST // weight.shape[1])
     for first in range(0, weight.shape[0], step):
-        y[:, first : first + step] = F.linear(flat, weight[first : first + step].to(x.dtype))
+        y[:, first : first + step] = half.linear(flat, weight[first : first + step].to(x.dtype))
     return y.view(*x.shape[:-1], y.shape[1])
 
 
@@ -157,12 +157,13 @@ def dense(
     flat = x.reshape(-1, x.shape[-1])
     width = part.space.view[2] if transposed else part.rows
     y = flat.new_empty((len(flat), width))
+    dtype = torch.float32 if half.is_slow(x) else x.dtype  # of the products; chunks are rounded to the dtype of x before
     branches: dict[int, list[Branch]] = {}
     for i, variant in enumerate(trace.plan.variants()):
         rows = _tokens(trace, variant, repeat, len(flat) // max(1, x.shape[0]))
-        to = y[rows] if isinstance(rows, slice) else None
+        to = y[rows] if isinstance(rows, slice) and dtype == y.dtype else None
         shift = None if shifts is None else shifts[i if len(shifts) > 1 else 0]
-        branches.setdefault(variant.direction, []).append(Branch(variant, rows, flat[rows], to, shift))
+        branches.setdefault(variant.direction, []).append(Branch(variant, rows, flat[rows].to(dtype), to, shift))
     row_bytes, threads = x.shape[-1] * x.itemsize * max(map(len, branches.values())), workers.count(x.device)
     step = _step(width, row_bytes, len(branches), threads, BUFFER if x.device.type == "cpu" else DEVICE_BUFFER)
     variants = {direction: [branch.variant for branch in some] for direction, some in branches.items()}
@@ -172,12 +173,10 @@ def dense(
         direction, begin = item
         end = min(begin + step, width)
         for branch, chunk in zip(branches[direction], chunks.perturbed(direction, begin, end), strict=True):
-            factor = chunk if transposed else chunk.t()
+            shift = None if branch.shift is None else branch.shift[begin:end].to(branch.x.dtype)
+            factor = (chunk if transposed else chunk.t()).to(branch.x.dtype)
             to = None if branch.to is None else branch.to.narrow(1, begin, end - begin)
-            if branch.shift is None:
-                product = torch.mm(branch.x, factor, out=to)
-            else:
-                product = torch.addmm(branch.shift[begin:end], branch.x, factor, out=to)
+            product = torch.mm(branch.x, factor, out=to) if shift is None else torch.addmm(shift, branch.x, factor, out=to)
             if to is None:
                 y[branch.rows, begin:end] = product
 
@@ -188,8 +187,8 @@ def dense(
 class Branch(NamedTuple):
     """A variant of a product.
 
-    rows: its rows of the flattened batch. x: these rows' activations. to: where their products go, when rows are a
-    slice. shift: what is added to their products.
+    rows: its rows of the flattened batch. x: these rows' activations, in the dtype of the products. to: where their products
+    go, when rows are a slice of that dtype. shift: what is added to their products.
     """
 
     variant: Variant

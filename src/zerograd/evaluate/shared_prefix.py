@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from zerograd.evaluate import half
 from zerograd.evaluate.caught import Enough, caught
 from zerograd.evaluate.tensors import tensors
 from zerograd.machine.interrupts import uninterrupted
@@ -98,7 +99,7 @@ class Prefix:
 
     def below(self, run: Run) -> Entered:
         """What enters the rest of the model, for the batch that `run` runs it on."""
-        with torch.no_grad():
+        with torch.no_grad(), half.fast_products():
             outputs = caught(run, [cut.module for cut in self.cuts])
         states, leaves, specs = [], [], []
         for i, cut in enumerate(self.cuts):
@@ -134,7 +135,7 @@ def prefix_of(model: nn.Module, run: Run) -> Prefix | None:
     run: runs the model on two rows or more, for which the cut model must give the bits of the whole one.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), half.fast_products():
             cuts = cuts_of(model, run)
             if not cuts:
                 return None

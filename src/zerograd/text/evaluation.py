@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from zerograd.evaluate import half
 from zerograd.text.data.tasks import Example
 from zerograd.text.generation import generate
 from zerograd.text.metrics import Metric, Reference
@@ -163,7 +164,7 @@ def _in_batches_by_length(
         longest = lengths[by_length[min(first + rows, len(by_length)) - 1]]
         chosen = by_length[first : first + min(rows, scorer.examples_per_pass(longest))]
         first += len(chosen)
-        with torch.no_grad():
+        with torch.no_grad(), half.fast_products():
             for i, row in zip(chosen, work(scorer, [examples[i] for i in chosen]), strict=True):
                 results[i] = row
     return results

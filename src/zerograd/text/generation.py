@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from zerograd.evaluate import half
 from zerograd.text.data.tasks import Example
 from zerograd.text.scoring import Scorer
 
@@ -57,7 +58,7 @@ def _answers(scorer: Scorer, prompts: Sequence[list[int]], new_tokens: int) -> l
         texts = scorer.tokenizer.batch_decode(ids[:, width:] if left else ids, skip_special_tokens=True)
         return torch.tensor([stop in text for text in texts], device=ids.device)
 
-    with torch.no_grad():
+    with torch.no_grad(), half.fast_products():
         generated = scorer.model.generate(
             input_ids=torch.tensor(padded, device=scorer.device),
             attention_mask=torch.tensor(attention, device=scorer.device),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from zerograd.evaluate import half
 from zerograd.evaluate.hidden_cache import HiddenCache, Layout, Source
 from zerograd.evaluate.shared_prefix import Entered, Prefix, prefix_of
 from zerograd.evaluate.tensors import tensors
@@ -276,7 +277,7 @@ class Scorer:
         """
         encoder = set(self.model.get_encoder().modules()) if batch.answers is not None else set()
         places = tuple(int(batch.answers is not None and cut.module not in encoder) for cut in prefix.cuts)
-        with torch.no_grad():
+        with torch.no_grad(), half.fast_products():
             layout = Layout(prefix.below(lambda: self._all_layers(batch)), places)
             sources = self._sources(batch)
             if not layout.fits(sources):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zerograd.evaluate import half
 from zerograd.evaluate.caught import caught
 from zerograd.text.models import virtual
 
@@ -112,7 +113,7 @@ def plain_logits(model: Any, batch: Any, start_token: int = 0) -> torch.Tensor:
 
 def choose_head_path(model: Any, batch: Any, start_token: int = 0) -> str:
     """The cheapest of HEAD_PATHS whose logits match the plain model's on a batch."""
-    with torch.no_grad():
+    with torch.no_grad(), half.fast_products():
         plain = plain_logits(model, batch, start_token)
         return next(path for path in HEAD_PATHS if _agree(model, batch, plain, path, start_token))
 
