@@ -57,8 +57,7 @@ def test_the_spread_of_an_estimate_on_a_linear_model_is_the_known_multiple(
     assert np.std(squares) / math.sqrt(4000) < factor(d, n) / 20
 
 
-@pytest.mark.parametrize(("examples", "s"), [(16, 0), (16, 4), (4, 12)])
-@pytest.mark.parametrize("shape", [(48,), (6, 8)], ids=str)
+@pytest.mark.parametrize(("shape", "examples", "s"), [((48,), 16, 0), ((48,), 16, 4), ((48,), 4, 12), ((6, 8), 16, 4)], ids=str)
 def test_directions_of_each_examples_own_lower_the_error_by_the_known_factor(examples: int, s: int, shape: tuple[int, ...]) -> None:
     """Shared: d (1 + s / B) - 1, per example: (d (1 + s) - 1) / B, both times |g|^2, of sign directions in d dimensions."""
     d = math.prod(shape)

@@ -91,9 +91,7 @@ def cut_off(made: Setup, patch: pytest.MonkeyPatch, place: str, number: int) -> 
 
 SOME = [("mezo, back-offs", place) for place in PLACES]
 SOME += [("per-example", place) for place in PLACES if place.startswith("after") or place == "in an update"]
-SOME += [
-    (kind, place) for kind in ("upper", "bfloat16, all", "lora") for place in ("after a record", "after a snapshot", "after saving")
-]
+SOME += [(kind, place) for kind in ("upper", "bfloat16, all", "lora") for place in ("after a record", "after saving")]
 """Everywhere in the run that goes back; in the others where they differ: their updates, caches and what they save."""
 
 
