@@ -11,6 +11,7 @@ import torch
 
 import zerograd as zg
 from tests.oracles.methods import every_method_in_split
+from zerograd.evaluate import half
 from zerograd.evaluate import kernels as products
 from zerograd.evaluate import products as chunks
 from zerograd.evaluate.micro_batch import PeakBytes
@@ -156,7 +157,7 @@ def test_the_tensors_of_a_step_exceed_those_of_an_evaluation_of_as_many_rows_by_
     ids = some_ids(4, 24)
     opt.attach(objective(model), ids)
     expanded = ids.repeat(opt.branches, 1)
-    with PeakBytes() as evaluation, torch.no_grad():
+    with PeakBytes() as evaluation, torch.no_grad(), half.fast_products():
         objective(model)(expanded)
     with PeakBytes() as step:
         opt.step(objective(model), ids)

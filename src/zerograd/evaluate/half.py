@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 IS_SLOW = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether this CPU has no products in bfloat16."""
 
-VALUES = 1 << 21
+VALUES = 1 << 19
 """Values of a weight that are cast at a time."""
 
 
