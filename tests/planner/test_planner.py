@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-import yaml
 from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
@@ -19,7 +18,7 @@ from transformers import (
 from tests.planner.described import DESCRIBED, FLAGS, llama, rows_of, saved, trained
 from tests.text.data.files import write
 from zerograd.cli import main
-from zerograd.machine import memory
+from zerograd.machine import memory, yaml_files
 from zerograd.optim import FZOO, METHODS
 from zerograd.planner import machine, make_plan, method_cost, shapes
 from zerograd.planner.settings import PlanSettings
@@ -184,7 +183,7 @@ def test_commands_are_ones_that_zerograd_takes(folder, capsys):
             program, *arguments = row.command.split()
             assert program == "zerograd"
             assert main([*arguments, "--show-config"]) == 0
-            fields = yaml.safe_load(capsys.readouterr().out)
+            fields = yaml_files.load(capsys.readouterr().out)
             assert fields["model"] == str(folder)
             if row.method:
                 assert (fields["method"], fields["scheme"], fields["batch_size"]) == (row.method, row.scheme, 16)
@@ -197,7 +196,7 @@ def test_commands_run_where_they_were_planned(folder, capsys):
     for row in rows_of(model=str(folder), **some).values():
         _, *arguments = row.command.split()
         assert main([*arguments, "--show-config"]) == 0
-        fields = yaml.safe_load(capsys.readouterr().out)
+        fields = yaml_files.load(capsys.readouterr().out)
         assert {name: fields[name] for name in ("head", "device", "threads", "max_tokens")} == {
             "head": "causal", "device": "cpu", "threads": 3, "max_tokens": 700,
         }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from zerograd.bench import prompts
-from zerograd.machine.files import read_yaml
+from zerograd.machine.yaml_files import read_yaml
 from zerograd.optim import METHODS
 from zerograd.settings.fields import check_fields, from_mapping, require_at_least
 from zerograd.text.data import tasks

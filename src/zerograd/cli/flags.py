@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
-from zerograd.machine.files import read_yaml
+from zerograd.machine import yaml_files
 from zerograd.settings.fields import Settings, from_mapping, kinds_of
 
 
@@ -37,7 +35,7 @@ def add(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
 
 def read(kind: type[Settings], parsed: argparse.Namespace) -> Settings:
     """The settings of the file and the flags. Raises ValueError or FileNotFoundError."""
-    fields = read_yaml(Path(parsed.config), "config", "--show-config writes one") if parsed.config else {}
+    fields = yaml_files.read_yaml(Path(parsed.config), "config", "--show-config writes one") if parsed.config else {}
     return from_mapping(kind, fields | given(kind, parsed), f"config {parsed.config}")
 
 
@@ -51,7 +49,7 @@ def to_yaml(settings: Any) -> str:
     lines = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        plain = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=10**6).strip()
+        plain = yaml_files.dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=10**6).strip()
         lines.append(f"{field.name}: {plain.removesuffix('...').strip()}  # {field.metadata['help']}")
     return "\n".join(lines)
 

@@ -7,28 +7,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from zerograd.errors import FileLocked
-
-
-def read_yaml(path: Path, kind: str, otherwise: str) -> dict[str, Any]:
-    """The fields of a YAML file.
-
-    kind: the file's name in messages. otherwise: a hint for a file that is not there.
-    Raises FileNotFoundError or ValueError.
-    """
-    import yaml
-
-    if not path.exists():
-        raise FileNotFoundError(f"{kind} {path} is not there; {otherwise}")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{kind} {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{kind} {path} is a {type(fields).__name__}; it must be fields and values")
-    return fields
 
 
 def write_text(path: Path, text: str) -> None:

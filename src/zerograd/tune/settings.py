@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import yaml
-
+from zerograd.machine import yaml_files
 from zerograd.optim import METHODS, method_of, options_of
 from zerograd.settings.fields import check_fields, from_mapping, require_at_least, setting
 from zerograd.spaces import PRECISIONS
@@ -178,12 +176,9 @@ def _value(given: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml_files.load(text)
+    except yaml_files.YAMLError:
         value = text
-    if isinstance(default, float) and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)  # 1e-8 is a text to YAML
     kinds = (int, float) if isinstance(default, float) else list if isinstance(default, tuple) else type(default)
     if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise ValueError(f"method_options has {given!r}; its value must be of the kind of {default!r}")
