@@ -6,11 +6,13 @@ A wrong input ends a command with one line and exit code 2.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from zerograd.cli import plain_characters
 from zerograd.machine import environment
 from zerograd.version import __version__
 
@@ -25,6 +27,9 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     environment.prepare()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=plain_characters.NAME)
     os.environ.setdefault("TQDM_DISABLE", "1")  # the screen shows zerograd's own progress
     from zerograd.cli import bench, eval, journal, plan, predict, replay, report, ship, tune
     from zerograd.errors import SelfCheckFailed, UnresolvedOperation

@@ -12,7 +12,9 @@ that `evaluate/kernels.py` uses.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +36,22 @@ SCRATCH = 2048 + 256
 _FLOAT32, _BFLOAT16 = 0, 1
 FORMATS = {torch.float32: _FLOAT32, torch.bfloat16: _BFLOAT16}
 
-jit = njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile a function when it is first called, and keep the result on disk where a folder for it can be written to."""
+    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        _say_uncached()
+        return njit(**options)(function)
+
+
+@functools.cache
+def _say_uncached() -> None:
+    warnings.warn(
+        "no folder for compiled kernels can be written to, so each process compiles them anew; set NUMBA_CACHE_DIR", stacklevel=3
+    )
 
 
 @jit
