@@ -189,7 +189,7 @@ def make(folder: Path, each: int) -> None:
         f"data: stars.jsonl\nrows: {{test: {min(100, each * 2)}}}\n"
     )
     with (folder / "stars.jsonl").open("w") as file:
-        for example in splits.load("sentiment-products").train[:300]:
+        for example in splits.load("sentiment-products").train[: 5 * each]:
             file.write(json.dumps({"text": example.row["text"], "liked": example.label}) + "\n")
     (folder / "smollm2.gguf").symlink_to(models.demo_file())
 

@@ -12,7 +12,6 @@ import sys
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +20,7 @@ from tests.text.data.files import write
 from tests.text.tiny import bert, classifier, roberta, t5, tokenizer
 from zerograd import journal
 from zerograd.cli import main
+from zerograd.machine import yaml_files
 from zerograd.runs import folder as runs
 from zerograd.text import evaluation
 from zerograd.tune.settings import TuneSettings
@@ -149,7 +149,7 @@ def test_a_metric_without_a_gradient_is_optimised_and_reported(folder, data, tmp
 def test_a_yaml_file_holds_the_same_fields_and_flags_win(folder, data, tmp_path, capsys):
     assert main(["tune", "--model", str(folder), "--data", str(data), *COLUMNS, *QUICK, "--show-config"]) == 0
     shown = capsys.readouterr().out
-    fields = yaml.safe_load(shown)
+    fields = yaml_files.load(shown)
     assert (fields["steps"], fields["data"], fields["text"], fields["lr"]) == (3, [str(data)], "body", TuneSettings().resolved().lr)
     config = tmp_path / "run.yaml"
     config.write_text(shown)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from zerograd.text.data.tasks import TaskSpec
-from zerograd.text.data.templates import Template
+from zerograd.text.data.templates import Template, reference
 
 PROMPTS = ("aligned", "plain")
 """aligned: the task's own template. plain: its columns alone, one per line, without instructions; the options stay."""
@@ -26,5 +26,4 @@ def with_prompt(spec: TaskSpec, prompt: str, rows: Mapping[str, int]) -> TaskSpe
 
 def _plain(spec: TaskSpec) -> str:
     names = Template(spec.prompt, "prompt").names - {"mask"}
-    references = {name: name if name.isidentifier() else f"row[{name!r}]" for name in names}
-    return "\n".join(f"{{{{ {references[name]} | trim }}}}" for name in sorted(names, key=spec.prompt.index))
+    return "\n".join(f"{{{{ {reference(name)} | trim }}}}" for name in sorted(names, key=spec.prompt.index))

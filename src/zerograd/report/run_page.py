@@ -53,6 +53,7 @@ def write(path: Path, result: Row, history: Sequence[Row], rows: Sequence[Row]) 
         dev=run_figures.dev(result, history, measure),
         memory={field: result[field] for field in MEMORY if result.get(field)},
         memory_names=MEMORY,
+        first_row=result.get("first_row"),
         has_rows=bool(rows),
         has_options=not rows or "label" in rows[0],
         confusion=predictions.confusion(rows),

@@ -18,13 +18,17 @@ ANCHOR = "."
 class Encoder:
     """Tokens of a task's rows. A prompt that is too long loses the end of one column, never the question.
 
-    head: of the model, one of `loading.HEADS`. max_tokens: of a row, prompt and answer together.
+    head: of the model, one of `loading.HEADS`. max_tokens: of a row, prompt and answer together. vocabulary: tokens that the
+    model has an embedding for; None where that is not known.
     Raises ValueError for options with the same tokens, for options that are too long, and for a tokenizer without mask
     token or chat template where the task needs one.
     """
 
-    def __init__(self, tokenizer: Any, task: Task, head: str = "causal", max_tokens: int = 512) -> None:
+    def __init__(
+        self, tokenizer: Any, task: Task, head: str = "causal", max_tokens: int = 512, vocabulary: int | None = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
         self.task = task
         self.head = head
         self.max_tokens = max_tokens
@@ -47,7 +51,8 @@ class Encoder:
     def pad(self) -> int:
         """The padding token; the end token where the tokenizer has no padding token."""
         pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else (self.tokenizer.eos_token_id or 0))
+        known = pad is not None and (self.vocabulary is None or pad < self.vocabulary)
+        return int(pad if known else (self.tokenizer.eos_token_id or 0))
 
     def option_ids(self, example: Example) -> list[list[int]]:
         """The tokens of each option of an example."""
@@ -117,22 +122,27 @@ class Encoder:
 
     def _conversation(self, example: Example) -> str:
         """A conversation up to the answer, in the model's chat template."""
-        messages = example.row[self.task.spec.messages]
+        messages = self.task.messages(example.row)
         if example.answers:
             messages = messages[:-1]
-        return self._apply_chat_template(messages, add_generation_prompt=True)
+        return self._apply_chat_template(messages, example, add_generation_prompt=True)
 
     def _answer_turn(self, example: Example) -> str:
         """The answer of a conversation, in the model's chat template."""
-        whole = self._apply_chat_template(example.row[self.task.spec.messages], add_generation_prompt=False)
+        whole = self._apply_chat_template(self.task.messages(example.row), example, add_generation_prompt=False)
         prompt = self._conversation(example)
         if not whole.startswith(prompt):
             problem = "the model's chat template changes a conversation's prompt once the answer follows"
-            raise ValueError(f"{problem}; give it prompts and completions")
+            raise ValueError(f"{example.where}: {problem}; give it prompts and completions")
         return whole[len(prompt) :].rstrip("\n")
 
-    def _apply_chat_template(self, messages: Any, add_generation_prompt: bool) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
+    def _apply_chat_template(self, messages: Any, example: Example, add_generation_prompt: bool) -> str:
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
+        except Exception as error:  # of the template, which raises what it likes
+            said = " ".join(str(error).split()) or type(error).__name__
+            problem = f"{example.where or 'a row'}: the model's chat template refuses the conversation ({said})"
+            raise ValueError(f"{problem}; change the row, or leave it out") from None
 
     def _shortened_prompt(self, example: Example, room: int) -> list[int]:
         ids = self._prompt(example)
@@ -152,8 +162,8 @@ class Encoder:
             return self._tokens(self._conversation(example))
         text = self.task.prompt(example, self.mask, characters)
         if spec.chat:
-            return self._tokens(self._apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True))
-        ids: list[int] = self.tokenizer(self._demonstrations + text)["input_ids"]
+            return self._tokens(self._apply_chat_template([{"role": "user", "content": text}], example, add_generation_prompt=True))
+        ids = self._known(self.tokenizer(self._demonstrations + text)["input_ids"])
         ends = self.head == "causal" and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
         return ids[:-1] if ends else ids  # the answer continues the prompt
 
@@ -167,7 +177,14 @@ class Encoder:
         return self._continuation_ids(option.strip() if self.head == "seq2seq" else option)
 
     def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """Tokens that the model has an embedding for. Raises ValueError for any other."""
+        if self.vocabulary is not None and ids and max(ids) >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            problem = f"token {token!r} has the number {max(ids)}, and the model has embeddings for {self.vocabulary:,} tokens"
+            raise ValueError(f"{problem}; give it the tokenizer that it was trained with, or resize its embeddings")
         return ids
 
     def _continuation_ids(self, text: str) -> list[int]:

@@ -145,5 +145,7 @@ def preview(scorer: Scorer, example: Example) -> str:
     """The text of an example for reports: the column that may be cut if the task has one, else the whole prompt."""
     spec = scorer.task.spec
     if spec.messages:
-        return "\n".join(f"{m['role']}: {m['content']}" for m in example.row[spec.messages][: -1 if example.answers else None])
+        return "\n".join(
+            f"{m['role']}: {m['content']}" for m in scorer.task.messages(example.row)[: -1 if example.answers else None]
+        )
     return str(example.row[spec.cut]) if spec.cut in example.row else scorer.task.prompt(example)

@@ -73,7 +73,7 @@ class Scorer:
         self.tokenizer = tokenizer
         self.task = task
         self.head = head
-        self.encoder = Encoder(tokenizer, task, head, min(max_tokens, heads.context(model)))
+        self.encoder = Encoder(tokenizer, task, head, min(max_tokens, heads.context(model)), _vocabulary(model))
         self.prefix: Prefix | None = None
         self.layout: Layout | None = None
         self.cache: HiddenCache | None = None
@@ -102,6 +102,17 @@ class Scorer:
         if self.task.spec.kind == "answer":
             return len(self.encoder.answer_ids(example)) if example.answers else 0
         return max(map(len, self.encoder.option_ids(example)))
+
+    def seen(self, example: Example) -> tuple[str, str]:
+        """(prompt, right answer) of an example as the model sees them: their tokens as text."""
+        encoder = self.encoder
+        prompt = self.tokenizer.decode(encoder.prompt_ids(example, self.answer_room(example)))
+        if example.labels:
+            options = self.task.options or example.options
+            return prompt, options[example.label] if self.head == "classifier" else self.tokenizer.decode(
+                encoder.option_ids(example)[example.label]
+            )
+        return prompt, self.tokenizer.decode(encoder.answer_ids(example)) if example.answers else ""
 
     def length(self, example: Example) -> int:
         """Tokens of an example's longest row."""
@@ -333,3 +344,9 @@ def _rows(batch: Batch, places: Sequence[int]) -> Batch:
     assert ids is not None
     last = batch.last[list(places)]
     return Batch(ids, last, last, last, attention=attention, answers=answers)
+
+
+def _vocabulary(model: Any) -> int | None:
+    """Tokens that a model has an embedding for; None where its embedding is no plain table."""
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    return len(weight) if isinstance(weight, torch.Tensor) and weight.ndim == 2 else None

@@ -7,12 +7,17 @@ from collections import Counter
 from zerograd.machine.format import percent
 from zerograd.text.scoring import Scorer
 
+SHOWN_CHARACTERS = 400
+"""Characters of a text that is shown; a longer one loses its middle."""
+
 
 def data_summary(scorer: Scorer) -> list[str]:
     """Lines about a task: its numbers of rows, duplicates and leaks, label counts, and lengths in tokens."""
     task, encoder = scorer.task, scorer.encoder
     lines = [f"{task.name}: train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}"]
     lines += task.notes
+    prompt, answer = scorer.seen(task.train[0])
+    lines.append(f"the first training row, as the model sees it: {_middle_out(prompt)!r}, and its answer: {_middle_out(answer)!r}")
     if task.options:
         counts = Counter(e.label for e in task.train)
         counts_in_words = [f"{option.strip()} {counts[i]:,}" for i, option in enumerate(task.options)]
@@ -35,3 +40,8 @@ def data_summary(scorer: Scorer) -> list[str]:
             "the limit is half of --max-tokens"
         )
     return lines
+
+
+def _middle_out(text: str) -> str:
+    half = SHOWN_CHARACTERS // 2
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:half]} ... {text[-half:]}"

@@ -35,6 +35,7 @@ def summary(setup: Setup, state: LoopState) -> Result:
         "method": settings.method,
         "scheme": settings.scheme,
         "objective": settings.objective,
+        "first_row": dict(zip(("prompt", "answer"), setup.scorer.seen(setup.task.train[0]), strict=True)),
         "seed": settings.seed,
         "lr": setup.lr,
         "weight_bytes": setup.weight_bytes,

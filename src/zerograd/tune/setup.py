@@ -157,6 +157,8 @@ def set_up(
     metric = metric_of(settings.metric or ("" if settings.objective == LOSS else settings.objective), task.spec)
     listen(Progress("loading the model", 0.0))
     scorer = _scorer(settings, task)
+    for example in (*task.dev, *task.test, *task.train):
+        scorer.length(example)  # refuses a row before anything is evaluated or written
     base = identity(scorer.model)  # before an optimiser touches the weights
     goal = _objective(settings, scorer)
     lr = settings.lr if isinstance(settings.lr, float | int) else default_lr(settings.method, settings.scheme)

@@ -7,6 +7,7 @@ import pytest
 from tests.text.data.files import write
 from tests.tiers import tiers
 from zerograd.text.data import columns, splits
+from zerograd.text.data import files as formats
 from zerograd.text.data import sources as data
 from zerograd.text.data.sources import Source
 from zerograd.text.data.tasks import Task
@@ -14,9 +15,9 @@ from zerograd.text.data.tasks import Task
 ROWS = [{"text": f"a text, number {i}", "label": ["bad", "good"][i % 2]} for i in range(40)]
 
 
-@tiers("ending", [ending for ending in data.FORMATS if ending != ".parquet"], [".parquet"])
+@tiers("ending", [ending for ending in formats.FORMATS if ending != ".parquet"], [".parquet"])
 def test_every_format_gives_the_same_rows(tmp_path, ending):
-    assert data.rows(write(tmp_path / f"a{ending}", ROWS)) == ROWS
+    assert formats.rows(write(tmp_path / f"a{ending}", ROWS)) == ROWS
 
 
 def test_rows_of_a_csv_end_where_lines_do(tmp_path):
@@ -48,7 +49,7 @@ def test_labels_that_two_files_spell_differently_are_one(tmp_path):
 def test_csv_keeps_quotes_line_breaks_and_a_byte_order_mark_out_of_the_way(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'\xef\xbb\xbftext,label\n"one, ""two""\nthree",x\n\nfour,y\n')
-    assert data.rows(path) == [{"text": 'one, "two"\nthree', "label": "x"}, {"text": "four", "label": "y"}]
+    assert formats.rows(path) == [{"text": 'one, "two"\nthree', "label": "x"}, {"text": "four", "label": "y"}]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_broken_file_is_named_with_its_line_and_the_mend(tmp_path, name, conte
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r".") as raised:
-        data.rows(path)
+        formats.rows(path)
     assert str(path) in str(raised.value)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -137,7 +137,7 @@ def test_a_name_that_is_no_task_is_refused_with_those_that_are():
         ("prompt: '{{ a }}'\noptions: [a, b]\nlabel: y\nlabels: [1, 2, 3]", "3 labels for 2 options; give one each"),
         ("prompt: '{{ a }}'\noptions: [a, b]", "has options and no label"),
         ("prompt: 3\noptions: [a, b]\nlabel: y", "prompt is 3; it must be a text"),
-        ("prompt: '{{ a }}'\noptions: yes\nlabel: y", "options is True; it must be a list of texts"),
+        ("prompt: '{{ a }}'\noptions: yes\nlabel: y", "options is 'yes'; it must be a list of texts"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused_in_one_line(text, says):

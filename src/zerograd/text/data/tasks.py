@@ -20,16 +20,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from zerograd.machine import yaml_files
 from zerograd.settings.fields import check_fields, from_mapping
-from zerograd.text.data.sources import Row
+from zerograd.text.data.files import Row
 from zerograd.text.data.templates import Expression, Template
+from zerograd.text.data.values import is_empty, is_nan, key
 
 _BUILTIN = resources.files("zerograd.text.data").joinpath("builtin")
 
 TASKS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _BUILTIN.iterdir() if entry.name.endswith(".yaml")))
 
+
+SPEAKERS = {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "bot": "assistant",
+}  # fmt: skip
+"""The role of a message by its `from`, in the manner of ShareGPT."""
 
 MAX_TASK_CHARACTERS = 1 << 20
 """The longest task, in characters."""
@@ -40,7 +46,8 @@ class Example:
     """A row as a task reads it.
 
     options: the row's own options; empty where the task's options are common. labels: the indices of the right options;
-    empty for a row without a label. answers: the right free answers. Training uses the first label or answer.
+    empty for a row without a label. answers: the right free answers. Training uses the first label or answer. where: the
+    row's place, for messages.
     """
 
     id: str
@@ -48,6 +55,7 @@ class Example:
     labels: tuple[int, ...] = ()
     options: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
 
     @property
     def label(self) -> int:
@@ -113,11 +121,9 @@ class TaskSpec:
             raise ValueError(f"task {self.name} has options and no label; name the column of the right option")
         if self.labels and len(self.labels) != len(self.options):
             raise ValueError(f"task {self.name}: {len(self.labels)} labels for {len(self.options)} options; give one each")
-        if self.prompt:
-            names = Template(self.prompt, "prompt").names - {"mask"}
-            if not names:
-                mend = "name a column in it, such as {{ text }}" if "{" not in self.prompt else "use two braces on each side"
-                raise ValueError(f"prompt {self.prompt!r} has no placeholder, so every row would read the same; {mend}")
+        if self.prompt and not Template(self.prompt, "prompt").reads_columns:
+            mend = "name a column in it, such as {{ text }}" if "{" not in self.prompt else "use two braces on each side"
+            raise ValueError(f"prompt {self.prompt!r} has no placeholder, so every row would read the same; {mend}")
 
     @cached_property
     def kind(self) -> str:
@@ -136,7 +142,7 @@ class TaskSpec:
         """The fields that differ from their defaults, as YAML."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-        return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120))
+        return str(yaml_files.dump(plain, width=120))
 
 
 class Task:
@@ -162,11 +168,34 @@ class Task:
         """The prompt of an example. mask: the model's mask token. characters: the length to which the column that may
         be cut is cut; None leaves it whole.
         """
-        row: dict[str, Any] = {**example.row, "mask": mask}
+        row = dict(example.row)
         if characters is not None:
             name = self._shortenable_column(example)
             row[name] = str(row[name])[:characters]
-        return self._prompt.render(row)
+        return self._prompt.render(row, mask=mask)
+
+    def messages(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The conversation of a row: objects with role and content; those with `from` and `value` are brought to this form.
+
+        Raises ValueError for anything else.
+        """
+        given = Expression(self.spec.messages, "messages").value(row)
+        turns = list(given) if isinstance(given, (list, tuple)) else []
+        if not turns or not all(isinstance(turn, Mapping) for turn in turns):
+            raise ValueError(f"{self.spec.messages} must be a list of objects with role and content")
+        return [self._turn(turn) for turn in turns]
+
+    def _turn(self, turn: Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(turn.get("content"), str) and isinstance(turn.get("role"), str):
+            return dict(turn)
+        speaker, text = turn.get("from"), turn.get("value")
+        if not isinstance(speaker, str) or not isinstance(text, str):
+            raise ValueError(
+                f"{self.spec.messages} must be a list of objects with role and content; one has {', '.join(turn) or 'nothing'}"
+            )
+        if speaker not in SPEAKERS:
+            raise ValueError(f"{self.spec.messages} has a message from {speaker!r}; it must be one of {', '.join(SPEAKERS)}")
+        return {"role": SPEAKERS[speaker], "content": text}
 
     def length(self, example: Example) -> int:
         """Characters of the column that may be cut; 0 if there is none."""
@@ -175,7 +204,7 @@ class Task:
 
     def without_content(self, row: Mapping[str, Any], text: str) -> dict[str, Any]:
         """A row with `text` in place of the texts in the prompt; only in the column `cut` where the task names one."""
-        names = {self.spec.cut} if self.spec.cut else self._prompt.names
+        names = {self.spec.cut} if self.spec.cut else self._prompt.columns(row)
         return {name: text if name in names and isinstance(value, str) else value for name, value in row.items()}
 
     def read(self, rows: Iterable[Row], where: str, labelled: bool = True) -> list[Example]:
@@ -184,11 +213,11 @@ class Task:
         where: the name of the rows in messages. labelled: whether each row must have a right option or answer.
         Raises ValueError naming the first row that is wrong.
         """
-        examples = []
+        examples: list[Example] = []
         for number, row in enumerate(rows, 1):
             try:
                 if self._where is None or self._where.value(row):
-                    examples.append(self._example(row, labelled))
+                    examples.append(dataclasses.replace(self._example(row, labelled), where=f"{where}: row {number}"))
             except ValueError as error:
                 raise ValueError(f"{where}: row {number}: {error}") from None
         return examples
@@ -199,7 +228,7 @@ class Task:
             answers = self._conversation(row, labelled)
         else:
             self.prompt(blank)  # raises for a column that is missing
-            missing = [name for name in sorted(self._prompt.names & row.keys()) if row[name] is None or not str(row[name]).strip()]
+            missing = [name for name in sorted(self._prompt.printed_columns(row)) if is_empty(row[name])]
             if missing:
                 raise ValueError(f"{missing[0]} is empty; fill it, or leave the row out")
             answers = self._answers(row) if self._answer is not None and labelled else ()
@@ -210,16 +239,10 @@ class Task:
         if self._label is not None and labelled:
             labels = self._labels(self._label.value(row), row)
         identity = str(self._id.value(row)) if self._id is not None else str(row.get("id", ""))
-        return Example(identity or _content_hash(row), row, labels, options, answers)
+        return Example(identity or content_hash(row), row, labels, options, answers)
 
     def _conversation(self, row: Row, labelled: bool) -> tuple[str, ...]:
-        messages = Expression(self.spec.messages, "messages").value(row)
-        valid = (
-            [m for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m] if messages else []
-        )
-        ok = isinstance(messages, list) and len(valid) == len(messages)
-        if not ok or not messages:
-            raise ValueError(f"{self.spec.messages} must be a list of objects with role and content")
+        messages = self.messages(row)
         if not labelled:
             return ()
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
@@ -230,10 +253,14 @@ class Task:
     def _answers(self, row: Row) -> tuple[str, ...]:
         assert self._answer is not None
         value = self._answer.value(row)
-        values = tuple(str(one) for one in (value if isinstance(value, (list, tuple)) else [value]) if one is not None)
-        if not any(one.strip() for one in values):
+        values = value if isinstance(value, (list, tuple)) else [value]
+        wrong = next((one for one in values if isinstance(one, (list, tuple, Mapping))), None)
+        if wrong is not None:
+            raise ValueError(f"{self.spec.answer} holds a {type(wrong).__name__}, and an answer is a text; choose a part of it")
+        answers = tuple(str(one) for one in values if not is_nan(one) and one is not None)
+        if not any(one.strip() for one in answers):
             raise ValueError(f"{self.spec.answer} is empty; fill it, or leave the row out")
-        return values
+        return answers
 
     def _choices(self, row: Row) -> tuple[str, ...]:
         if isinstance(self.spec.options, Mapping):
@@ -246,25 +273,21 @@ class Task:
         return options
 
     def _labels(self, value: Any, row: Row) -> tuple[int, ...]:
-        names: list[Any]
-        if isinstance(self.spec.options, Mapping):
-            names = list(self._each.value(row))
-        else:
-            names = list(self.spec.labels) or [option.strip() for option in self.spec.options]
+        names = list(self._each.value(row)) if isinstance(self.spec.options, Mapping) else self._label_names
+        keys = list(map(key, names)) if isinstance(self.spec.options, Mapping) else self._label_keys
         given = list(value) if isinstance(value, (list, tuple)) else [value]
         indices = []
         for one in given:
-            if one is None or (isinstance(one, str) and not one.strip()):
+            if is_empty(one):
                 raise ValueError(f"{self.spec.label} is empty; fill it, or leave the row out")
-            is_number_of_text = isinstance(self.spec.options, Mapping) and not isinstance(
-                one, str
-            )  # a number is the index of a text, not the text
-            index = next(
-                (i for i, name in enumerate(names) if name == one or (str(name) == str(one).strip() and not is_number_of_text)),
-                None,
-            )
-            if index is None and not self.spec.labels and str(int(one) if isinstance(one, bool) else one).isdigit():
-                index = int(one) if int(one) < len(names) else None
+            if isinstance(one, (list, tuple, Mapping)):
+                raise ValueError(f"{self.spec.label} holds a {type(one).__name__}, and a label is one value; choose a part of it")
+            index = keys.index(key(one)) if key(one) in keys else None
+            if index is not None and isinstance(self.spec.options, Mapping) and not isinstance(one, str):
+                index = index if not isinstance(names[index], str) else None  # a number is the index of a text, not the text
+            number = str(int(one)) if isinstance(one, bool) else key(one)
+            if index is None and not self.spec.labels and number.isdigit():
+                index = int(number) if int(number) < len(names) else None
             if index is None:
                 raise ValueError(f"{self.spec.label} is {one!r}; it must be one of {', '.join(str(name) for name in names)}")
             indices.append(index)
@@ -275,7 +298,7 @@ class Task:
     def _shortenable_column(self, example: Example) -> str:
         if self.spec.cut:
             return self.spec.cut
-        texts = {name: len(example.row[name]) for name in self._prompt.names if isinstance(example.row.get(name), str)}
+        texts = {name: len(example.row[name]) for name in self._prompt.columns(example.row) if isinstance(example.row[name], str)}
         return max(sorted(texts), key=texts.__getitem__, default="")
 
     @cached_property
@@ -291,6 +314,15 @@ class Task:
     def _each(self) -> Expression:
         assert isinstance(self.spec.options, Mapping)
         return Expression(self.spec.options["each"], "each")
+
+    @cached_property
+    def _label_names(self) -> list[Any]:
+        """What a label may be, in the order of the common options."""
+        return list(self.spec.labels) or [option.strip() for option in self.spec.options]
+
+    @cached_property
+    def _label_keys(self) -> list[str]:
+        return list(map(key, self._label_names))
 
     @cached_property
     def _label(self) -> Expression | None:
@@ -309,7 +341,7 @@ class Task:
         return Expression(self.spec.id, "id") if self.spec.id else None
 
 
-def _content_hash(row: Row) -> str:
+def content_hash(row: Mapping[str, Any]) -> str:
     """A name for a row by its content."""
     return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -331,14 +363,12 @@ def spec(name: str) -> TaskSpec:
 def parse(text: str, name: str) -> TaskSpec:
     """The fields of a task from YAML. Raises ValueError naming what is wrong."""
     try:
-        if len(text) > MAX_TASK_CHARACTERS or any(
-            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)
-        ):
+        if len(text) > MAX_TASK_CHARACTERS or yaml_files.has_alias(text):
             raise ValueError(
                 f"task {name} has an alias, or more than {MAX_TASK_CHARACTERS:,} characters; write a shorter task without aliases"
             )
-        fields = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        fields = yaml_files.load(text)
+    except (yaml_files.YAMLError, RecursionError) as error:
         raise ValueError(f"task {name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"task {name} is a {type(fields).__name__}; it must be fields and values")
