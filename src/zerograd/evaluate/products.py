@@ -93,15 +93,23 @@ def low_rank(
         noise_of = (directions.family.distribution, address, into, onto, within)
         kernels.add_products(y.view(-1, y.shape[-1]), flat, plan.example_directions[seen], coefficients, *noise_of, shifts)
         return y, True
-    a, b = directions.factors(space, plan.directions)
-    a = a[..., part.first - e * space.view[1] : part.stop - e * space.view[1]] if part.ids is None else a[..., part.ids]
-    a, b = a[:, within].to(x.dtype), b[:, within].to(x.dtype)  # (directions, rank, rows), (directions, rank, columns)
     index = plan.example_places[seen]
+    a, b = (factor.to(x.dtype) for factor in _factors(trace, part))  # (directions, rank, rows), (directions, rank, columns)
     b, a = (a, b) if transposed else (b, a)
     u = torch.bmm(x.reshape(len(index), -1, x.shape[-1]), b[index].transpose(1, 2))  # (groups, tokens, rank)
     u *= coefficients.to(x.dtype)[:, None, None]
     y.view(len(index), -1, y.shape[-1]).baddbmm_(u, a[index])
     return y, False
+
+
+def _factors(trace: Trace, part: MatrixPart) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the plan's directions in a part of a space: float32 (directions, rank, rows), (directions, rank, columns)."""
+    directions, space = trace.directions, part.space
+    e, rank = part.first // space.view[1], directions.family.rank_in(space)
+    a, b = directions.factors(space, trace.plan.directions)
+    a = a[..., part.first - e * space.view[1] : part.stop - e * space.view[1]] if part.ids is None else a[..., part.ids]
+    within = slice(e * rank, (e + 1) * rank)
+    return a[:, within], b[:, within]
 
 
 def _modulated(
@@ -118,11 +126,8 @@ def _modulated(
     """
     directions, plan, space = trace.directions, trace.plan, part.space
     index = plan.example_places[seen]
-    e, rank = part.first // space.view[1], directions.family.rank_in(space)
-    a, b = directions.factors(space, plan.directions)
-    a = a[..., part.first - e * space.view[1] : part.stop - e * space.view[1]] if part.ids is None else a[..., part.ids]
-    within = slice(e * rank, (e + 1) * rank)
-    a, b = a[index, within].to(x.dtype), b[index, within].to(x.dtype)  # (groups, rank, rows), (groups, rank, columns)
+    a, b = (factor[index].to(x.dtype) for factor in _factors(trace, part))  # (groups, rank, rows), (groups, rank, columns)
+    rank = a.shape[1]
     flat = x.reshape(len(index), -1, x.shape[-1])
     grouped, scale = y.view(len(index), -1, y.shape[-1]), coefficients.to(x.dtype)[:, None, None]
     where = torch.arange(part.first, part.stop, device=x.device) if part.ids is None else part.ids
