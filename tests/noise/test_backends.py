@@ -212,3 +212,19 @@ def test_without_numba_updates_give_the_same_weights_and_warns_exactly_once():
 def test_the_environment_chooses_torch_with_the_same_weights_and_no_warning():
     _, digest = digest_of_updates()
     assert updated_by("present", ZEROGRAD_NOISE="torch") == ["zerograd.noise.reference", digest, "0"]
+
+
+def test_kernels_are_compiled_where_no_cache_can_be_written_and_it_is_said(monkeypatch):
+    real = compiled.njit
+
+    def njit(cache: bool = False, **options):
+        def refuse(function):
+            raise RuntimeError(f"cannot cache function {function.__name__!r}: no locator available")
+
+        return refuse if cache else real(**options)
+
+    monkeypatch.setattr(compiled, "njit", njit)
+    compiled._say_uncached.cache_clear()
+    with pytest.warns(UserWarning, match="set NUMBA_CACHE_DIR") as said:
+        add, double = compiled.jit(lambda x: x + 1), compiled.jit(lambda x: 2 * x)
+    assert (add(1), double(3), len(said)) == (2, 6, 1)

@@ -157,7 +157,7 @@ def set_up(
     metric = metric_of(settings.metric or ("" if settings.objective == LOSS else settings.objective), task.spec)
     listen(Progress("loading the model", 0.0))
     scorer = _scorer(settings, task)
-    for example in (*task.dev, *task.test, *task.train):
+    for example in (*task.dev, *task.test):  # `data_summary` takes those of the training rows
         scorer.length(example)  # refuses a row before anything is evaluated or written
     base = identity(scorer.model)  # before an optimiser touches the weights
     goal = _objective(settings, scorer)

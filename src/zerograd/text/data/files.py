@@ -238,9 +238,17 @@ def _divides(text: str, separator: str) -> bool:
 def plain_row(row: Row, where: str) -> Row:
     """A row without NaN. Raises ValueError for a text that is no Unicode."""
     for name, value in row.items():
-        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        if isinstance(value, str) and not _is_unicode(value):
             raise ValueError(f"{where}: {name} has half of a character (a lone surrogate); write it whole")
     return {str(name): _without_nan(value) for name, value in row.items()}
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_nan(value: Any) -> Any:

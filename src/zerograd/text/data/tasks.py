@@ -179,7 +179,7 @@ class Task:
 
         Raises ValueError for anything else.
         """
-        given = Expression(self.spec.messages, "messages").value(row)
+        given = self._messages.value(row)
         turns = list(given) if isinstance(given, (list, tuple)) else []
         if not turns or not all(isinstance(turn, Mapping) for turn in turns):
             raise ValueError(f"{self.spec.messages} must be a list of objects with role and content")
@@ -314,6 +314,10 @@ class Task:
     def _each(self) -> Expression:
         assert isinstance(self.spec.options, Mapping)
         return Expression(self.spec.options["each"], "each")
+
+    @cached_property
+    def _messages(self) -> Expression:
+        return Expression(self.spec.messages, "messages")
 
     @cached_property
     def _label_names(self) -> list[Any]:
