@@ -29,6 +29,7 @@ pytestmark = pytest.mark.full
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 64}
 GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
+GPT_OSS = {**GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 1}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}
 T5_SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 64, "decoder_start_token_id": 0}
 PAD = 1
@@ -78,6 +79,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "roberta": lambda: tr.RobertaForSequenceClassification(tr.RobertaConfig(**SIZES, intermediate_size=48, num_labels=6)),
     "t5": lambda: tr.T5ForConditionalGeneration(tr.T5Config(**T5_SIZES)),
     "mixtral": lambda: tr.MixtralForCausalLM(tr.MixtralConfig(**GROUPED, num_local_experts=4, experts_implementation="eager")),
+    "mixtral-grouped": lambda: tr.MixtralForCausalLM(tr.MixtralConfig(**GROUPED, num_local_experts=4)),
+    "gpt-oss": lambda: tr.GptOssForCausalLM(tr.GptOssConfig(**GPT_OSS)),
     "mamba": lambda: tr.MambaForCausalLM(tr.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=8)),
     "convolutions": Convolutions,
     "llama-lora": _lora,
@@ -117,7 +120,7 @@ INVISIBLE = {
     "opt": r"k_proj\.bias",
     "bert": r"key\.bias",
     "roberta": r"key\.bias",
-    "mixtral": r"mlp",
+    **dict.fromkeys(("mixtral", "mixtral-grouped", "gpt-oss"), r"mlp"),
 }
 """Tensors that need not show: a softmax over keys ignores what all keys share, and a router or an expert may have
 no token to decide about."""

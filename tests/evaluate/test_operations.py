@@ -358,22 +358,19 @@ def test_refusals_name_the_parameter(name: str, family: str) -> None:
         run()
 
 
-@pytest.mark.full
 @families
-def test_grouped_experts_are_refused_with_the_mend(family: str) -> None:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    model = MixtralForCausalLM(MixtralConfig(**sizes, vocab_size=11, num_local_experts=4)).eval()
-    model.set_experts_implementation("grouped_mm")
+def test_a_grouped_product_without_groups_of_rows_is_refused_with_the_mend(family: str) -> None:
+    """Rows of each example side by side, (groups, rows, columns): the batch is not first in it."""
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    with pytest.raises(UnresolvedOperation, match=r"experts\.gate_up_proj.*eager"):
+    experts = nn.Parameter(torch.randn(2, 8, 8))
+    model = nn.ParameterDict({"experts": experts})
+    with pytest.raises(UnresolvedOperation, match=r"experts is used by .*grouped_mm, which cannot be split by example; .*eager"):
         perturb_in_place.scores(
             perturb_in_place.spaces_of(model),
             Draws(kind, 5).at(3),
             make_plan(2),
-            lambda b: model(input_ids=b["ids"]).logits.logsumexp((1, 2)),
-            batch_of(2),
+            lambda b: F.grouped_mm(b["x"].transpose(0, 1), experts).transpose(0, 1).sum((1, 2)),
+            {"x": torch.randn(2, 2, 8)},
         )
 
 

@@ -86,7 +86,7 @@ class PerturbedForward(TorchFunctionMode):
             if trace.whole:
                 return func(*args, **kwargs)
             return row_tracking.follow(trace, operation, func, args, kwargs)
-        _refuse(trace, operation, func, called, kwargs, ours, batched)
+        _refuse(trace, operation, func, called, kwargs, ours)
         rule = RULES.get(called)
         if rule is not None:
             result = rule(trace, func, args, kwargs)
@@ -96,6 +96,8 @@ class PerturbedForward(TorchFunctionMode):
             return generic.evaluate(trace, func, args, kwargs, trace.plan.variant(0))
         if not batched:
             return generic.derive(trace, func, args, kwargs, ours)
+        if operation.mend:
+            raise UnresolvedOperation(f"{trace.name(ours)} is used by {called}, which cannot be split by example; {operation.mend}")
         return generic.split(trace, operation, func, args, kwargs, called, str(trace.name(ours)))
 
 
@@ -106,7 +108,6 @@ def _refuse(
     called: str,
     kwargs: dict[str, Any],
     ours: torch.Tensor,
-    batched: bool,
 ) -> None:
     """Raise UnresolvedOperation for a use of a parameter that no evaluation can follow."""
     if torch.is_autocast_enabled(ours.device.type):
@@ -121,8 +122,6 @@ def _refuse(
         return
     if "out" in kwargs:
         raise UnresolvedOperation(f"{trace.name(ours)} is used by {called} with out=; use what it returns, or pass a closure")
-    if batched and operation.mend:
-        raise UnresolvedOperation(f"{trace.name(ours)} is used by {called}, which cannot be split by example; {operation.mend}")
 
 
 def _trains(position: int, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import torch
 
-Rows = Literal["each", "broadcast", "along", "product", "einsum", "move", "constant", "copy", "write", "metadata"]
+Rows = Literal["each", "first", "broadcast", "along", "product", "einsum", "move", "constant", "copy", "write", "metadata"]
 Move = Literal["", "index", "gather", "shape", "join", "stack", "swap", "permute", "expand", "insert", "dimension"]
-Rule = Literal["", "linear", "addmm", "matmul", "embedding", "getitem", "cast", "layer_norm", "rms_norm", "elementwise"]
+Rule = Literal[
+    "", "linear", "addmm", "matmul", "grouped", "transpose", "embedding", "getitem", "cast", "layer_norm", "rms_norm", "elementwise"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Operation:
         broadcast  the same, after arguments with fewer dimensions are broadcast, which moves their rows to another dimension
         along      one or more dimensions are reduced, sorted or mixed; rows stay when the leading dimension is not among them
         product    a matrix product: rows are those of the left factor, or of all factors for stacks of matrices
+        first      row i of the result comes from row i of the first argument, whatever the others are
         einsum     rows stay when the result's first letter is the first letter of each operand of the batch
         move       elements change their place and keep their value
         constant   the result holds no value of the arguments
@@ -42,6 +45,7 @@ class Operation:
     weight_ndim: in calls whose tensors have at most this many dimensions, a tensor without the batch is a weight, even
         if its leading dimension is as long as the batch's.
     training: position of the argument that makes the operation mix examples when it is true.
+    sorts: orders the elements of a dimension by their size; its last result says where each one was.
     elementwise: with a tensor as second argument it works element by element, not along a dimension.
     casts: changes no value but its dtype; what it returns may be the tensor itself.
     reads: gives values to Python or to other libraries, where a perturbation cannot follow.
@@ -54,6 +58,7 @@ class Operation:
     move: Move = ""
     dimension: int = 1
     last: bool = False
+    sorts: bool = False
     elementwise: bool = False
     value: int = 2
     writes_as: str = ""
@@ -70,7 +75,7 @@ UNKNOWN = Operation()
 """The record of an operation that is not in the table."""
 
 _FREEZE = "freeze it or pass a closure"
-_EAGER = "call model.set_experts_implementation('eager')"
+_PLAIN_EXPERTS = "give it rows and stacked matrices alone, or call model.set_experts_implementation('eager')"
 
 _TABLE: tuple[tuple[str, Operation], ...] = (
     # Properties of tensors that no perturbation changes
@@ -110,22 +115,24 @@ _TABLE: tuple[tuple[str, Operation], ...] = (
     # Along dimensions
     ("sum mean amax amin argmax argmin logsumexp softmax log_softmax softmin cumsum cumprod prod std", Operation("along")),
     ("var any all median count_nonzero var_mean std_mean aminmax nanmedian nansum nanmean msort cummax cummin", Operation("along")),
-    ("logcumsumexp unique nonzero bincount", Operation("along")),
+    ("logcumsumexp unique nonzero bincount histc", Operation("along")),
     ("max min", Operation("along", elementwise=True)),
-    ("sort argsort mode cumulative_trapezoid trapezoid", Operation("along", last=True)),
+    ("sort argsort", Operation("along", last=True, sorts=True)),
+    ("mode cumulative_trapezoid trapezoid", Operation("along", last=True)),
     ("norm normalize linalg_norm linalg_vector_norm quantile nanquantile", Operation("along", dimension=2)),
     ("topk kthvalue diff fft_fft fft_ifft fft_rfft fft_irfft", Operation("along", dimension=2, last=True)),
     # Moves
     ("reshape view view_as reshape_as flatten unflatten ravel", Operation("move", "shape")),
     ("cat concat concatenate", Operation("move", "join")),
     ("stack", Operation("move", "stack")),
-    ("transpose swapaxes swapdims", Operation("move", "swap")),
+    ("transpose swapaxes swapdims", Operation("move", "swap", rule="transpose")),
     ("permute", Operation("move", "permute")),
     ("expand expand_as broadcast_to", Operation("move", "expand")),
     ("unsqueeze", Operation("move", "insert", dimension=1)),
     ("squeeze narrow select unbind", Operation("move", "dimension", dimension=1)),
     ("chunk split tensor_split", Operation("move", "dimension", dimension=2)),
-    ("flip fliplr flipud roll rot90 repeat repeat_interleave tile hstack vstack movedim moveaxis t T mT H", Operation("move")),
+    ("flip fliplr flipud roll rot90 repeat repeat_interleave tile hstack vstack movedim moveaxis t T H", Operation("move")),
+    ("mT", Operation("move", rule="transpose")),
     ("unfold masked_select diagonal split_with_sizes dsplit vsplit hsplit", Operation("move")),
     # Constants
     ("zeros_like ones_like empty_like full_like rand_like randn_like", Operation("constant")),
@@ -140,8 +147,10 @@ _TABLE: tuple[tuple[str, Operation], ...] = (
     ("index_put", Operation("copy", value=1, writes_as="index_put_")),
     ("index_copy index_add", Operation("copy", value=2, writes_as="index_copy_")),
     ("scatter scatter_add", Operation("copy", value=2, writes_as="scatter_")),
+    # Products of rows with matrices of a stack, each group of consecutive rows with its own: a mixture's experts
+    ("_grouped_mm grouped_mm grouped_mm_fallback", Operation("first", rule="grouped", mend=_PLAIN_EXPERTS)),
     # Operations that cannot be split by example
-    ("_grouped_mm grouped_mm _scaled_grouped_mm", Operation(mend=_EAGER)),
+    ("_scaled_grouped_mm", Operation("first", mend=_PLAIN_EXPERTS)),
     ("multi_head_attention_forward _native_multi_head_attention", Operation(mend=_FREEZE)),
 )
 

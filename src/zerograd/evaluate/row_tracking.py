@@ -31,6 +31,8 @@ def follow(trace: Trace, operation: Operation, func: Callable[..., Any], args: S
         setattr(result, MARK, _written(trace, operation, args, kwargs))
     elif rows == "move":
         _mark_moved(trace, operation, func, args, kwargs, result)
+    elif operation.sorts and not _works_along_others(operation, args, kwargs):
+        _mark_sorted(trace, operation, args, kwargs, result)
     elif rows != "constant":
         for out in tensors(result):
             setattr(out, MARK, _combined(trace, operation, args, kwargs, out))
@@ -105,6 +107,17 @@ def _mark_moved(
         setattr(out, MARK, mark_of(trace, example))
 
 
+def _mark_sorted(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
+    """Mark the results of a sort along the leading dimension: each value, and its place before, is of its example."""
+    source, outs = next(tensors(args, kwargs)), list(tensors(result))
+    places = outs[-1]
+    mark = Batched(trace, lost=True)
+    if source.ndim == 1:
+        mark = mark_of(trace, examples_of(trace, source)[places] if source.numel() else places)
+    for out in outs:
+        setattr(out, MARK, mark)
+
+
 def _keeps_leading(
     trace: Trace, operation: Operation, source: torch.Tensor, args: Sequence[Any], kwargs: dict[str, Any], result: Any
 ) -> bool:
@@ -136,6 +149,8 @@ def _keeps_leading(
 def _combined(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], out: torch.Tensor) -> Batched:
     """The mark of the result of an operation that computes: its rows are those of its operands, when they agree."""
     lost = Batched(trace, lost=True)
+    if operation.rows == "first":
+        args, kwargs = args[:1], {}
     operands = [(t, trace.settled(m)) for t in tensors(args, kwargs) if (m := trace.batched(t)) is not None and t.ndim]
     if not out.ndim or not operands or any(mark.lost for _, mark in operands):
         return lost

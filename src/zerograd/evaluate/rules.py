@@ -8,6 +8,7 @@ until they have met the activation.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from zerograd.errors import UnresolvedOperation
 from zerograd.evaluate import products
 from zerograd.evaluate.generic import derive
 from zerograd.evaluate.operations import OPERATIONS, is_in_place
-from zerograd.evaluate.trace import MARK, Derived, MatrixPart, Trace
+from zerograd.evaluate.trace import MARK, Derived, MatrixPart, Stack, Trace
 from zerograd.queries import Variant
 from zerograd.spaces import Space
 
@@ -51,6 +52,35 @@ def matmul(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str,
     if x.ndim < 2 or "out" in kwargs:
         return NotImplemented
     return _affine(trace, x, weight, None, transposed=True)
+
+
+def grouped(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """x_i W_e of each group e of consecutive rows; the offsets say where each group ends."""
+    x, weight, ends, bias, dtype = _arguments(("input", "mat2", "offs", "bias", "out_dtype"), args, kwargs)
+    derived = trace.derived(weight)
+    space = trace.space(weight)
+    stack = Stack(space, False) if space is not None else derived.stack if derived is not None else None
+    unusual = stack is None or ends is None or x.ndim != 2 or weight.ndim != 3 or bias is not None or dtype is not None
+    if unusual or trace.name(x) is not None or trace.name(ends) is not None:
+        return NotImplemented
+    assert stack is not None
+    mark = trace.batched(x)
+    if not trace.whole and mark is None:
+        return NotImplemented
+    return _grouped(trace, x, stack, ends.tolist(), weight.shape[2])
+
+
+def transpose(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
+    """W_e^T of every matrix of a stack: a product may use the matrices as they are stored."""
+    space = trace.space(args[0]) if args else None
+    dims = {d % 3 for d in (*args[1:], *kwargs.values()) if isinstance(d, int)}
+    if space is None or space.parameter.ndim != 3 or dims not in (set(), {1, 2}):
+        return NotImplemented
+    result = derive(trace, func, args, kwargs, args[0])
+    mark = trace.derived(result)
+    if mark is not None:
+        mark.stack = Stack(space, True)
+    return result
 
 
 def embedding(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str, Any]) -> Any:
@@ -159,7 +189,8 @@ def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict
 
 
 _BY_RULE: dict[str, Rule] = {
-    rule.__name__: rule for rule in (linear, addmm, matmul, embedding, getitem, cast, layer_norm, rms_norm, elementwise)
+    rule.__name__: rule
+    for rule in (linear, addmm, matmul, grouped, transpose, embedding, getitem, cast, layer_norm, rms_norm, elementwise)
 }
 RULES = {name: _BY_RULE[operation.rule] for name, operation in OPERATIONS.items() if operation.rule}
 """The rule of each operation that has one, by the operation's name."""
@@ -204,6 +235,22 @@ def _affine(trace: Trace, x: Any, weight: Any, bias: Any, *, transposed: bool) -
             y += bias
         else:
             y += _values_of_variants(trace, bias)[0] if trace.whole else _values_of_rows(trace, bias, bias.shape, repeat, y.ndim)
+    return y if mark is None else trace.mark(y, mark.rows)
+
+
+def _grouped(trace: Trace, x: torch.Tensor, stack: Stack, ends: Sequence[int], width: int) -> torch.Tensor:
+    """Rows of x times the matrices of a stack, matrix e meeting the rows from ends[e - 1] to before ends[e]."""
+    space, mark = stack.space, trace.batched(x)
+    repeat = 1 if trace.whole else trace.repeat(x, space.name)
+    if not trace.whole and isinstance(repeat, int):
+        repeat = trace.in_order(len(x))
+    y = x.new_zeros((len(x), width))
+    for e, (start, end) in enumerate(itertools.pairwise((0, *ends))):
+        if start == end:
+            continue
+        seen = repeat if isinstance(repeat, int) else repeat[start:end]
+        given = trace, x[start:end], products.of_stack(space, e), seen, not stack.transposed
+        y[start:end] = products.low_rank(*given)[0] if trace.directions.family.rank_in(space) else products.dense(*given)
     return y if mark is None else trace.mark(y, mark.rows)
 
 

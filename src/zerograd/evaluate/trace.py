@@ -52,6 +52,13 @@ class MatrixPart(NamedTuple):
         return self.space.weight(slice(self.first, self.stop) if self.ids is None else self.ids)
 
 
+class Stack(NamedTuple):
+    """All matrices of a space, in order. transposed: each is transposed."""
+
+    space: Space
+    transposed: bool
+
+
 class Batched:
     """Mark of a tensor that depends on the batch.
 
@@ -72,9 +79,10 @@ class Derived:
     """Mark of a tensor that depends on spaces but not on the batch.
 
     value: makes the tensor for a variant. name: of a space it comes from. part: the rows of one space that it is, if any.
+    stack: the matrices of one space that it is, if any.
     """
 
-    __slots__ = ("name", "owner", "part", "value")
+    __slots__ = ("name", "owner", "part", "stack", "value")
 
     def __init__(
         self,
@@ -87,6 +95,7 @@ class Derived:
         self.name = name
         self.value = value
         self.part = part
+        self.stack: Stack | None = None
 
 
 class Trace:
