@@ -7,16 +7,19 @@ Duals        objective(batch) in forward-mode differentiation: losses and exact 
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import torch
+from torch import nn
 
 from zerograd.directions import Directions
 from zerograd.evaluate import batch as batches
 from zerograd.evaluate.forward import PerturbedForward
 from zerograd.evaluate.micro_batch import MicroBatch, PeakBytes, is_out_of_memory
+from zerograd.evaluate.pure import PROTOCOL, unchanged
 from zerograd.evaluate.tensors import tensors
 from zerograd.queries import Plan, Scores
 from zerograd.queries.plan import along, clean, smallest
@@ -178,7 +181,7 @@ class LocalBatch:
             forward.trace.mark(tensor)
         with forward:
             losses = self.objective(expanded)
-        given = [torch.as_tensor(part) for part in (losses if isinstance(losses, tuple) else (losses,))]
+        given = [_as_losses(part) for part in (losses if isinstance(losses, tuple) else (losses,))]
         odd = [tuple(part.shape) for part in given if part.shape != (len(plan),)]
         if odd or len(given) > 2:
             shape = odd[0] if odd else f"of {len(given)} tensors"
@@ -186,13 +189,26 @@ class LocalBatch:
         return [forward.trace.resolved(part).float().cpu().view(plan.branches, -1) for part in given]
 
 
+def _as_losses(part: Any) -> torch.Tensor:
+    if not isinstance(part, torch.Tensor):
+        raise TypeError(
+            f"objective(batch) returned a {type(part).__name__}; return a tensor of one loss an example, or (sums, weights) of its "
+            "shape"
+        )
+    return part
+
+
 @dataclass
 class Closure:
-    """Evaluates a closure, which takes nothing and returns a scalar loss, once for each branch."""
+    """Evaluates a closure, which takes nothing and returns a scalar loss, once for each branch.
+
+    module: whose buffers are as they were after every branch; None when only its parameters are known.
+    """
 
     spaces: Sequence[Space]
     closure: Callable[[], Any]
     count: Count = not_counted
+    module: nn.Module | None = None
 
     @property
     def examples(self) -> int:
@@ -208,16 +224,27 @@ class Closure:
         return self.scores(clean(1), directions, {space.id: 0.0 for space in self.spaces}).values[0]
 
     def scores(self, plan: Plan, directions: Directions, radii: Radii) -> Scores:
-        """Raises ValueError when the closure does not return a scalar."""
+        """Raises ValueError when the closure does not return a scalar, TypeError when it returns none or calls backward."""
         self.count(plan.branches)
         active = [space for space in self.spaces if directions.is_active(space)]
         losses = []
         for branch in range(plan.branches):
-            with PerturbedForward(active, directions, plan.only(slice(branch, branch + 1)), radii, whole=True):
-                loss = torch.as_tensor(self.closure()).detach()
-            if loss.numel() != 1:
-                raise ValueError(
-                    f"the closure returned shape {tuple(loss.shape)}; return one scalar, or call step(objective, batch)"
-                )
-            losses.append(loss.float().cpu().view(1))
+            perturbed = PerturbedForward(active, directions, plan.only(slice(branch, branch + 1)), radii, whole=True)
+            with unchanged(self.module), perturbed:
+                losses.append(self._loss())
         return Scores(plan, torch.stack(losses))
+
+    def _loss(self) -> torch.Tensor:
+        """The closure's loss: float32 (1,)."""
+        try:
+            given = self.closure()
+        except RuntimeError as error:
+            if "does not require grad" in str(error):
+                raise TypeError(f"the closure calls for gradients; {PROTOCOL}") from error
+            raise
+        if not isinstance(given, (torch.Tensor, numbers.Number)):
+            raise TypeError(f"the closure returned a {type(given).__name__}; {PROTOCOL}")
+        loss = torch.as_tensor(given).detach()
+        if loss.numel() != 1:
+            raise ValueError(f"the closure returned shape {tuple(loss.shape)}; return one scalar, or call step(objective, batch)")
+        return loss.float().cpu().view(1)

@@ -10,6 +10,8 @@ any training. Batches have the order of `zerograd tune`, a function of the seed.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from zerograd.integrations import losses
+from zerograd.integrations.arguments import require_plain
+from zerograd.integrations.losses import Formula
 from zerograd.optim import METHODS, method_of
+from zerograd.optim.base import ZerothOrder
 from zerograd.text.data import order
 from zerograd.text.models import head as heads
 
@@ -84,11 +90,11 @@ class ZerothOrderSampler(torch.utils.data.Sampler[int]):
 class ZerothOrderMixin:
     """Zeroth-order steps for a `Trainer`; put it before the Trainer among the bases of a class.
 
-    zeroth_order: a ZerothOrderConfig. A model with a loss of tokens or classes is evaluated in one batched forward
-    pass. A subclass's own `compute_loss` is evaluated as a closure, which needs a method with shared directions, such
-    as mezo.
-    Raises ValueError for arguments that a perturbed forward pass cannot have: autocast, several devices, gradient
-    checkpointing.
+    zeroth_order: a ZerothOrderConfig. What is trained is the loss that the plain Trainer would take. At the first batch, and
+    at steps 1, 2, 4, 8, ... after it, the loss an example is held against it. Where a usual formula gives it, the branches
+    ride the batch. Where none does, it is evaluated as a closure, which is said once and needs a method with shared directions,
+    such as mezo; so is a subclass's own `compute_loss`. `docs/trainer.md` lists what happens to which loss.
+    Raises ValueError for arguments that a perturbed forward pass cannot have, and for a loss that the method cannot take.
     """
 
     args: Any
@@ -98,25 +104,31 @@ class ZerothOrderMixin:
     state: Any
     train_dataset: Any
     compute_loss_func: Any
+    optimizer_cls_and_kwargs: Any
 
     def __init__(self, *args: Any, zeroth_order: ZerothOrderConfig | None = None, **kwargs: Any) -> None:
         self.zeroth_order = zeroth_order or ZerothOrderConfig()
         super().__init__(*args, **kwargs)
-        _require_plain(self.args)
+        require_plain(self.args)
+        if self.optimizer_cls_and_kwargs is not None:
+            raise ValueError("optimizer_cls_and_kwargs is given; leave it out, and choose the method with zeroth_order")
+        if self.optimizer is not None:
+            self.optimizer = _stepped(self.optimizer)
         self.args.max_grad_norm = 0.0  # there is no gradient to clip
         self._gathered: list[dict[str, Any]] = []
         self._head_path = ""
+        self._formula: Formula | None = None
+        self._own_loss = self._has_own_loss()
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimiser of the method, on all parameters with requires_grad."""
+        """The optimiser of the method, on all parameters with requires_grad; or the one that was given."""
         if self.optimizer is None:
             config, args = self.zeroth_order, self.args
             options = dict(config.options) | ({} if config.eps is None else {"eps": config.eps})
             options["seed"] = args.seed if config.seed is None else config.seed
-            method = METHODS[config.method]
-            stepped = type(method.__name__, (_SteppedByTrainer, method), {})
             given = self.model if model is None else model
-            self.optimizer = stepped(given, lr=args.learning_rate, weight_decay=args.weight_decay, **options)
+            made = METHODS[config.method](given, lr=args.learning_rate, weight_decay=args.weight_decay, **options)
+            self.optimizer = _stepped(made)
         return self.optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -128,16 +140,12 @@ class ZerothOrderMixin:
         batch = _joined(self._gathered, getattr(self, "processing_class", None))
         self._gathered = []
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-        if self._has_own_loss():
-            if method_of(self.zeroth_order.method).per_example:
-                raise ValueError(
-                    f"compute_loss does not give one loss per row, which method {self.zeroth_order.method} needs; use method mezo"
-                )
-
-            def closure() -> Any:
-                return self.compute_loss(model, dict(batch))  # type: ignore[attr-defined]  # compute_loss removes the labels from its inputs
-
-            loss = optimizer.take(closure)
+        steps = optimizer.steps
+        if not self._own_loss and (self._formula is None or steps & (steps - 1) == 0):
+            self._hold_against_own_loss(model, batch, optimizer)
+        if self._own_loss:
+            self._require_shared_directions(optimizer, "compute_loss does not give one loss per row")
+            loss = optimizer.take(lambda: self._computed(model, batch))
         else:
             objective, rows = self._objective(model, batch)
             loss = optimizer.take(objective, rows, micro_batch=self.zeroth_order.micro_batch)
@@ -150,42 +158,65 @@ class ZerothOrderMixin:
         return ZerothOrderSampler(lengths, self.args.train_batch_size, seed)
 
     def _has_own_loss(self) -> bool:
-        """Whether the trainer computes another loss than cross entropy of tokens or classes."""
+        """Whether the trainer, not the model, computes the loss."""
         plain = type(self).compute_loss.__module__ in ("transformers.trainer", "trl.trainer.sft_trainer")  # type: ignore[attr-defined]
         smoothed = getattr(self.args, "label_smoothing_factor", 0) > 0
         other = getattr(self.args, "loss_type", "nll") not in ("nll", "chunked_nll")  # TRL's
         return self.compute_loss_func is not None or not plain or smoothed or other
 
+    def _computed(self, model: Any, batch: dict[str, Any], **more: Any) -> Any:
+        """The loss of a batch as the plain Trainer computes it."""
+        return self.compute_loss(model, dict(batch), **more)  # type: ignore[attr-defined]  # compute_loss takes things out of its inputs
+
+    def _hold_against_own_loss(self, model: Any, batch: dict[str, Any], optimizer: Any) -> None:
+        """Find the formula of the model's own loss at the first batch; later, see that it still gives it.
+
+        Raises ValueError when it no longer does.
+        """
+        metrics = copy.deepcopy(getattr(self, "_metrics", None))  # TRL's, which count every evaluation
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            loss, outputs = self._computed(model, batch, return_outputs=True)
+        if metrics is not None:
+            self._metrics = metrics
+        _require_rows(batch, self.args, optimizer)
+        fused = type(self).compute_loss.__module__ == "trl.trainer.sft_trainer"  # type: ignore[attr-defined]  # it rounds by itself
+        tolerance = losses.SAME_16 if fused and next(self.model.parameters()).dtype != torch.float32 else losses.SAME
+        routed = bool(getattr(self, "aux_loss_enabled", False))
+        if self._formula is not None:
+            mine = self._formula.mean(outputs, batch)
+            if not losses.agrees(mine, loss, tolerance):
+                raise ValueError(
+                    f"step {optimizer.steps}: the model's own loss is {float(loss):.4g}, and {self._formula.name}, which it was at "
+                    f"the first batch, gives {mine}; give the trainer a compute_loss of its own that calls super's, and method mezo"
+                )
+            return
+        self._formula = None if routed else losses.matching(loss, outputs, batch, tolerance)
+        if self._formula is not None:
+            return
+        self._own_loss = True
+        near = losses.nearest(float(loss), outputs, batch)
+        found = f"the model's own loss is {float(loss):.4g}" + (f", where {near}" if near else " and is of no kind that is known")
+        self._require_shared_directions(optimizer, f"{found}: that is not one loss per row")
+        warnings.warn(f"{found}; it is evaluated as a closure, one branch after the other", stacklevel=2)
+
+    def _require_shared_directions(self, optimizer: Any, why: str) -> None:
+        if optimizer.method.per_example:
+            raise ValueError(f"{why}, which method {self.zeroth_order.method} needs; use method mezo")
+
     def _objective(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
         """(objective with one loss per row, the batch for it)."""
-        plain = self.accelerator.unwrap_model(model)
-        labels = batch.get("labels")
-        if labels is None:
-            raise ValueError("the batch has no labels; give rows with labels, or a collator that makes them")
-        if labels.ndim == 1:
-            kind = torch.float32 if labels.is_floating_point() else torch.long
-
-            def of_classes(batch: dict[str, Any]) -> torch.Tensor:
-                given = {name: value for name, value in batch.items() if name != "labels"}
-                logits = plain(**given).logits.float()
-                if kind is torch.float32:
-                    errors: torch.Tensor = logits.squeeze(-1) - batch["labels"]
-                    return errors.square()
-                return F.cross_entropy(logits, batch["labels"], reduction="none")
-
-            return of_classes, batch
-        causal = _is_causal(plain)
-        rows = _rows(batch) if causal else None
+        plain, formula = self.accelerator.unwrap_model(model), self._formula
+        assert formula is not None
+        rows = _rows(batch) if formula is losses.FORMULAS[0] and _is_causal(plain) else None
         if rows is None:
+            encodes = bool(getattr(getattr(plain, "config", None), "is_encoder_decoder", False))
+            read = {} if encodes else dict.fromkeys(losses.LABELS)
 
-            def of_tokens(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-                labels = batch["labels"]
-                logits = plain(**batch).logits
-                logits, labels = (logits[:, :-1], labels[:, 1:]) if causal else (logits, labels)
-                losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100)
-                return losses.sum(1), (labels != -100).sum(1).float()
+            def of_batch(batch: dict[str, Any]) -> Any:
+                return formula.losses(plain(**{name: value for name, value in batch.items() if name not in read}), batch)
 
-            return of_tokens, batch
+            return of_batch, batch
         if not self._head_path:
             self._head_path = heads.choose_head_path(plain, rows)
 
@@ -198,8 +229,23 @@ class ZerothOrderMixin:
         return of_rows, rows
 
 
+def _stepped(optimizer: Any) -> Any:
+    """An optimiser whose `step` does nothing and whose `take` takes the step. Raises ValueError for one that is not ours."""
+    if isinstance(optimizer, _SteppedByTrainer):
+        return optimizer
+    if not isinstance(optimizer, ZerothOrder) or optimizer.method.takes_backward:
+        raise ValueError(
+            f"optimizers holds {type(optimizer).__name__}, which needs gradients; leave it out, and choose the method with "
+            "zeroth_order"
+        )
+    optimizer.__class__ = type(type(optimizer).__name__, (_SteppedByTrainer, type(optimizer)), {})
+    return optimizer
+
+
 class _SteppedByTrainer:
     """An optimiser whose `step` does nothing, since `training_step` has called `take`."""
+
+    _is_accelerate_prepared = False
 
     def step(self, closure: Any = None) -> None:
         """Do nothing: `take` has taken the step."""
@@ -207,6 +253,16 @@ class _SteppedByTrainer:
     def take(self, *args: Any, **kwargs: Any) -> Any:
         """Take the method's step."""
         return super().step(*args, **kwargs)  # type: ignore[misc]
+
+
+def _require_rows(batch: dict[str, Any], args: Any, optimizer: Any) -> None:
+    """Raises ValueError when packing has made one row of a batch whose examples each need a direction."""
+    rows = next((len(value) for value in batch.values() if torch.is_tensor(value) and value.ndim), 0)
+    if optimizer.method.per_example and rows == 1 < args.train_batch_size:
+        raise ValueError(
+            f"the batch of {args.train_batch_size} examples has come as 1 row, as packing makes it, and a direction an example "
+            "needs several; set packing_strategy='wrapped', or packing and padding_free to False, or use method mezo"
+        )
 
 
 def _rows(batch: dict[str, Any]) -> _Rows | None:
@@ -245,15 +301,5 @@ def _is_causal(model: Any) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = [kind.__name__ for kind in type(base).__mro__]
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    return not base.config.is_encoder_decoder and any(name in known or name.endswith("ForCausalLM") for name in names)
-
-
-def _require_plain(args: Any) -> None:
-    """Raises ValueError for training arguments that a perturbed forward pass cannot have."""
-    if args.bf16 or args.fp16:
-        name = "bf16" if args.bf16 else "fp16"
-        raise ValueError(f"{name}=True runs the model under autocast; load the model in bfloat16 and leave it out")
-    if args.gradient_checkpointing:
-        raise ValueError("gradient_checkpointing=True is for backward passes, which this trainer does not take; leave it out")
-    if args.n_gpu > 1 or args.world_size > 1:
-        raise ValueError("several devices are not supported by this trainer; choose one with CUDA_VISIBLE_DEVICES")
+    config = getattr(base, "config", None)
+    return not getattr(config, "is_encoder_decoder", True) and any(name in known or name.endswith("ForCausalLM") for name in names)

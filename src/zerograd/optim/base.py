@@ -92,6 +92,10 @@ class ZerothOrder(torch.optim.Optimizer):
     adapter_lr: ClassVar[float | None] = None
     """The learning rate to begin with for adapters, where it is another."""
 
+    step_was_skipped: ClassVar[bool] = False
+    _is_accelerate_prepared: ClassVar[bool] = True
+    """accelerate's `prepare` then returns the optimiser itself: its wrapper would pass no batch on to `step`."""
+
     settings: MethodSettings
     method: Method
     spaces: list[Space]
@@ -107,6 +111,7 @@ class ZerothOrder(torch.optim.Optimizer):
     _skips_in_row: int
     _checked: bool
     _checkpointing: Checkpointing
+    _module: nn.Module | None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -167,6 +172,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._skips_in_row = 0
         self._checked = False
         gradient = self.method.gradient
+        self._module = params if isinstance(params, nn.Module) else None
         self._checkpointing = Checkpointing(params if gradient is not None and gradient.checkpointing else None)
         if any(isinstance(space, Rounded) for space in self.spaces):
             warnings.warn(
@@ -202,11 +208,12 @@ class ZerothOrder(torch.optim.Optimizer):
         return [found[id(space.parameter)] for space in self.spaces]
 
     def step(  # type: ignore[override]
-        self, objective: Any, batch: Any = None, *, examples: int | None = None, micro_batch: int | str | None = None
+        self, objective: Any = None, batch: Any = None, *, examples: int | None = None, micro_batch: int | str | None = None
     ) -> float:
         """One step.
 
-        step(closure): torch's protocol; the closure takes nothing, is pure, and returns a scalar loss.
+        step(closure): torch's protocol; the closure takes nothing, computes the loss and returns it as one number, without
+        backward, and may be called many times. Buffers, such as the running statistics of norms, are then as they were.
         step(objective, batch): objective(batch) returns one loss an example, shape (examples,), or (sums, weights) of
         that shape whose quotient of totals is the loss. The branches ride the batch.
 
@@ -215,7 +222,8 @@ class ZerothOrder(torch.optim.Optimizer):
         `fit.memory`, by measurement. Whenever memory runs out, half as many are tried.
 
         Returns the mean loss of the branches.
-        Raises NotPure, NotFinite, SelfCheckFailed or UnresolvedOperation; weights are then as they were.
+        Raises NotPure, NotFinite, SelfCheckFailed or UnresolvedOperation; TypeError for a closure or an objective that is none or
+        does not return losses. Weights are then as they were.
         """
         evaluator = self._evaluator(objective, batch, examples, micro_batch)
         directions, query = self.draws.at(self.steps), self.method.query
@@ -325,11 +333,17 @@ class ZerothOrder(torch.optim.Optimizer):
         return cls.Settings(**given)
 
     def _evaluator(self, objective: Any, batch: Any, examples: int | None, micro_batch: int | str | None) -> Evaluator:
+        if not callable(objective):
+            given = "nothing" if objective is None else f"a {type(objective).__name__}"
+            raise TypeError(
+                f"step() was given {given} to evaluate; call step(closure) or step(objective, batch); "
+                "with transformers' Trainer, put ZerothOrderMixin before it"
+            )
         require_counts(batch, examples, micro_batch)
         if batch is None:
             if self.method.per_example:
                 raise ValueError(f"{type(self).__name__} needs step(objective, batch): a closure's scalar hides the examples")
-            return Closure(self.spaces, objective, self._count)
+            return Closure(self.spaces, objective, self._count, self._module)
         kind = Duals if self.method.query.derivative else LocalBatch
         return kind.of(self.spaces, objective, batch, examples=examples, count=self._count, micro_batch=micro_batch, fit=self.fit)
 
