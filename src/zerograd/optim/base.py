@@ -182,6 +182,11 @@ class ZerothOrder(torch.optim.Optimizer):
             )
 
     @property
+    def optimizer(self) -> ZerothOrder:
+        """Itself: accelerate looks for the optimiser within a prepared one."""
+        return self
+
+    @property
     def branches(self) -> int:
         """How often a pass repeats the batch, at most: at least once."""
         return max(1, self.method.query.branches)
