@@ -198,5 +198,5 @@ def test_a_plain_trainer_that_is_given_the_optimiser_names_the_mixin(tmp_path: A
     model = tiny_model()
     args = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True)
     rows = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}] * 8
-    with pytest.raises(TypeError, match="given nothing to evaluate; .*put ZerothOrderMixin before it"):
+    with pytest.raises(TypeError, match=r"given nothing to evaluate; .*put ZerothOrderMixin before it"):
         Trainer(model, args, train_dataset=rows, optimizers=(zg.optim.MeZO(model), None)).train()
