@@ -78,7 +78,7 @@ def scorer_of(model: str, settings: Any, task: Task, device: str = "auto", base:
     device_name = loading.device_of(device)
     dtype = torch.float32 if getattr(settings, "precision", "") == "float32" else torch.bfloat16
     adapter = (Path(model) / "adapter_config.json").exists()
-    loaded = loading.load(base if adapter else model, dtype, settings.head, device_name)
+    loaded = loading.load(base if adapter else model, dtype, settings.head, device_name, task.options)
     tuned = loaded.model
     if adapter:
         import peft

@@ -12,6 +12,7 @@ from zerograd.machine import environment
 from zerograd.machine.files import new_folder
 from zerograd.runs.journals import ReadJournal, find_journal, read_journal
 from zerograd.spaces import Space, collect
+from zerograd.text.data import tasks
 from zerograd.text.models import loading, schemes
 from zerograd.text.models.loading import Loaded
 from zerograd.tune.base_model import base_model, precision_of
@@ -62,7 +63,8 @@ def base_of(source: ReadJournal, base: str, device: str, listen: Listener) -> tu
     trains_own = settings.scheme not in schemes.ADAPTERS
     listen(Progress("loading the base", 0.0))
     every = dataclasses.replace(settings, scheme="full", layers=0, pattern="")
-    loaded = base_model(every if trains_own else settings, base)
+    labels = tasks.parse(str(source.header.get("task")), source.path.stem).common if settings.head == "classifier" else ()
+    loaded = base_model(every if trains_own else settings, base, labels)
     require_base(source.header, journal.identity(loaded.model), f"journal {source.path}")
     table = source.header.get("tensors")
     if trains_own and isinstance(table, list):  # the table names the trained tensors; a pattern of a file is never evaluated

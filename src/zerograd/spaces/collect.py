@@ -31,7 +31,7 @@ def named_parameters(params: nn.Module | Iterable[Any], first: int = 0) -> Itera
 
 
 def collect(params: nn.Module | Iterable[Any], precision: str | type[Space] | None = None) -> list[Space]:
-    """The spaces of all trainable tensors, tied ones once.
+    """The spaces of all trainable tensors that hold a value, tied ones once.
 
     A tensor's id counts all tensors, frozen ones too, so freezing some leaves the others' noise as it was. precision:
     one of PRECISIONS, a Space class of the caller's own, or None for float32 of float32 parameters and split of
@@ -46,7 +46,7 @@ def collect(params: nn.Module | Iterable[Any], precision: str | type[Space] | No
         identity = ids.setdefault(id(parameter), len(ids))
         if id(parameter) in spaces:
             spaces[id(parameter)].aliases = (*spaces[id(parameter)].aliases, name)
-        elif parameter.requires_grad:
+        elif parameter.requires_grad and parameter.numel():
             spaces[id(parameter)] = _space_of(name, parameter, precision)(identity, name, parameter, _view(parameter, owner))
         elif precision in ("split", "bfloat16") and parameter.dtype == torch.float32:
             raise ValueError(
@@ -96,8 +96,6 @@ def load_state(spaces: Iterable[Space], saved: Mapping[str, Any]) -> None:
 def _space_of(name: str, parameter: nn.Parameter, precision: str | type[Space] | None) -> type[Space]:
     if not parameter.is_contiguous():
         raise ValueError(f"{name} is not contiguous; replace it by its .contiguous() copy first")
-    if parameter.numel() == 0:
-        raise ValueError(f"{name} is empty; freeze it")
     usual: dict[torch.dtype, type[Space]] = {torch.float32: Float32, torch.bfloat16: Split}
     if precision is None and parameter.dtype not in usual:
         raise ValueError(f"{name} is {parameter.dtype}, which no precision can hold; load the model in float32 or bfloat16")

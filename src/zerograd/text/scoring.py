@@ -324,7 +324,10 @@ class Scorer:
             raise ValueError(f"task {self.task.name} has no common options, and a classifier answers with one of its labels")
         count = self.model.config.num_labels
         if count != len(self.task.options):
-            raise ValueError(f"the model has {count} labels, and task {self.task.name} has {len(self.task.options)} options")
+            raise ValueError(
+                f"the model has {count} labels, and task {self.task.name} has {len(self.task.options)} options; "
+                "--head classifier makes a new head for them"
+            )
         named = {str(name).strip().casefold(): index for index, name in self.model.config.id2label.items()}
         words = [option.strip().casefold() for option in self.task.options]
         return [int(named[word]) for word in words] if set(named) == set(words) else list(range(count))

