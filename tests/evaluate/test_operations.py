@@ -69,6 +69,18 @@ def _into(target: torch.Tensor, write: Callable[[torch.Tensor], Any]) -> torch.T
     return target
 
 
+def _groups(m: Any, b: dict[str, torch.Tensor], stack: torch.Tensor, descending: bool = False) -> torch.Tensor:
+    """Each row by the matrix that its id names, as a mixture's experts are: sorted, multiplied group by group, put back."""
+    flat, chosen = b["x"].flatten(0, 1), b["ids"].flatten() % 3
+    chosen = 2 - chosen if descending else chosen
+    chosen, places = torch.sort(chosen)
+    ends = torch.histc(chosen.float(), bins=3, min=0, max=2).cumsum(0, dtype=torch.int32)
+    rows = F.grouped_mm(flat[places], stack, offs=ends) * m.vector
+    back = torch.empty_like(places)
+    back[places] = torch.arange(len(places))
+    return rows[back].view(b["x"].shape)
+
+
 def _rnn(m: Any, b: dict[str, torch.Tensor]) -> torch.Tensor:
     state = torch.zeros(len(b["x"]), WIDTH)
     for t in range(TOKENS):
@@ -175,6 +187,18 @@ EXACT: dict[str, Case] = {
     "each row of a weight": lambda m, b: torch.stack([b["x"][:, 0] * row for row in m.matrix], 1).sum(2),
     "each row of a derived weight": lambda m, b: sum(b["x"] * row for row in m.matrix * 2),
     "rows one by one": lambda m, b: torch.stack([row @ m.matrix for row in (b["x"][i] for i in range(len(b["x"])))]),
+    "tokens first": lambda m, b: (b["x"].transpose(0, 1) @ m.matrix).transpose(0, 1),
+    "tokens first, a norm and a sum": lambda m, b: (m.norm(b["x"].transpose(0, 1)).softmax(2) + m.vector).sum(2).T @ m.tokens,
+    "tokens first, looked up": lambda m, b: torch.tanh(m.tall[b["ids"].T] * m.vector).transpose(0, 1),
+    "tokens first, by einsum": lambda m, b: torch.einsum("tbh,eho->btoe", b["x"].transpose(0, 1), m.stack),
+    "stack by bmm": lambda m, b: torch.bmm(b["x"].flatten(0, 1).repeat(3, 1).view(3, -1, WIDTH), m.stack).sum(0).view(b["x"].shape),
+    "stack by baddbmm": lambda m, b: (
+        torch.baddbmm(m.stack[:, :1], b["x"].flatten(0, 1).expand(3, -1, -1), m.stack).mean(0).view(b["x"].shape)
+    ),
+    "stack on the left": lambda m, b: (m.stack[:, None] @ torch.stack([b["x"].mT, 2 * b["x"].mT, b["y"].mT])).amax(0),
+    "groups of rows": lambda m, b: _groups(m, b, m.stack),
+    "groups of rows, transposed": lambda m, b: _groups(m, b, m.stack.transpose(-2, -1)),
+    "groups of rows, in another order": lambda m, b: _groups(m, b, m.stack.mT, descending=True),
 }
 
 RIGHT_OR_REFUSED: dict[str, Case] = {
@@ -201,7 +225,6 @@ RIGHT_OR_REFUSED: dict[str, Case] = {
     "repeated batch": lambda m, b: sum((b["x"].repeat(2, 1, 1) @ m.matrix).chunk(2)),
     "flipped batch": lambda m, b: (b["x"].flip(0) @ m.matrix).flip(0),
     "rolled batch": lambda m, b: (b["x"].roll(1, 0) @ m.matrix).roll(-1, 0),
-    "tokens first": lambda m, b: (b["x"].transpose(0, 1) @ m.matrix).transpose(0, 1),
     "features first": lambda m, b: b["x"][:, 0] + (b["x"][:, 0].T @ m.matrix[:1].expand(len(b["x"]), -1)).tanh().sum(),
     "norm over the batch": lambda m, b: (
         b["x"] + torch.linalg.vector_norm(b["x"], 2, 0, keepdim=True).expand(b["x"].shape) @ m.matrix
@@ -228,7 +251,6 @@ RIGHT_OR_REFUSED: dict[str, Case] = {
         (m.tokens @ m.matrix).expand(len(b["x"]), -1, -1), b["x"], b["x"]
     ),
     "expanded operand": lambda m, b: torch.logaddexp(b["x"], m.vector.expand(*b["x"].shape)),
-    "stack by bmm": lambda m, b: torch.bmm(b["x"].flatten(0, 1).repeat(3, 1).view(3, -1, WIDTH), m.stack).sum(0).view(b["x"].shape),
     "loss of the parameter alone": lambda m, b: torch.stack([m.matrix[i] for i in b["ids"][:, 0]]),
     "item": lambda m, b: b["x"] * m.scale.item(),
     "truth": lambda m, b: b["x"] * (2 if m.scale > 0.5 else 3),
@@ -346,7 +368,6 @@ REFUSED = {
     "attention": r"attention\.in_proj_weight",
     "recurrent": r"recurrent\.weight_ih_l0",
     "features first": "matrix",
-    "tokens first": "matrix",
 }
 
 
@@ -359,18 +380,16 @@ def test_refusals_name_the_parameter(name: str, family: str) -> None:
 
 
 @families
-def test_a_grouped_product_without_groups_of_rows_is_refused_with_the_mend(family: str) -> None:
-    """Rows of each example side by side, (groups, rows, columns): the batch is not first in it."""
+def test_a_grouped_product_of_an_unusual_form_is_refused_with_the_mend(family: str) -> None:
     kind, make_plan = perturb_in_place.FAMILIES[family]
-    experts = nn.Parameter(torch.randn(2, 8, 8))
-    model = nn.ParameterDict({"experts": experts})
-    with pytest.raises(UnresolvedOperation, match=r"experts is used by .*grouped_mm, which cannot be split by example; .*eager"):
+    model, ends = nn.ParameterDict({"experts": nn.Parameter(torch.randn(2, 8, 8))}), torch.tensor([1, 2], dtype=torch.int32)
+    with pytest.raises(UnresolvedOperation, match=r"experts is used by _?grouped_mm, which cannot be split by example; .*eager"):
         perturb_in_place.scores(
             perturb_in_place.spaces_of(model),
             Draws(kind, 5).at(3),
             make_plan(2),
-            lambda b: F.grouped_mm(b["x"].transpose(0, 1), experts).transpose(0, 1).sum((1, 2)),
-            {"x": torch.randn(2, 2, 8)},
+            lambda b: F.grouped_mm(b["x"], model["experts"], offs=ends, out_dtype=torch.float32).sum(1),
+            {"x": torch.randn(2, 8)},
         )
 
 

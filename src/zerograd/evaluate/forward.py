@@ -80,13 +80,15 @@ class PerturbedForward(TorchFunctionMode):
         if called == "__get__":
             called = getattr(func, "__self__", func).__name__  # a property, such as T
         operation = OPERATIONS.get(called, UNKNOWN)
-        if operation.training is not None and not trace.whole and _trains(operation.training, args, kwargs):
+        if operation.training is not None and batched and not trace.whole and _trains(operation.training, args, kwargs):
             raise UnresolvedOperation(f"{called} in training mode mixes examples; call model.eval()")
         if ours is None:
             if trace.whole:
                 return func(*args, **kwargs)
             return row_tracking.follow(trace, operation, func, args, kwargs)
         _refuse(trace, operation, func, called, kwargs, ours)
+        if batched and not trace.whole and trace.lies_later(args, kwargs):
+            return generic.split_later(trace, operation, func, args, kwargs, called, str(trace.name(ours)))
         rule = RULES.get(called)
         if rule is not None:
             result = rule(trace, func, args, kwargs)

@@ -15,7 +15,7 @@ from zerograd.errors import UnresolvedOperation
 from zerograd.evaluate import row_tracking
 from zerograd.evaluate.operations import OPERATIONS, UNKNOWN, Operation, is_in_place
 from zerograd.evaluate.tensors import tensors
-from zerograd.evaluate.trace import MARK, Derived, Trace
+from zerograd.evaluate.trace import MARK, Batched, Derived, Trace
 from zerograd.queries import Variant
 
 
@@ -70,8 +70,13 @@ def split(
     refusal = f"{name} is used by {called} in a way that cannot be split by example; freeze it or pass a closure"
     in_place = is_in_place(called)
     batched = [v for v in tensors(args, kwargs) if trace.batched(v) is not None and v.ndim]
-    if not batched or (in_place and args[0] is not batched[0]) or operation.rows == "write":
+    if (
+        not batched
+        or (in_place and args[0] is not batched[0])
+        or (operation.rows == "write" and not _writes_rows(trace, called, args))
+    ):
         raise UnresolvedOperation(refusal)
+    in_place |= operation.rows == "write"
     if not _has_rows_first(trace, operation, args, kwargs):
         raise UnresolvedOperation(refusal)
     repeat = trace.repeat(batched[0], name)
@@ -95,6 +100,8 @@ def split(
     each: int | torch.Tensor = repeat
     for variant in trace.plan.variants():
         at = trace.at(variant, repeat)
+        if called == "__setitem__" and not isinstance(at, slice):
+            raise UnresolvedOperation(refusal)
         try:
             part = func(*_map(args, seen, variant), **_map(kwargs, seen, variant))
         except (RuntimeError, IndexError) as error:
@@ -118,6 +125,89 @@ def split(
         return batched[0]
     assert result is not None
     return trace.mark(result, each if isinstance(each, torch.Tensor) else None)
+
+
+def split_later(
+    trace: Trace,
+    operation: Operation,
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    called: str,
+    name: str,
+) -> Any:
+    """As `split`, where examples lie along a later dimension: that dimension is cut, and the parts are joined along it."""
+    refusal = f"{name} is used by {called} where the batch is not first, in a way that cannot be split by example"
+    batched = [v for v in tensors(args, kwargs) if trace.batched(v) is not None and v.ndim]
+    if is_in_place(called) or operation.rows == "write":
+        raise UnresolvedOperation(f"{refusal}; freeze it or pass a closure")
+    parts: list[torch.Tensor] = []
+    axis: int | None = None
+    marked = batched[0]
+    mark = trace.batched(marked)
+    assert mark is not None
+    length = marked.shape[mark.axis]
+    letter = row_tracking.letters_of(trace, args) if operation.rows == "einsum" else ""
+    terms = dict(zip(map(id, tensors(args[1:])), args[0].replace(" ", "").split("->")[0].split(","), strict=True)) if letter else {}
+
+    def along(value: Any, perturbed: torch.Tensor) -> int | None:
+        """The dimension of an argument that is cut; None for one that all variants see whole."""
+        own = trace.batched(value)
+        if own is not None and perturbed.ndim:
+            return own.axis
+        if letter:
+            place = terms[id(value)].find(letter)
+            return place if place >= 0 and perturbed.shape[place] == length else None
+        expanded = perturbed.ndim == marked.ndim > operation.weight_ndim and trace.space(value) is None
+        return mark.axis if expanded and perturbed.shape[mark.axis] == length > 1 else None
+
+    def seen(value: Any, variant: Variant) -> Any:
+        perturbed, own = trace.value(value, variant), trace.batched(value)
+        cut = along(value, perturbed)
+        if cut is None:
+            return perturbed
+        if (own is not None and (own.lost or own.rows is not None)) or perturbed.shape[cut] % len(trace.plan):
+            raise UnresolvedOperation(f"{refusal}; freeze it or pass a closure")
+        each = perturbed.shape[cut] // len(trace.plan)
+        return perturbed.narrow(cut, variant.first * each, variant.examples * each)
+
+    for variant in trace.plan.variants():
+        try:
+            part = func(*_map(args, seen, variant), **_map(kwargs, seen, variant))
+        except (RuntimeError, IndexError) as error:
+            raise UnresolvedOperation(f"{refusal} ({str(error).splitlines()[0]}); freeze it or pass a closure") from error
+        if not parts and isinstance(part, torch.Tensor):
+            axis = _axis_of(trace, operation, args, kwargs, part, length)
+        if axis is None or part.shape[axis] * len(trace.plan) != length * variant.examples:
+            raise UnresolvedOperation(f"{refusal}; freeze it or pass a closure")
+        parts.append(part)
+    assert axis is not None  # there is a variant
+    result = torch.cat(parts, axis)
+    setattr(result, MARK, Batched(trace, axis=axis))
+    return result
+
+
+def _axis_of(
+    trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], part: torch.Tensor, length: int
+) -> int | None:
+    """The dimension of a part along which examples lie, told from the shape that the whole result would have."""
+    for axis in range(part.ndim):
+        shape = [*part.shape]
+        shape[axis] = length
+        if row_tracking.later_axis(trace, operation, args, kwargs, part.new_empty(1).expand(shape)) == axis:
+            return axis
+    return None
+
+
+def _writes_rows(trace: Trace, called: str, args: Sequence[Any]) -> bool:
+    """Whether a write into a tensor of the batch writes each row by that row's own index: a mask, or all rows."""
+    if called != "__setitem__" or trace.batched(args[0]) is None:
+        return False
+    first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+    if isinstance(first, torch.Tensor):
+        own = first.dtype == torch.bool and trace.batched(first) is not None
+        return own and not isinstance(args[1], tuple) and first.shape[0] == args[0].shape[0]
+    return isinstance(first, slice) and first == slice(None)
 
 
 def _has_rows_first(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

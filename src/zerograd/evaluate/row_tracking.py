@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from zerograd.evaluate.operations import Operation
 from zerograd.evaluate.tensors import tensors
@@ -27,7 +28,11 @@ def follow(trace: Trace, operation: Operation, func: Callable[..., Any], args: S
     if rows == "write" or "out" in kwargs:
         return _write(trace, operation, func, args, kwargs)
     result = func(*args, **kwargs)
-    if rows == "copy":
+    if rows not in ("move", "copy", "constant") and trace.lies_later(args, kwargs):
+        for out in tensors(result):
+            axis = later_axis(trace, operation, args, kwargs, out)
+            setattr(out, MARK, Batched(trace, lost=True) if axis is None else Batched(trace, axis=axis))
+    elif rows == "copy":
         setattr(result, MARK, _written(trace, operation, args, kwargs))
     elif rows == "move":
         _mark_moved(trace, operation, func, args, kwargs, result)
@@ -43,6 +48,9 @@ def examples_of(trace: Trace, tensor: torch.Tensor) -> torch.Tensor:
     """Each element's example, of the tensor's shape; LOST where it is of no example or of an unknown one."""
     mark = trace.batched(tensor)
     leading = tensor.shape[0] if tensor.ndim else 0
+    if mark is not None and mark.axis:
+        along = trace.in_order(tensor.shape[mark.axis])
+        return along.view(-1, *[1] * (tensor.ndim - 1 - mark.axis)).expand(tensor.shape)
     if mark is None or mark.lost or (mark.rows is None and (not leading or leading % len(trace.plan))):
         return torch.full((), LOST, device=tensor.device).expand(tensor.shape)
     rows = mark.rows if mark.rows is not None else trace.in_order(leading)
@@ -57,10 +65,24 @@ def mark_of(trace: Trace, example: torch.Tensor) -> Batched:
         return Batched(trace, example.new_empty(example.shape[0]))
     flat = example.reshape(example.shape[0], -1)
     rows = flat.amax(1)
-    if bool((flat == LOST).any() or ((flat != rows[:, None]) & (flat != UNWRITTEN)).any()):
+    if bool((flat == LOST).any()):
         return Batched(trace, lost=True)
+    if bool(((flat != rows[:, None]) & (flat != UNWRITTEN)).any()):
+        axis = _later_axis(trace, example)
+        return Batched(trace, axis=axis) if axis else Batched(trace, lost=True)
     in_order = len(rows) % len(trace.plan) == 0 and torch.equal(rows, trace.in_order(len(rows)))
     return Batched(trace) if in_order else Batched(trace, rows)
+
+
+def _later_axis(trace: Trace, example: torch.Tensor) -> int:
+    """The later dimension along which elements are examples x k in order; 0 where there is none."""
+    for axis in range(1, example.ndim):
+        size = example.shape[axis]
+        if size and size % len(trace.plan) == 0:
+            along = trace.in_order(size).view(-1, *[1] * (example.ndim - 1 - axis))
+            if torch.equal(example, along.expand(example.shape)):
+                return axis
+    return 0
 
 
 def einsum_leads(trace: Trace, args: Sequence[Any]) -> bool:
@@ -86,6 +108,9 @@ def _mark_moved(
 ) -> None:
     """Mark the result of an operation that moves elements."""
     source = args[0] if args else kwargs.get("input", kwargs.get("tensors"))
+    if func is F.unfold:  # of images: each keeps its place
+        setattr(result, MARK, _combined(trace, operation, (source,), {}, result))
+        return
     if all(trace.batched(t) is None for t in tensors(source)):  # a constant, from which the batch picks
         first = args[1][0] if operation.move == "index" and isinstance(args[1], tuple) else args[1:]
         if not any(t.ndim for t in tensors(args[1:], kwargs) if trace.batched(t) is not None):
@@ -98,10 +123,16 @@ def _mark_moved(
         for out in tensors(result):
             setattr(out, MARK, trace.batched(source))
         return
-    if operation.move == "join" and _dimension(args, kwargs, 0) not in (0, -max(t.ndim for t in tensors(source))):
+    if (
+        operation.move == "join"
+        and _dimension(args, kwargs, 0) not in (0, -max(t.ndim for t in tensors(source)))
+        and not trace.lies_later((source,), {})
+    ):
         setattr(result, MARK, _combined(trace, operation, (source,), {}, result))
         return
     moving = [examples_of(trace, t) for t in tensors(source)]
+    if operation.move == "shape":
+        moving = [example.contiguous() for example in moving]  # a view of expanded numbers may not be one
     shadow = func(moving[0] if isinstance(source, torch.Tensor) else moving, *args[1:], **_without(kwargs))
     for out, example in zip(tensors(result), tensors(shadow), strict=True):
         setattr(out, MARK, mark_of(trace, example))
@@ -123,7 +154,7 @@ def _keeps_leading(
 ) -> bool:
     """Whether a move plainly leaves the leading dimension as it is: the usual case, without moving numbers."""
     mark, move = trace.batched(source), operation.move
-    if mark is None or not source.ndim:
+    if mark is None or not source.ndim or mark.axis:
         return False
     if move == "index":
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -152,7 +183,7 @@ def _combined(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: d
     if operation.rows == "first":
         args, kwargs = args[:1], {}
     operands = [(t, trace.settled(m)) for t in tensors(args, kwargs) if (m := trace.batched(t)) is not None and t.ndim]
-    if not out.ndim or not operands or any(mark.lost for _, mark in operands):
+    if not out.ndim or not operands or any(mark.lost or mark.axis for _, mark in operands):
         return lost
     rows = operation.rows
     if (
@@ -168,6 +199,74 @@ def _combined(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: d
         ordered = [t for t, mark in operands if mark.rows is None and t.shape[0] == out.shape[0] and t.ndim == out.ndim]
         return Batched(trace, explicit[0]) if agree and not ordered else lost
     return Batched(trace) if out.shape[0] and out.shape[0] % len(trace.plan) == 0 else lost
+
+
+def later_axis(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], out: torch.Tensor) -> int | None:
+    """The dimension of a result along which examples lie, where they lie along a later one of an argument; None where it is
+    not known.
+    """
+    rows = operation.rows
+    operands = [(t, m) for t in tensors(args, kwargs) if (m := trace.batched(t)) is not None and t.ndim]
+    if any(mark.lost or mark.rows is not None for _, mark in operands) or not out.ndim:
+        return None
+    if rows == "einsum":
+        return _einsum_axis(trace, args)
+    if rows == "product":
+        return _product_axis(trace, operation, args, kwargs, out)
+    from_right = {mark.axis - t.ndim for t, mark in operands}
+    sizes = {t.shape[mark.axis] for t, mark in operands}
+    if len(from_right) != 1 or len(sizes) != 1:
+        return None
+    offset, axis = from_right.pop(), out.ndim
+    if operation.rule in ("embedding", "getitem"):
+        axis = operands[0][1].axis
+    elif rows in ("each", "broadcast", "first"):
+        axis = out.ndim + offset
+    elif rows == "along" and not (operation.elementwise and len(args) > 1 and isinstance(args[1], torch.Tensor)):
+        source, mark = operands[0]
+        dims = _dimensions(operation, args, kwargs, source.ndim)
+        if dims is None or mark.axis in dims:
+            return None
+        axis = mark.axis - (sum(d < mark.axis for d in dims) if out.ndim < source.ndim else 0)
+    return axis if 0 <= axis < out.ndim and out.shape[axis] == sizes.pop() else None
+
+
+def letters_of(trace: Trace, args: Sequence[Any]) -> str:
+    """The letter of an einsum equation along which the examples of every operand lie; "" where there is no such letter."""
+    if not isinstance(args[0], str) or "." in args[0] or "->" not in args[0]:
+        return ""
+    operands, terms = list(tensors(args[1:])), args[0].replace(" ", "").split("->")[0].split(",")
+    marks = [trace.batched(t) for t in operands]
+    if len(terms) != len(operands):
+        return ""
+    letters = {term[mark.axis] for term, mark in zip(terms, marks, strict=True) if mark is not None}
+    return letters.pop() if len(letters) == 1 else ""
+
+
+def _einsum_axis(trace: Trace, args: Sequence[Any]) -> int | None:
+    letter, output = letters_of(trace, args), str(args[0]).replace(" ", "").partition("->")[2]
+    return output.index(letter) if letter and letter in output else None
+
+
+def _product_axis(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], out: torch.Tensor) -> int | None:
+    """Of a matrix product: rows of the left factor, or a dimension of stacks that all factors share."""
+    factors = list(tensors(args, kwargs))
+    left, right = factors[:2] if operation.rule == "linear" else factors[-2:]
+    (first, mark), *others = [(t, m) for t in (left, right) if (m := trace.batched(t)) is not None]
+    axis = out.ndim + mark.axis - first.ndim
+    of_stack, own = axis < out.ndim - 2, axis == out.ndim - (2 if first is left else 1)
+    if others:
+        of_stack &= out.ndim + others[0][1].axis - right.ndim == axis
+        own = False
+    return axis if (of_stack or own) and axis >= 0 and out.shape[axis] == first.shape[mark.axis] else None
+
+
+def _dimensions(operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], ndim: int) -> set[int] | None:
+    """The dimensions that an operation works along; None where it names none."""
+    at = operation.dimension
+    dim = kwargs.get("dim", kwargs.get("axis", args[at] if len(args) > at else -1 if operation.last else None))
+    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    return {d % ndim for d in dims} if all(type(d) is int for d in dims) else None
 
 
 def _works_along_others(operation: Operation, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -100,9 +100,10 @@ def getitem(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict[str
     """W[e]: a matrix of a stack, or a row; W[ids] is an embedding."""
     weight, index = args
     space = trace.space(weight)
-    if space is None:
-        return NotImplemented
     scalar = isinstance(index, int) or (isinstance(index, torch.Tensor) and index.ndim == 0 and not index.dtype.is_floating_point)
+    if space is None:
+        by_number = scalar and not trace.whole and trace.derived(weight) is not None
+        return derive(trace, func, (weight, int(index)), {}, weight) if by_number else NotImplemented
     if scalar and space.view[0] > 1 and space.parameter.ndim == 3:
         e = int(index) % space.view[0]
         return _rows_of(trace, func(weight, e), products.of_stack(space, e))

@@ -62,17 +62,19 @@ class Stack(NamedTuple):
 class Batched:
     """Mark of a tensor that depends on the batch.
 
-    rows: None when the leading dimension is examples x k in order, else int64 (leading dimension,), each row's example, or
-    UNWRITTEN for a row of a buffer that nothing of the batch has been written into.
+    axis: the dimension along which examples lie: the leading one, where rules work and most models keep it, or a later one.
+    rows: None when that dimension is examples x k in order, as always along a later one; else int64 (leading dimension,), each
+    row's example, or UNWRITTEN for a row of a buffer that nothing of the batch has been written into.
     lost: the rows cannot be told apart by example.
     """
 
-    __slots__ = ("lost", "owner", "rows")
+    __slots__ = ("axis", "lost", "owner", "rows")
 
-    def __init__(self, owner: Trace, rows: torch.Tensor | None = None, *, lost: bool = False) -> None:
+    def __init__(self, owner: Trace, rows: torch.Tensor | None = None, *, lost: bool = False, axis: int = 0) -> None:
         self.owner = owner
         self.rows = rows
         self.lost = lost
+        self.axis = axis
 
 
 class Derived:
@@ -142,6 +144,11 @@ class Trace:
         derived = self.derived(value)
         return derived.name if derived else None
 
+    def lies_later(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether examples lie along a later dimension of one of the arguments."""
+        marks = (getattr(value, MARK, None) for value in tensors(args, kwargs))
+        return any(type(mark) is Batched and mark.axis and mark.owner is self for mark in marks)
+
     def meets(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, bool]:
         """The first argument that is a space or derived from one, and whether an argument depends on the batch."""
         ours, batched = None, False
@@ -199,7 +206,7 @@ class Trace:
         mark = self.batched(tensor)
         if mark is not None:
             mark = self.settled(mark)
-        if mark is not None and mark.lost:
+        if mark is not None and (mark.lost or mark.axis):
             raise UnresolvedOperation(
                 f"{name} meets a tensor of shape {tuple(tensor.shape)} whose leading dimension can no longer be told apart by "
                 "example; keep the batch first and unmixed, or pass a closure"
@@ -245,7 +252,7 @@ class Trace:
         derived, mark = self.derived(losses), self.batched(losses)
         if mark is not None:
             mark = self.settled(mark)
-        if mark is not None and (mark.lost or mark.rows is not None):
+        if mark is not None and (mark.lost or mark.axis or mark.rows is not None):
             raise UnresolvedOperation(
                 "the losses are not one an example in the order of the batch; restore its order before returning"
             )
