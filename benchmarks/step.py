@@ -14,6 +14,7 @@ import argparse
 import copy
 import ctypes
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -38,8 +39,15 @@ SHAPES = {
     "125m-8x64": Shape("opt", 8, 64),
     "125m-16x256": Shape("opt", 16, 256),
     "150k-8x64": Shape("qwen3", 8, 64),
+    "mixture-2m-8x64": Shape("mixture tiny", 8, 64),
+    "mixture-500m-8x64": Shape("mixture", 8, 64),
 }
-METHODS = ("forward2", "dense", "dense_gaussian", "rank1", "population8", "mezo_published")
+WHOLE = ("forward2", "dense", "dense_gaussian", "rank1", "population8", "mezo_published")
+PARTS = {"qk": r"\.(q|k)_proj\.", "experts": r"\.experts\."}
+"""Parts of a mixture that are trained alone, by the names of their tensors."""
+
+OF_MIXTURES = ("forward2", *(f"{kind}_{part}" for part in PARTS for kind in ("dense", "rank1")))
+METHODS = (*WHOLE, *OF_MIXTURES[1:])
 LONG = "125m-16x256"
 """Where populations and MeZO as published take minutes and are not measured, nor is memory: its activations are a gigabyte."""
 
@@ -74,7 +82,9 @@ def main() -> None:
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "rows": rows}
     for shape in parsed.shape:
         for dtype in parsed.dtype:
-            wanted = [m for m in parsed.method if shape != LONG or m not in ("population8", "mezo_published")]
+            possible = OF_MIXTURES if shape.startswith("mixture") else WHOLE
+            slow = ("population8", "mezo_published") if shape == LONG else ()
+            wanted = [m for m in parsed.method if m in possible and m not in slow]
             common = ("--threads", str(torch.get_num_threads()))
             for row in fresh(__file__, "--timed", shape, dtype, "--method", *wanted, "--rounds", str(parsed.rounds), *common):
                 if not parsed.no_memory and shape != LONG and row["method"] in ("dense", "rank1"):
@@ -158,6 +168,13 @@ def built(shape: str, dtype: str) -> tuple[Any, Callable[[Any], Any], Any]:
     config: Any
     if kind == "opt":
         config = transformers.OPTConfig(vocab_size=50272, dropout=0.0, attention_dropout=0.0)
+    elif kind.startswith("mixture"):
+        sizes = {"hidden_size": 64, "moe_intermediate_size": 128, "num_hidden_layers": 4, "head_dim": 16, "num_experts": 8}
+        if kind == "mixture":  # 0.5 B, of which 0.15 are met by a token
+            sizes = {"hidden_size": 768, "moe_intermediate_size": 1024, "num_hidden_layers": 12, "head_dim": 64, "num_experts": 16}
+        heads = {"num_attention_heads": sizes["hidden_size"] // sizes["head_dim"], "num_key_value_heads": 4}
+        more = {"num_experts_per_tok": 2, "vocab_size": 32000 if kind == "mixture" else 4096}
+        config = transformers.Qwen3MoeConfig(**sizes, **heads, **more)
     else:
         config = transformers.Qwen3Config(
             vocab_size=151936,
@@ -199,6 +216,9 @@ def stepper(method: str, model: Any, objective: Callable[[Any], Any], batch: Any
         model = copy.deepcopy(model)
         return published(model, batch), 2, 0
     options: dict[str, Any] = {"lr": 1e-6, "self_check": False}
+    method, _, part = method.partition("_") if method.split("_")[-1] in PARTS else (method, "", "")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not part or re.search(PARTS[part], name) is not None)
     opt: Any = {
         "dense": lambda: zg.optim.MeZO(model, **options),
         "dense_gaussian": lambda: zg.optim.MeZO(model, distribution="gaussian", **options),

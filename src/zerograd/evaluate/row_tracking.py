@@ -130,6 +130,10 @@ def _mark_moved(
     ):
         setattr(result, MARK, _combined(trace, operation, (source,), {}, result))
         return
+    selected = _selected_rows(trace, operation, source, args)
+    if selected is not None:
+        setattr(result, MARK, mark_of(trace, selected))
+        return
     moving = [examples_of(trace, t) for t in tensors(source)]
     if operation.move == "shape":
         moving = [example.contiguous() for example in moving]  # a view of expanded numbers may not be one
@@ -147,6 +151,19 @@ def _mark_sorted(trace: Trace, operation: Operation, args: Sequence[Any], kwargs
         mark = mark_of(trace, examples_of(trace, source)[places] if source.numel() else places)
     for out in outs:
         setattr(out, MARK, mark)
+
+
+def _selected_rows(trace: Trace, operation: Operation, source: Any, args: Sequence[Any]) -> torch.Tensor | None:
+    """Each row's example where an index selects rows by their numbers; None for any other move."""
+    if operation.move != "index" or len(args) < 2 or not isinstance(source, torch.Tensor):
+        return None
+    index, mark = args[1], trace.batched(source)
+    if not isinstance(index, torch.Tensor) or index.ndim != 1 or index.dtype.is_floating_point or not index.numel():
+        return None
+    if mark is None or mark.lost or mark.axis or source.shape[0] % len(trace.plan):
+        return None
+    rows = trace.in_order(source.shape[0]) if mark.rows is None else mark.rows
+    return rows[index]
 
 
 def _keeps_leading(
@@ -195,7 +212,9 @@ def _combined(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: d
         return lost
     explicit = [mark.rows for _, mark in operands if mark.rows is not None]
     if explicit:
-        agree = all(torch.equal(rows, explicit[0]) for rows in explicit) and out.shape[:1] == explicit[0].shape
+        agree = (
+            all(rows is explicit[0] or torch.equal(rows, explicit[0]) for rows in explicit) and out.shape[:1] == explicit[0].shape
+        )
         ordered = [t for t, mark in operands if mark.rows is None and t.shape[0] == out.shape[0] and t.ndim == out.ndim]
         return Batched(trace, explicit[0]) if agree and not ordered else lost
     return Batched(trace) if out.shape[0] and out.shape[0] % len(trace.plan) == 0 else lost

@@ -68,13 +68,15 @@ class Batched:
     lost: the rows cannot be told apart by example.
     """
 
-    __slots__ = ("axis", "lost", "owner", "rows")
+    __slots__ = ("axis", "lost", "owner", "rows", "written")
 
     def __init__(self, owner: Trace, rows: torch.Tensor | None = None, *, lost: bool = False, axis: int = 0) -> None:
         self.owner = owner
         self.rows = rows
         self.lost = lost
         self.axis = axis
+        owner.has_later_axes |= axis > 0
+        self.written = rows is None  # whether every row is known to be of an example
 
 
 class Derived:
@@ -117,6 +119,7 @@ class Trace:
         self.directions = directions
         self.plan = plan.to(spaces[0].device) if spaces else plan
         self.whole = whole
+        self.has_later_axes = False
         self.spaces = {id(space.parameter): space for space in spaces}
         self._in_order = Batched(self)
 
@@ -146,6 +149,8 @@ class Trace:
 
     def lies_later(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         """Whether examples lie along a later dimension of one of the arguments."""
+        if not self.has_later_axes:  # of no tensor of this evaluation so far
+            return False
         marks = (getattr(value, MARK, None) for value in tensors(args, kwargs))
         return any(type(mark) is Batched and mark.axis and mark.owner is self for mark in marks)
 
@@ -223,7 +228,8 @@ class Trace:
 
     def settled(self, mark: Batched) -> Batched:
         """A mark without unwritten rows: they hold constants, so they may be of any example that order asks for."""
-        if mark.rows is None or not bool((mark.rows == UNWRITTEN).any()):
+        if mark.rows is None or mark.written or not bool((mark.rows == UNWRITTEN).any()):
+            mark.written = True
             return mark
         if len(mark.rows) % len(self.plan) == 0:
             order = self.in_order(len(mark.rows))

@@ -64,7 +64,10 @@ class MachinePlan:
         if not self.machine.is_cpu:
             memory = "memory: of the device, not validated yet; the computer needs about 1 GB, and the weights while they load"
         else:
-            memory = "memory: the peak of the process after loading; within 10 % of measured peaks on the demo (docs/numerics.md)"
+            memory = (
+                "memory: the peak of the process after loading; within 10 % of measured peaks on CPUs with bfloat16 instructions, "
+                "up to 20 % too much on others"
+            )
         if settings.precision == "float32":
             memory += "; inference is in bfloat16, as in zerograd eval" + ", at float32's rate" * ("flops" in self.machine.measured)
         if self.machine.flops and self.machine.bandwidth:
