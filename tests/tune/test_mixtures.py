@@ -34,32 +34,9 @@ def test_a_mixture_is_tuned_in_one_command(name, scheme, tmp_path, capsys):
     tokenizer().save_pretrained(tmp_path / "model")
     rows = [{"text": f"row {i} is {'odd' if i % 2 else 'even'}", "label": ["n", "y"][i % 2]} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [
-        "tune",
-        "--model",
-        str(tmp_path / "model"),
-        "--data",
-        str(tmp_path / "rows.jsonl"),
-        "--text",
-        "text",
-        "--label",
-        "label",
-    ]
-    command += [
-        "--scheme",
-        scheme,
-        "--minutes",
-        "0",
-        "--steps",
-        "2",
-        "--evals",
-        "1",
-        "--batch-size",
-        "4",
-        "--threads",
-        "1",
-        "--json",
-    ]
+    command = ["tune", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "rows.jsonl"), "--text", "text"]
+    command += ["--label", "label", "--scheme", scheme, "--minutes", "0", "--steps", "2", "--evals", "1", "--batch-size", "4"]
+    command += ["--threads", "1", "--keep", "last", "--lr", "0.5", "--json"]
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert result["steps"] == 2
