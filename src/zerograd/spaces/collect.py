@@ -42,16 +42,21 @@ def collect(params: nn.Module | Iterable[Any], precision: str | type[Space] | No
         raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     spaces: dict[int, Space] = {}
     ids: dict[int, int] = {}
+    empty = []
     for name, parameter, owner in named_parameters(params):
         identity = ids.setdefault(id(parameter), len(ids))
         if id(parameter) in spaces:
             spaces[id(parameter)].aliases = (*spaces[id(parameter)].aliases, name)
-        elif parameter.requires_grad and parameter.numel():
+        elif parameter.requires_grad and not parameter.numel():
+            empty.append(name)
+        elif parameter.requires_grad:
             spaces[id(parameter)] = _space_of(name, parameter, precision)(identity, name, parameter, _view(parameter, owner))
         elif precision in ("split", "bfloat16") and parameter.dtype == torch.float32:
             raise ValueError(
                 f"{name} is frozen in float32 while precision {precision!r} makes the others bfloat16; load the model in bfloat16"
             )
+    if not spaces and empty:
+        raise ValueError(f"{empty[0]} is empty; freeze it")
     if not spaces:
         raise ValueError("nothing is trainable: no parameter has requires_grad=True; unfreeze some before optimising")
     for space in spaces.values():
