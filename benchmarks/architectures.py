@@ -45,21 +45,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--type", nargs="+", help="only these types")
-    parser.add_argument("--again", type=Path, help="a result of this benchmark: only its types that are not ok, beside its others")
+    parser.add_argument("--again", type=Path, nargs="+", default=[], help="results of this benchmark: what is ok in one is kept")
     parser.add_argument("--seconds", type=float, default=600, help="that a type may take")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--name", help="save the result under this name")
     parsed = parser.parse_args()
     environment.prepare()
-    before = json.loads(parsed.again.read_text()) if parsed.again else {"rows": []}
-    kept = [row for row in before["rows"] if all(row[method] == "ok" for method in METHODS)]
+    before = [json.loads(path.read_text()) for path in parsed.again]
+    ok = {(row["kind"], row["type"]): row for one in before for row in one["rows"] if all(row[m] == "ok" for m in METHODS)}
+    kept = list(ok.values())
     rows = [*kept, *_rows_of(parsed, {(row["kind"], row["type"]) for row in kept})]
     built = [row for row in rows if row["built"]]
     states = [[str(row[method]) for method in METHODS] for row in built]
     result = {
         "rows": rows,
-        "kept_from": {"commit": before.get("commit"), "rows": len(kept)} if kept else None,
+        "kept_from": {"commits": [one["commit"] for one in before], "rows": len(kept)} if kept else None,
         "types": len(rows),
         "built": len(built),
         "ok": sum(all(state == "ok" for state in both) for both in states),
