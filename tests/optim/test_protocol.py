@@ -126,9 +126,10 @@ def test_an_objective_that_returns_no_tensor_is_one_sentence() -> None:
         zg.optim.PerExample(model).step(lambda b: None, X)
 
 
-def test_a_number_that_is_no_tensor_is_a_loss() -> None:
+@pytest.mark.parametrize("kind", [float, lambda loss: loss.detach().numpy(), lambda loss: [float(loss)]])
+def test_a_number_that_is_no_tensor_is_a_loss(kind: Callable[[torch.Tensor], Any]) -> None:
     model = nn.Linear(4, 2)
-    assert zg.optim.MeZO(model).step(lambda: float(loss_of(model))) > 0
+    assert zg.optim.MeZO(model).step(lambda: kind(loss_of(model))) > 0
 
 
 KINDS: dict[str, Callable[[Any], Any]] = {

@@ -9,7 +9,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,7 +50,6 @@ class Reader:
     name: str
     wholes: list[bytes]
     read: Callable[[Path], Any]
-    notes: list[str] = field(default_factory=list)
 
 
 def mutated(whole: bytes, draw: random.Random) -> bytes:

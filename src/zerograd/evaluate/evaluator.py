@@ -7,7 +7,6 @@ Duals        objective(batch) in forward-mode differentiation: losses and exact 
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
@@ -190,12 +189,13 @@ class LocalBatch:
 
 
 def _as_losses(part: Any) -> torch.Tensor:
-    if not isinstance(part, torch.Tensor):
+    try:
+        return torch.as_tensor(part)
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"objective(batch) returned a {type(part).__name__}; return a tensor of one loss an example, or (sums, weights) of its "
             "shape"
-        )
-    return part
+        ) from None
 
 
 @dataclass
@@ -242,9 +242,10 @@ class Closure:
             if "does not require grad" in str(error):
                 raise TypeError(f"the closure calls for gradients; {PROTOCOL}") from error
             raise
-        if not isinstance(given, (torch.Tensor, numbers.Number)):
-            raise TypeError(f"the closure returned a {type(given).__name__}; {PROTOCOL}")
-        loss = torch.as_tensor(given).detach()
+        try:
+            loss = torch.as_tensor(None if isinstance(given, tuple) else given).detach()
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"the closure returned a {type(given).__name__}; {PROTOCOL}") from None
         if loss.numel() != 1:
             raise ValueError(f"the closure returned shape {tuple(loss.shape)}; return one scalar, or call step(objective, batch)")
         return loss.float().cpu().view(1)
