@@ -218,6 +218,11 @@ NAMES = (
     (4, "patch_size"),
     (3, "num_channels"),
     (24, "max_length"),
+    (2, "linear_num_key_heads mamba_n_groups ssm_state_size n_mamba_heads"),
+    (4, "linear_num_value_heads attention_window"),
+    (8, "linear_key_head_dim linear_value_head_dim mamba_head_dim num_latents"),
+    (16, "entity_vocab_size entity_emb_size"),
+    (32, "d_latents"),
 )
 SIZES = {name: value for value, names in NAMES for name in names.split()}
 """Attributes of configurations and their small values, where a configuration has them."""
@@ -234,36 +239,77 @@ DEPTHS = (2, 4, 8)
 """Numbers of layers, tried in turn: hybrids have an attention layer among every few."""
 
 MLA = {"num_key_value_heads": 4}
+FOUR_STAGES = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}
+PYRAMID = {**FOUR_STAGES, "num_attention_heads": [1, 1, 2, 2]}
+RESIDUAL = {**FOUR_STAGES, "embedding_size": 8}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 SWIN = {"window_size": 4, "depths": [1, 1], "num_heads": [2, 4]}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 RECIPES: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1},
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "bit": {"depths": [1, 1, 1, 1], "hidden_sizes": [32, 32, 64, 64], "embedding_size": 32, "num_groups": 8},
     "codegen": {"rotary_dim": 8},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
-    "musicgen": {"num_codebooks": 1},
-    "musicgen_melody": {"num_codebooks": 1},
-    "bailing_hybrid": {"n_group": 1, "topk_group": 1},
+    "convnext": FOUR_STAGES,
+    "convnextv2": FOUR_STAGES,
+    "cvt": {"depth": [1, 2, 3]},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "donut-swin": SWIN,
+    "efficientnet": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128},
     "esm": {"pad_token_id": 0, "mask_token_id": 1},
     "esmc": MLA,
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "mamba_d_state": 16},
+    "focalnet": {"depths": [1, 1], "embed_dim": 8, "hidden_sizes": [8, 16], "focal_levels": [2, 2], "focal_windows": [3, 3]},
+    "funnel": {"block_sizes": [1, 1]},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}},
     "gemma4_unified_assistant": {"text_config": {"num_kv_shared_layers": 0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {**MAMBA, "layer_types": ["mamba", "attention"]},
+    "hgnet_v2": {
+        **FOUR_STAGES,
+        "hidden_sizes": [16, 16, 16, 16],
+        "stem_channels": [3, 8, 8],
+        "stage_in_channels": [8, 16, 16, 16],
+        "stage_mid_channels": [8, 8, 8, 8],
+        "stage_out_channels": [16, 16, 16, 16],
+        "stage_num_blocks": [1, 1, 1, 1],
+        "stage_numb_of_layers": [1, 1, 1, 1],
+    },
+    "kimi_linear": {
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse"],
+    },
     "levit": {"image_size": 64},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "mobilenet_v1": {"depth_multiplier": 0.125},
+    "mobilenet_v2": {"depth_multiplier": 0.125},
+    "mobilevit": {"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 32]},
     "mobilevitv2": {"image_size": 64},
+    "musicgen": {"num_codebooks": 1},
+    "musicgen_melody": {"num_codebooks": 1},
     "nemo_speechlm": {"head_config": {"audio_hidden_size": 32}},
     "neomme": {"head_dim": 16},
+    "perceiver": {"num_self_attends_per_block": 1},
+    "poolformer": FOUR_STAGES,
+    "pvt": PYRAMID,
+    "pvt_v2": PYRAMID,
     "causal/reformer": {"is_decoder": True, "axial_pos_embds": False},
     "masked/reformer": {"is_decoder": False, "axial_pos_embds": False},
+    "regnet": {**RESIDUAL, "groups_width": 8},
+    "resnet": {**RESIDUAL, "layer_type": "basic"},
+    "segformer": PYRAMID,
+    "swiftformer": {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 16]},
     "swin": SWIN,
-    "swinv2": {"window_size": 4},
+    "swinv2": {**SWIN, "embed_dim": 16},
+    "vibevoice_asr": {
+        f"{kind}_tokenizer_encoder_config": {"num_filters": 4, "depths": [1, 1, 1, 1, 1, 1, 1]} for kind in ("semantic", "acoustic")
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16},
     "zamba2": {"layer_types": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},

@@ -44,6 +44,9 @@ class Parts(nn.Module):
         self.up = nn.ConvTranspose1d(TOKENS, 5, 3)
         self.norm = nn.LayerNorm(WIDTH)
         self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.added_rows = nn.MultiheadAttention(WIDTH, 2, batch_first=True, add_bias_kv=True)
+        self.cross = nn.MultiheadAttention(WIDTH, 2, kdim=WIDTH + 1, vdim=WIDTH - 1)  # tokens first
+        self.layer = nn.TransformerDecoderLayer(WIDTH, 2, 12, batch_first=True)
         self.recurrent = nn.LSTM(WIDTH, 4, batch_first=True)
         self.cell = nn.GRUCell(WIDTH, 4)
         self.eval()
@@ -79,6 +82,12 @@ def _groups(m: Any, b: dict[str, torch.Tensor], stack: torch.Tensor, descending:
     back = torch.empty_like(places)
     back[places] = torch.arange(len(places))
     return rows[back].view(b["x"].shape)
+
+
+def _attended(m: Any, b: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The weights of attention, averaged over heads and for each head."""
+    x = b["x"]
+    return [m.attention(x, x, x, average_attn_weights=average)[1] for average in (True, False)]
 
 
 def _rnn(m: Any, b: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -129,8 +138,38 @@ def _rows_out_of_order(m: Any, b: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 EXACT: dict[str, Case] = {
+    "attention": lambda m, b: m.attention(b["x"], b["x"], b["x"])[0],
+    "weights of attention": lambda m, b: torch.cat([w.flatten(1) for w in _attended(m, b)], 1),
+    "attention, tokens first": lambda m, b: m.cross(
+        b["x"].transpose(0, 1),
+        F.pad(b["y"], (0, 1)).transpose(0, 1),
+        b["y"][..., 1:].transpose(0, 1),
+        need_weights=False,
+    )[0].transpose(0, 1),
+    "attention from a parameter": lambda m, b: m.attention(m.tokens.repeat(len(b["x"]), 1, 1), b["x"], b["y"])[0],
+    "attention under masks": lambda m, b: m.layer(
+        b["x"],
+        b["y"],
+        tgt_mask=nn.Transformer.generate_square_subsequent_mask(TOKENS),
+        tgt_is_causal=True,
+        memory_key_padding_mask=~b["mask"],
+    ),
+    "attention, a mask for each head": lambda m, b: m.attention(
+        b["x"],
+        b["x"],
+        b["x"],
+        attn_mask=(b["y"] @ b["y"].transpose(1, 2)).repeat_interleave(2, 0),
+        key_padding_mask=torch.where(b["mask"], 0.0, -1.0),
+        need_weights=False,
+    )[0],
+    "a constant of the batch's type": lambda m, b: (
+        (b["x"] + (torch.arange(TOKENS)[:, None].type_as(b["x"]) * 0.1).expand(TOKENS, WIDTH)[None]) @ m.matrix
+    ),
     "derived table": lambda m, b: F.embedding(b["ids"], m.matrix * 2) + (m.matrix * 3)[b["ids"]],
     "einsum of a derived weight": lambda m, b: torch.einsum("bh,oh->bo", b["x"][:, 0], m.matrix * 2),
+    "einsum of fewer dimensions": lambda m, b: torch.einsum(
+        "btdh,bgh->btdg", b["x"][..., None] * b["y"][:, :, None], (m.tokens @ m.matrix).expand(len(b["x"]), -1, -1)
+    ),
     "einsum of heads": lambda m, b: torch.einsum("bsd,hdk->bshk", b["x"], m.tall.view(WIDTH, WIDTH, 3)),
     "outer product": lambda m, b: torch.outer(b["x"][:, 0, 0], m.vector.exp()),
     "distances, two dimensions": lambda m, b: torch.cdist(b["x"][:, 0], m.matrix * 2),
@@ -255,7 +294,7 @@ RIGHT_OR_REFUSED: dict[str, Case] = {
     "item": lambda m, b: b["x"] * m.scale.item(),
     "truth": lambda m, b: b["x"] * (2 if m.scale > 0.5 else 3),
     "largest norm": lambda m, b: m.short(b["ids"]),
-    "attention": lambda m, b: m.attention(b["x"], b["x"], b["x"])[0],
+    "attention with rows added": lambda m, b: m.added_rows(b["x"], b["x"], b["x"])[0],
     "recurrent": lambda m, b: m.recurrent(b["x"])[0],
     "recurrent cell": lambda m, b: m.cell(b["x"][:, 0]),
 }
@@ -365,7 +404,7 @@ def test_a_norm_in_16_bits_has_the_constant_of_torch(family: str) -> None:
 REFUSED = {
     "item": "scale",
     "truth": "scale",
-    "attention": r"attention\.in_proj_weight",
+    "attention with rows added": r"added_rows\.in_proj_weight",
     "recurrent": r"recurrent\.weight_ih_l0",
     "features first": "matrix",
 }

@@ -3,6 +3,7 @@
 Every torch operation of the model passes through `PerturbedForward.__torch_function__`. An operation that takes an
 optimised parameter is computed as if each expanded example saw its own perturbed copy:
 
+    attention.py     multi-head attention, written with smaller operations
     rules.py         fast rules for the operations that models spend their time in
     generic.py       any other operation, variant by variant
     row_tracking.py  operations on the batch alone: which example each row of the result belongs to
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from zerograd.directions import Directions
 from zerograd.errors import UnresolvedOperation
 from zerograd.evaluate import generic, half, row_tracking
+from zerograd.evaluate.attention import WRITTEN_OUT
 from zerograd.evaluate.operations import METADATA, OPERATIONS, UNKNOWN, Operation
 from zerograd.evaluate.rules import RULES
 from zerograd.evaluate.trace import Trace
@@ -79,6 +81,8 @@ class PerturbedForward(TorchFunctionMode):
         called = getattr(func, "__name__", str(func))
         if called == "__get__":
             called = getattr(func, "__self__", func).__name__  # a property, such as T
+        if called in WRITTEN_OUT and (result := self._written_out(called, args, kwargs)) is not NotImplemented:
+            return result
         operation = OPERATIONS.get(called, UNKNOWN)
         if operation.training is not None and batched and not trace.whole and _trains(operation.training, args, kwargs):
             raise UnresolvedOperation(f"{called} in training mode mixes examples; call model.eval()")
@@ -101,6 +105,14 @@ class PerturbedForward(TorchFunctionMode):
         if operation.mend:
             raise UnresolvedOperation(f"{trace.name(ours)} is used by {called}, which cannot be split by example; {operation.mend}")
         return generic.split(trace, operation, func, args, kwargs, called, str(trace.name(ours)))
+
+    def _written_out(self, called: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """An operation by smaller ones, which pass through this mode in their turn."""
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            return WRITTEN_OUT[called](*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 def _refuse(

@@ -90,8 +90,8 @@ def split(
     def seen(value: Any, variant: Variant) -> Any:
         """An argument as a variant sees it, and only its rows."""
         perturbed = trace.value(value, variant)
-        expanded = trace.space(value) is None and perturbed.ndim == ndim and perturbed.shape[0] == leading > 1
-        expanded &= leaders is None or any(value is one for one in leaders)
+        led = perturbed.ndim == ndim if leaders is None else any(value is one for one in leaders)
+        expanded = led and trace.space(value) is None and perturbed.shape[0] == leading > 1
         if trace.batched(value) is not None and perturbed.ndim:
             return perturbed[trace.at(variant, trace.repeat(value, name))]
         return perturbed[trace.at(variant, repeat)] if expanded and not is_weight else perturbed
@@ -118,7 +118,7 @@ def split(
         elif part.shape[0] != count:
             raise UnresolvedOperation(refusal)
         if result is None:
-            total = each * len(trace.plan) if isinstance(each, int) else len(each)
+            total = each * trace.examples if isinstance(each, int) else len(each)
             result = part.new_empty((total, *part.shape[1:]))
         result[trace.at(variant, each)] = part
     if in_place:
@@ -166,9 +166,9 @@ def split_later(
         cut = along(value, perturbed)
         if cut is None:
             return perturbed
-        if (own is not None and (own.lost or own.rows is not None)) or perturbed.shape[cut] % len(trace.plan):
+        if (own is not None and (own.lost or own.rows is not None)) or perturbed.shape[cut] % trace.examples:
             raise UnresolvedOperation(f"{refusal}; freeze it or pass a closure")
-        each = perturbed.shape[cut] // len(trace.plan)
+        each = perturbed.shape[cut] // trace.examples
         return perturbed.narrow(cut, variant.first * each, variant.examples * each)
 
     for variant in trace.plan.variants():
@@ -178,7 +178,7 @@ def split_later(
             raise UnresolvedOperation(f"{refusal} ({str(error).splitlines()[0]}); freeze it or pass a closure") from error
         if not parts and isinstance(part, torch.Tensor):
             axis = _axis_of(trace, operation, args, kwargs, part, length)
-        if axis is None or part.shape[axis] * len(trace.plan) != length * variant.examples:
+        if axis is None or part.shape[axis] * trace.examples != length * variant.examples:
             raise UnresolvedOperation(f"{refusal}; freeze it or pass a closure")
         parts.append(part)
     assert axis is not None  # there is a variant

@@ -87,7 +87,7 @@ _TABLE: tuple[tuple[str, Operation], ...] = (
     ("item tolist numpy __array__ __bool__ __float__ __int__ __index__ __contains__ equal allclose", Operation(reads=True)),
     ("is_nonzero untyped_storage storage __dlpack__", Operation(reads=True)),
     # Casts
-    ("float to type_as bfloat16 half contiguous detach", Operation(casts=True, rule="cast")),
+    ("float to type_as bfloat16 half contiguous detach", Operation("first", casts=True, rule="cast")),
     # Products
     ("linear", Operation("product", weight_ndim=2, rule="linear")),
     ("addmm", Operation("product", weight_ndim=2, rule="addmm")),

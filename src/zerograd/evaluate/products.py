@@ -278,4 +278,4 @@ def _tokens(trace: Trace, variant: Variant, repeat: int | torch.Tensor, each: in
     at = trace.at(variant, repeat)
     if isinstance(at, slice):
         return slice(at.start * each, at.stop * each)
-    return (at[:, None] * each + torch.arange(each, device=at.device)).flatten()
+    return at if each == 1 else (at[:, None] * each + torch.arange(each, device=at.device)).flatten()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from zerograd.evaluate.operations import Operation
-from zerograd.evaluate.tensors import tensors
+from zerograd.evaluate.tensors import arguments, tensors
 from zerograd.evaluate.trace import MARK, UNWRITTEN, Batched, Trace
 
 LOST = -1
@@ -28,10 +28,12 @@ def follow(trace: Trace, operation: Operation, func: Callable[..., Any], args: S
     if rows == "write" or "out" in kwargs:
         return _write(trace, operation, func, args, kwargs)
     result = func(*args, **kwargs)
+    if operation.casts and trace.batched(args[0]) is None:
+        return result  # a constant, given the type of a tensor of the batch
     if rows not in ("move", "copy", "constant") and trace.lies_later(args, kwargs):
         for out in tensors(result):
             axis = later_axis(trace, operation, args, kwargs, out)
-            setattr(out, MARK, Batched(trace, lost=True) if axis is None else Batched(trace, axis=axis))
+            setattr(out, MARK, trace.lost if axis is None else Batched(trace, axis=axis))
     elif rows == "copy":
         setattr(result, MARK, _written(trace, operation, args, kwargs))
     elif rows == "move":
@@ -51,7 +53,7 @@ def examples_of(trace: Trace, tensor: torch.Tensor) -> torch.Tensor:
     if mark is not None and mark.axis:
         along = trace.in_order(tensor.shape[mark.axis])
         return along.view(-1, *[1] * (tensor.ndim - 1 - mark.axis)).expand(tensor.shape)
-    if mark is None or mark.lost or (mark.rows is None and (not leading or leading % len(trace.plan))):
+    if mark is None or mark.lost or (mark.rows is None and (not leading or leading % trace.examples)):
         return torch.full((), LOST, device=tensor.device).expand(tensor.shape)
     rows = mark.rows if mark.rows is not None else trace.in_order(leading)
     return rows.view(-1, *[1] * (tensor.ndim - 1)).expand(tensor.shape)
@@ -60,25 +62,26 @@ def examples_of(trace: Trace, tensor: torch.Tensor) -> torch.Tensor:
 def mark_of(trace: Trace, example: torch.Tensor) -> Batched:
     """The mark of a tensor whose elements belong to these examples."""
     if not example.ndim:
-        return Batched(trace, lost=True)
+        return trace.lost
     if not example.numel():
         return Batched(trace, example.new_empty(example.shape[0]))
     flat = example.reshape(example.shape[0], -1)
-    rows = flat.amax(1)
+    one = flat.shape[1] == 1
+    rows = flat[:, 0] if one else flat.amax(1)
     if bool((flat == LOST).any()):
-        return Batched(trace, lost=True)
-    if bool(((flat != rows[:, None]) & (flat != UNWRITTEN)).any()):
+        return trace.lost
+    if not one and bool(((flat != rows[:, None]) & (flat != UNWRITTEN)).any()):
         axis = _later_axis(trace, example)
-        return Batched(trace, axis=axis) if axis else Batched(trace, lost=True)
-    in_order = len(rows) % len(trace.plan) == 0 and torch.equal(rows, trace.in_order(len(rows)))
-    return Batched(trace) if in_order else Batched(trace, rows)
+        return Batched(trace, axis=axis) if axis else trace.lost
+    in_order = len(rows) % trace.examples == 0 and torch.equal(rows, trace.in_order(len(rows)))
+    return trace.ordered if in_order else Batched(trace, rows)
 
 
 def _later_axis(trace: Trace, example: torch.Tensor) -> int:
     """The later dimension along which elements are examples x k in order; 0 where there is none."""
     for axis in range(1, example.ndim):
         size = example.shape[axis]
-        if size and size % len(trace.plan) == 0:
+        if size and size % trace.examples == 0:
             along = trace.in_order(size).view(-1, *[1] * (example.ndim - 1 - axis))
             if torch.equal(example, along.expand(example.shape)):
                 return axis
@@ -117,7 +120,7 @@ def _mark_moved(
             return  # picked by a number, as Python's own control flow would
         leads = operation.move == "gather" or any(trace.batched(t) is not None for t in tensors(first))
         for out in tensors(result):
-            setattr(out, MARK, _combined(trace, operation, args[1:], kwargs, out) if leads else Batched(trace, lost=True))
+            setattr(out, MARK, _combined(trace, operation, args[1:], kwargs, out) if leads else trace.lost)
         return
     if isinstance(source, torch.Tensor) and _keeps_leading(trace, operation, source, args, kwargs, result):
         for out in tensors(result):
@@ -146,7 +149,7 @@ def _mark_sorted(trace: Trace, operation: Operation, args: Sequence[Any], kwargs
     """Mark the results of a sort along the leading dimension: each value, and its place before, is of its example."""
     source, outs = next(tensors(args, kwargs)), list(tensors(result))
     places = outs[-1]
-    mark = Batched(trace, lost=True)
+    mark = trace.lost
     if source.ndim == 1:
         mark = mark_of(trace, examples_of(trace, source)[places] if source.numel() else places)
     for out in outs:
@@ -160,7 +163,7 @@ def _selected_rows(trace: Trace, operation: Operation, source: Any, args: Sequen
     index, mark = args[1], trace.batched(source)
     if not isinstance(index, torch.Tensor) or index.ndim != 1 or index.dtype.is_floating_point or not index.numel():
         return None
-    if mark is None or mark.lost or mark.axis or source.shape[0] % len(trace.plan):
+    if mark is None or mark.lost or mark.axis or source.shape[0] % trace.examples:
         return None
     rows = trace.in_order(source.shape[0]) if mark.rows is None else mark.rows
     return rows[index]
@@ -179,8 +182,8 @@ def _keeps_leading(
             return all(i is None or isinstance(i, (int, slice)) for i in index[1:]) and len(index) <= source.ndim
         return isinstance(index[0], slice) and index[0] == slice(None) if index else False
     if move == "shape":
-        whole = isinstance(result, torch.Tensor) and result.ndim > 0 and result.shape[0] % len(trace.plan) == 0
-        return mark.rows is None and not mark.lost and whole and source.shape[0] % len(trace.plan) == 0
+        whole = isinstance(result, torch.Tensor) and result.ndim > 0 and result.shape[0] % trace.examples == 0
+        return mark.rows is None and not mark.lost and whole and source.shape[0] % trace.examples == 0
     if move in ("swap", "permute"):
         dims = [d for a in (*args[1:], *kwargs.values()) for d in (a if isinstance(a, (tuple, list, torch.Size)) else (a,))]
         dims = [d % source.ndim for d in dims]
@@ -196,13 +199,13 @@ def _keeps_leading(
 
 def _combined(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], out: torch.Tensor) -> Batched:
     """The mark of the result of an operation that computes: its rows are those of its operands, when they agree."""
-    lost = Batched(trace, lost=True)
-    if operation.rows == "first":
+    lost, rows = trace.lost, operation.rows
+    if rows == "first":
         args, kwargs = args[:1], {}
-    operands = [(t, trace.settled(m)) for t in tensors(args, kwargs) if (m := trace.batched(t)) is not None and t.ndim]
-    if not out.ndim or not operands or any(mark.lost or mark.axis for _, mark in operands):
+    operands = [(t, trace.settled(m)) for t in arguments(args, kwargs) if (m := trace.batched(t)) is not None and t.ndim]
+    ordered = all(mark is trace.ordered for _, mark in operands)
+    if not out.ndim or not operands or (not ordered and any(mark.lost or mark.axis for _, mark in operands)):
         return lost
-    rows = operation.rows
     if (
         (rows == "broadcast" and any(t.ndim < out.ndim and t.shape[0] > 1 for t, _ in operands))
         or (rows == "along" and not _works_along_others(operation, args, kwargs))
@@ -210,14 +213,14 @@ def _combined(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: d
         or (rows == "einsum" and not einsum_leads(trace, args))
     ):
         return lost
-    explicit = [mark.rows for _, mark in operands if mark.rows is not None]
+    explicit = [] if ordered else [mark.rows for _, mark in operands if mark.rows is not None]
     if explicit:
         agree = (
             all(rows is explicit[0] or torch.equal(rows, explicit[0]) for rows in explicit) and out.shape[:1] == explicit[0].shape
         )
-        ordered = [t for t, mark in operands if mark.rows is None and t.shape[0] == out.shape[0] and t.ndim == out.ndim]
-        return Batched(trace, explicit[0]) if agree and not ordered else lost
-    return Batched(trace) if out.shape[0] and out.shape[0] % len(trace.plan) == 0 else lost
+        others = [t for t, mark in operands if mark.rows is None and t.shape[0] == out.shape[0] and t.ndim == out.ndim]
+        return Batched(trace, explicit[0]) if agree and not others else lost
+    return trace.ordered if out.shape[0] and out.shape[0] % trace.examples == 0 else lost
 
 
 def later_axis(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: dict[str, Any], out: torch.Tensor) -> int | None:
@@ -225,6 +228,8 @@ def later_axis(trace: Trace, operation: Operation, args: Sequence[Any], kwargs: 
     not known.
     """
     rows = operation.rows
+    if rows == "first":
+        args, kwargs = args[:1], {}
     operands = [(t, m) for t in tensors(args, kwargs) if (m := trace.batched(t)) is not None and t.ndim]
     if any(mark.lost or mark.rows is not None for _, mark in operands) or not out.ndim:
         return None
@@ -319,11 +324,11 @@ def _write(trace: Trace, operation: Operation, func: Callable[..., Any], args: S
         mark = _written(trace, operation, args, kwargs)
         result = func(*args, **kwargs)
     for out in tensors(target):
-        setattr(out, MARK, mark or Batched(trace, lost=True))
+        setattr(out, MARK, mark or trace.lost)
         base = out._base
         if base is not None and trace.batched(base) is None:
             same = base.ndim and out.ndim and base.shape[0] == out.shape[0] and base.stride(0) == out.stride(0)
-            setattr(base, MARK, mark if same and mark is not None else Batched(trace, lost=True))
+            setattr(base, MARK, mark if same and mark is not None else trace.lost)
     return result
 
 

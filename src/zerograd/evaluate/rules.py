@@ -169,7 +169,7 @@ def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict
         result = func(*((rows, other) if ours[0] == 0 else (other, rows)))
         return result if result is other else trace.mark(result, mark.rows)
     shape = small.shape[1:] if small.ndim == other.ndim and small.shape[:1] == (1,) else small.shape
-    if mark is None or len(shape) >= other.ndim or small.numel() > max(SMALL, other.numel() // len(trace.plan)):
+    if mark is None or len(shape) >= other.ndim or small.numel() > max(SMALL, other.numel() // trace.examples):
         return NotImplemented
     repeat = trace.repeat(other, str(trace.name(small)))
     vector = small.ndim == 1 and len(small) == other.shape[-1] and other.is_floating_point() and not kwargs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,3 +27,15 @@ def tensors(*values: Any) -> Iterator[torch.Tensor]:
             yield from tensors(*value.values())
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from tensors(*(getattr(value, field.name) for field in dataclasses.fields(value)))
+
+
+def arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """`tensors` of a call's arguments, most of which are tensors or hold none: asked at every operation of a model."""
+    found: list[torch.Tensor] = []
+    for values in (args, kwargs.values()) if kwargs else (args,):
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                found.append(value)
+            elif type(value) not in LEAVES:
+                found.extend(tensors(value))
+    return found

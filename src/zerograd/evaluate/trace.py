@@ -20,7 +20,7 @@ import torch
 
 from zerograd.directions import Directions
 from zerograd.errors import UnresolvedOperation
-from zerograd.evaluate.tensors import tensors
+from zerograd.evaluate.tensors import arguments
 from zerograd.queries import Plan, Variant
 from zerograd.spaces import Space
 
@@ -108,6 +108,7 @@ class Trace:
     spaces: the optimised tensors. directions: where their noise comes from. plan: which example sees which direction.
     radii: the smoothing radius of each space, by its id.
     whole: every operation sees the plan's only variant, and no example is told from another (closures).
+    examples: of the expanded batch. ordered, lost: the marks of a tensor whose rows are in order, and of one whose are unknown.
     """
 
     def __init__(
@@ -118,10 +119,12 @@ class Trace:
         self.radii = radii
         self.directions = directions
         self.plan = plan.to(spaces[0].device) if spaces else plan
+        self.examples = len(plan)
         self.whole = whole
         self.has_later_axes = False
         self.spaces = {id(space.parameter): space for space in spaces}
-        self._in_order = Batched(self)
+        self._orders: dict[int, torch.Tensor] = {}
+        self.ordered, self.lost = Batched(self), Batched(self, lost=True)
 
     # What a tensor is
 
@@ -151,13 +154,13 @@ class Trace:
         """Whether examples lie along a later dimension of one of the arguments."""
         if not self.has_later_axes:  # of no tensor of this evaluation so far
             return False
-        marks = (getattr(value, MARK, None) for value in tensors(args, kwargs))
+        marks = (getattr(value, MARK, None) for value in arguments(args, kwargs))
         return any(type(mark) is Batched and mark.axis and mark.owner is self for mark in marks)
 
     def meets(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, bool]:
         """The first argument that is a space or derived from one, and whether an argument depends on the batch."""
         ours, batched = None, False
-        for value in tensors(args, kwargs):
+        for value in arguments(args, kwargs):
             if id(value) in self.spaces:
                 ours = value if ours is None else ours
                 continue
@@ -174,7 +177,7 @@ class Trace:
 
         to: each row's example; by default the leading dimension is examples x k in order. lost: the rows' examples are unknown.
         """
-        setattr(tensor, MARK, self._in_order if to is None and not lost else Batched(self, to, lost=lost))
+        setattr(tensor, MARK, self.ordered if to is None and not lost else Batched(self, to, lost=lost))
         return tensor
 
     # What a perturbed tensor is
@@ -219,27 +222,30 @@ class Trace:
         if mark is not None and mark.rows is not None:
             return mark.rows
         leading = tensor.shape[0] if tensor.ndim else 1
-        if leading % len(self.plan) or not leading:
+        if leading % self.examples or not leading:
             raise UnresolvedOperation(
                 f"{name} meets a tensor of shape {tuple(tensor.shape)}, whose leading dimension is not a multiple of "
-                f"the {len(self.plan)} examples of the expanded batch; put the batch first, or pass a closure"
+                f"the {self.examples} examples of the expanded batch; put the batch first, or pass a closure"
             )
-        return leading // len(self.plan)
+        return leading // self.examples
 
     def settled(self, mark: Batched) -> Batched:
         """A mark without unwritten rows: they hold constants, so they may be of any example that order asks for."""
-        if mark.rows is None or mark.written or not bool((mark.rows == UNWRITTEN).any()):
+        if mark.written or mark.rows is None or not bool((mark.rows == UNWRITTEN).any()):
             mark.written = True
             return mark
-        if len(mark.rows) % len(self.plan) == 0:
+        if len(mark.rows) % self.examples == 0:
             order = self.in_order(len(mark.rows))
             if torch.equal(torch.where(mark.rows == UNWRITTEN, order, mark.rows), order):
-                return self._in_order
-        return Batched(self, lost=True)
+                return self.ordered
+        return self.lost
 
     def in_order(self, rows: int) -> torch.Tensor:
         """The example of each of so many rows that are examples x k in order: int64 (rows,)."""
-        return torch.arange(len(self.plan), device=self.plan.device).repeat_interleave(rows // len(self.plan))
+        if rows not in self._orders:
+            each = torch.arange(self.examples, device=self.plan.device)
+            self._orders[rows] = each.repeat_interleave(rows // self.examples)
+        return self._orders[rows]
 
     def per_row(self, values: torch.Tensor, repeat: int | torch.Tensor) -> torch.Tensor:
         """Values of shape (examples, ...) as (rows, ...)."""
@@ -262,7 +268,7 @@ class Trace:
             raise UnresolvedOperation(
                 "the losses are not one an example in the order of the batch; restore its order before returning"
             )
-        if derived is None or losses.shape != (len(self.plan),):
+        if derived is None or losses.shape != (self.examples,):
             return losses.detach()
         result = torch.empty(losses.shape, dtype=torch.float32, device=losses.device)
         for variant in self.plan.variants():
