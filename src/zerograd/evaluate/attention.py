@@ -66,9 +66,8 @@ def _mask(own: Mapping[str, Any], q: Tensor) -> Tensor | None:
     padding: Tensor | None = own["key_padding_mask"]
     if mask is not None:
         mask = _added(mask, q)
-        mask = (
-            mask.unflatten(0, (-1, own["num_heads"])) if mask.ndim == 3 and mask.shape[0] > 1 else mask.view(1, 1, *mask.shape[-2:])
-        )
+        of_heads = mask.ndim == 3 and mask.shape[0] > 1
+        mask = mask.view(-1, own["num_heads"] if of_heads else 1, *mask.shape[-2:])
     if padding is None:
         return mask
     padding = _added(padding, q)[:, None, None]
