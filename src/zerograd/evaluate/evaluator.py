@@ -135,7 +135,7 @@ class LocalBatch:
         """The plan, or parts of some branches each, where these are evaluated apart at no cost."""
         if not plan.is_separable or any(space.device.type != "cpu" for space in spaces):
             return [plan]
-        work = sum(space.numel for space in spaces) * batches.vectors(self.batch, self.total) * self.examples // self.total
+        work = sum(space.multiplied for space in spaces) * batches.vectors(self.batch, self.total) * self.examples // self.total
         some = max(1, WORK // max(1, work))
         return [plan.only(slice(first, first + some)) for first in range(0, plan.branches, some)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -94,7 +94,7 @@ def low_rank(
         kernels.add_products(y.view(-1, y.shape[-1]), flat, plan.example_directions[seen], coefficients, *noise_of, shifts)
         return y, True
     index = plan.example_places[seen]
-    a, b = (factor.to(x.dtype) for factor in _factors(trace, part))  # (directions, rank, rows), (directions, rank, columns)
+    a, b = (factor.to(x.dtype) for factor in factors_of(trace, part))  # (directions, rank, rows), (directions, rank, columns)
     b, a = (a, b) if transposed else (b, a)
     u = torch.bmm(x.reshape(len(index), -1, x.shape[-1]), b[index].transpose(1, 2))  # (groups, tokens, rank)
     u *= coefficients.to(x.dtype)[:, None, None]
@@ -102,7 +102,7 @@ def low_rank(
     return y, False
 
 
-def _factors(trace: Trace, part: MatrixPart) -> tuple[torch.Tensor, torch.Tensor]:
+def factors_of(trace: Trace, part: MatrixPart) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors of the plan's directions in a part of a space: float32 (directions, rank, rows), (directions, rank, columns)."""
     directions, space = trace.directions, part.space
     e, rank = part.first // space.view[1], directions.family.rank_in(space)
@@ -126,7 +126,7 @@ def _modulated(
     """
     directions, plan, space = trace.directions, trace.plan, part.space
     index = plan.example_places[seen]
-    a, b = (factor[index].to(x.dtype) for factor in _factors(trace, part))  # (groups, rank, rows), (groups, rank, columns)
+    a, b = (factor[index].to(x.dtype) for factor in factors_of(trace, part))  # (groups, rank, rows), (groups, rank, columns)
     rank = a.shape[1]
     flat = x.reshape(len(index), -1, x.shape[-1])
     grouped, scale = y.view(len(index), -1, y.shape[-1]), coefficients.to(x.dtype)[:, None, None]
@@ -153,11 +153,12 @@ def dense(
     repeat: int | torch.Tensor,
     transposed: bool,
     shifts: torch.Tensor | None = None,
+    chunked: Callable[..., Chunks] | None = None,
 ) -> torch.Tensor:
     """A product with dense perturbations, in chunks of the result's columns; one draw of noise for all signs of a
     direction.
 
-    shifts: in the dtype of x, (variants, n) or (1, n), to be added to the product.
+    shifts: in the dtype of x, (variants, n) or (1, n), to be added to the product. chunked: makes the chunks, `Chunks` by default.
     """
     flat = x.reshape(-1, x.shape[-1])
     width = part.space.view[2] if transposed else part.rows
@@ -172,7 +173,7 @@ def dense(
     row_bytes, threads = x.shape[-1] * x.itemsize * max(map(len, branches.values())), workers.count(x.device)
     step = _step(width, row_bytes, len(branches), threads, BUFFER if x.device.type == "cpu" else DEVICE_BUFFER)
     variants = {direction: [branch.variant for branch in some] for direction, some in branches.items()}
-    chunks = Chunks(trace, part, transposed, x.dtype, variants, step)
+    chunks = (chunked or Chunks)(trace, part, transposed, x.dtype, variants, step)
 
     def work(item: tuple[int, int]) -> None:
         direction, begin = item

@@ -19,7 +19,7 @@ from zerograd import noise
 from zerograd.errors import UnresolvedOperation
 from zerograd.evaluate import products
 from zerograd.evaluate.generic import derive
-from zerograd.evaluate.operations import OPERATIONS, is_in_place
+from zerograd.evaluate.operations import OPERATIONS, Operation, is_in_place
 from zerograd.evaluate.trace import MARK, Derived, MatrixPart, Stack, Trace
 from zerograd.queries import Variant
 from zerograd.spaces import Space
@@ -29,6 +29,9 @@ SMALL = 1 << 16
 """
 
 Args = Sequence[Any]
+Repeat = int | torch.Tensor
+"""How the leading rows of a tensor map to examples: as many an example, or each row's example."""
+
 Rule = Callable[[Trace, Callable[..., Any], Args, dict[str, Any]], Any]
 
 
@@ -197,6 +200,12 @@ RULES = {name: _BY_RULE[operation.rule] for name, operation in OPERATIONS.items(
 """The rule of each operation that has one, by the operation's name."""
 
 
+def register(name: str, operation: Operation, rule: Rule) -> None:
+    """Add an operation of a subsystem's own, by the `__name__` of its function, which calls `torch.overrides`' handler."""
+    OPERATIONS[name] = operation
+    RULES[name] = rule
+
+
 def _arguments(names: Sequence[str], args: Args, kwargs: dict[str, Any]) -> list[Any]:
     given = list(args[: len(names)])
     return given + [kwargs.get(name) for name in names[len(given) :]]
@@ -205,31 +214,47 @@ def _arguments(names: Sequence[str], args: Args, kwargs: dict[str, Any]) -> list
 def _affine(trace: Trace, x: Any, weight: Any, bias: Any, *, transposed: bool) -> Any:
     space, derived = trace.space(weight), trace.derived(weight)
     part = products.of_space(space) if space is not None and space.view[0] == 1 else derived.part if derived is not None else None
-    if trace.name(x) is not None or (part is None and (trace.name(weight) is not None or trace.space(bias) is None)):
+    if part is None and (trace.name(weight) is not None or trace.space(bias) is None):
         return NotImplemented
     if part is not None and (weight.ndim != 2 or part.space.parameter.ndim - (part.space.view[0] > 1) != 2):
         return NotImplemented
+
+    def product(repeat: Repeat, shifts: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
+        if part is None:
+            return products.plain(x, weight, transposed), False
+        if trace.directions.family.rank_in(part.space):
+            return products.low_rank(trace, x, part, repeat, transposed, shifts)
+        if shifts is not None and x.dtype == torch.float32 and _is_by_variant(shifts, repeat):
+            return products.dense(trace, x, part, repeat, transposed, shifts), True
+        return products.dense(trace, x, part, repeat, transposed), False
+
+    return biased(trace, x, str(trace.name(weight) or trace.name(bias)), weight.shape[1 if transposed else 0], bias, product)
+
+
+def biased(
+    trace: Trace,
+    x: torch.Tensor,
+    name: str,
+    width: int,
+    bias: torch.Tensor | None,
+    product: Callable[[Repeat, torch.Tensor | None], tuple[torch.Tensor, bool]],
+) -> Any:
+    """A product of the batch with a matrix, plus the bias as each row sees it; NotImplemented where x is not the batch's.
+
+    name: of the parameter, for messages. width: of the product. product: takes how rows map to examples and the bias of consecutive
+    groups of tokens, float32 (groups, width), which it may add; returns the product and whether it has.
+    """
     mark = trace.batched(x)
-    if not trace.whole and mark is None:
+    if trace.name(x) is not None or (not trace.whole and mark is None):
         return NotImplemented
-    name = str(trace.name(weight) or trace.name(bias))
     if not trace.whole and x.ndim < 2:
         raise UnresolvedOperation(
             f"{name} meets an example of shape {tuple(x.shape)} alone; keep its dimension, as x[i : i + 1] does"
         )
     repeat = 1 if trace.whole else trace.repeat(x, name)
-    width = weight.shape[1 if transposed else 0]
     shifts = _vectors_of_groups(trace, bias, repeat) if bias is not None and bias.shape == (width,) else None
-    if part is None:
-        y = products.plain(x, weight, transposed)
-    elif trace.directions.family.rank_in(part.space):
-        y, shifted = products.low_rank(trace, x, part, repeat, transposed, shifts)
-        bias = None if shifted and shifts is not None else bias
-    elif shifts is not None and x.dtype == torch.float32 and _is_by_variant(shifts, repeat):
-        y, bias = products.dense(trace, x, part, repeat, transposed, shifts), None
-    else:
-        y = products.dense(trace, x, part, repeat, transposed)
-    if bias is not None:
+    y, has_shifts = product(repeat, shifts)
+    if bias is not None and not (has_shifts and shifts is not None):
         if shifts is not None:
             y = _scale_and_shift_groups(y, None, shifts, y)
         elif trace.name(bias) is None:

@@ -38,7 +38,7 @@ def is_pure(evaluator: Evaluator, directions: Directions, spaces: Sequence[Space
     Raises NotPure when two runs differ by more than rounding.
     """
 
-    exact = all(space.dtype == torch.float32 for space in spaces)
+    exact = all(space.read_as == torch.float32 for space in spaces)
     losses, gap, allowed = evaluator.clean(directions), math.inf, 0.0
     for _ in range(2):  # a process's first run may differ from all others: libraries choose their kernels in it
         before, losses = losses, evaluator.clean(directions)
@@ -83,7 +83,7 @@ class _Check:
         they can.
         """
         moved = [self.clean]
-        coarse = [space for space in spaces if space.dtype not in FLOOR]
+        coarse = [space for space in spaces if space.read_as not in FLOOR]
         variant = next(self.plan.variants())
         for space in ([space for space in coarse if space.is_matrix] or coarse)[:4]:
             radius = _radius(space, LEAST_RADIUS)
@@ -93,8 +93,8 @@ class _Check:
 
     def compare(self, space: Space, rounding: float) -> None:
         """Raises SelfCheckFailed when the perturbed forward of a space is not that of really perturbed weights."""
-        tolerance = 0.02 if space.dtype == torch.float32 else 0.25
-        floor = max(rounding, FLOOR.get(space.dtype, 0.02) * (1 + float(self.clean.abs().max())))
+        tolerance = 0.02 if space.read_as == torch.float32 else 0.25
+        floor = max(rounding, FLOOR.get(space.read_as, 0.02) * (1 + float(self.clean.abs().max())))
         for relative in RADII:
             radius = _radius(space, relative)
             mine = self.evaluator.on([space]).scores(self.plan, self.directions, {space.id: radius}).values.flatten()

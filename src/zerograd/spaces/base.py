@@ -171,13 +171,14 @@ class Space(ABC):
         return [slice(first, min(first + each, self.flat_rows)) for first in range(0, self.flat_rows, each)]
 
     def set_scale(self, relative: bool) -> None:
-        """A unit of direction is the tensor's rms when relative, else 1.
+        """A unit of direction is the tensor's rms when relative, else 1; or what the parameter gives as its own `unit`.
 
         A tensor of zeros has no rms: it takes 1 / sqrt(columns) as a matrix and 0.02 as a vector, the usual initial
         scales, so that LoRA's B and fresh biases move.
         """
-        self.scale = 1.0
-        if relative:
+        own: float | None = getattr(self.parameter, "unit", None)
+        self.scale = 1.0 if own is None else own
+        if relative and own is None:
             rms = math.sqrt(float(self.exact().square().mean(dtype=torch.float64)))
             fallback = 1 / math.sqrt(self.view[2]) if self.is_matrix else 0.02
             self.scale = float(torch.tensor(rms or fallback, dtype=torch.float32))
@@ -198,6 +199,11 @@ class Space(ABC):
         return self.flat_rows * self.view[2]
 
     @property
+    def multiplied(self) -> int:
+        """Weights that a pass multiplies with; a parameter may stand for more than it has values, as its `multiplies` says."""
+        return self.numel * int(getattr(self.parameter, "multiplies", 1))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of every stored tensor."""
         return sum(tensor.nbytes for tensor in self.stored().values())
@@ -211,6 +217,12 @@ class Space(ABC):
     def dtype(self) -> torch.dtype:
         """The dtype that the model's operations read."""
         return self.parameter.dtype
+
+    @property
+    def read_as(self) -> torch.dtype:
+        """The dtype in which its values meet activations: the parameter's own, unless it says another as its `read_as`."""
+        found: torch.dtype = getattr(self.parameter, "read_as", self.parameter.dtype)
+        return found
 
     @property
     def device(self) -> torch.device:

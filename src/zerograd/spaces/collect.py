@@ -16,14 +16,20 @@ PRECISIONS: dict[str, type[Space]] = {space.precision: space for space in (Float
 SAME_PARAMETERS = "build the optimiser from the same module, or from the same parameters, as that run did"
 
 
-def named_parameters(params: nn.Module | Iterable[Any], first: int = 0) -> Iterator[tuple[str, nn.Parameter, str]]:
+def named_parameters(params: nn.Module | Iterable[Any], first: int = 0) -> Iterator[tuple[str, Any, str]]:
     """(name, parameter, owner's class name) of a module, of (name, parameter) pairs, or of parameters numbered from
     `first`.
+
+    A module with a method `counted` says itself which of its tensors count, a frozen tensor that is no parameter among them.
     """
     if isinstance(params, nn.Module):
-        owners = {id(p): type(m).__name__ for m in params.modules() for p in m.parameters(recurse=False)}
-        for name, parameter in params.named_parameters(remove_duplicate=False):
-            yield name.replace("_orig_mod.", ""), parameter, owners[id(parameter)]  # torch.compile's wrapper is no part of a name
+        for prefix, module in params.named_modules(remove_duplicate=False):
+            counted = getattr(module, "counted", module._parameters.items)
+            for own, parameter in counted():
+                if parameter is not None:
+                    full = f"{prefix}.{own}" if prefix else own
+                    name = full.replace("_orig_mod.", "")  # torch.compile's wrapper is no part of a name
+                    yield name, parameter, type(module).__name__
         return
     for i, item in enumerate(params, first):
         name, parameter, *owner = item if isinstance(item, tuple) else (f"parameter {i}", item)
