@@ -45,6 +45,7 @@ COMMON: dict[str, Callable[..., Any]] = {
     "sparse-mezo": zg.optim.SparseMeZO,
     "static-mask": functools.partial(zg.optim.StaticMask, keep=0.2),
     "block-wise": zg.optim.BlockWise,
+    "qzo": zg.optim.QZO,
     "random-layers": functools.partial(zg.optim.RandomLayers, share=0.75),
 }
 PRECISIONS = ("float32", "split", "bfloat16")

@@ -194,6 +194,16 @@ def sign_published(run: Run, directions: int) -> Iterator[Array]:
         yield LR * np.mean([np.sign(two_sided(run, run.z(i))) * run.z(i) for i in range(directions)], 0)
 
 
+def qzo(run: Run, directions: int, clip: float = 0.0, times: float = 3.0) -> Iterator[Array]:
+    size: float | None = None
+    while True:
+        bound = clip or (np.inf if size is None else times * size)
+        c = [float(np.clip(two_sided(run, run.z(i)), -bound, bound)) for i in range(directions)]
+        now = float(np.mean(np.abs(c)))
+        size = now if size is None else 0.9 * size + 0.1 * now
+        yield LR * np.mean([one * run.z(i) for i, one in enumerate(c)], 0)
+
+
 def conservative(run: Run) -> Iterator[Array]:
     while True:
         step = LR * two_sided(run, run.z()) * run.z()
@@ -440,6 +450,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
     "meazo": ("meazo", {"beta": 0.6, "zeta": 0.1, "directions": 2}, meazo),
     "sign": ("sign", {"directions": 2, "distribution": "gaussian"}, sign),
     "sign-published": ("sign-published", {"directions": 2}, sign_published),
+    "qzo": ("qzo", {"directions": 2, "times": 0.4}, qzo),
+    "qzo, as published": ("qzo", {"directions": 2, "clip": 0.03, "distribution": "gaussian"}, qzo),
     "conservative": ("conservative", {}, conservative),
     "kerzoo": ("kerzoo", {}, kerzoo),
     "leave-one-out": ("leave-one-out", {"directions": 4}, leave_one_out),

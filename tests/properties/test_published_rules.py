@@ -125,6 +125,7 @@ KEPT: dict[str, tuple[dict[str, Any], Callable[[int, int], int]]] = {
     "adam": ({}, lambda m, n: 8 * (m * n + m)),
     "hizoo": ({}, lambda m, n: 4 * (m * n + m)),
     "meazo": ({}, lambda m, n: 8),
+    "qzo": ({}, lambda m, n: 8),
     "adamezo": ({"history": 5, "directions": 3}, lambda m, n: 5 * (8 + 3 * 4)),
     "lozo-m": ({"rank": 3}, lambda m, n: 4 * (3 * m + m)),
     "subzero": ({"rank": 3}, lambda m, n: 4 * 3 * (m + n)),

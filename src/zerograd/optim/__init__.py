@@ -27,6 +27,7 @@ from zerograd.optim.method import Gradient, Method, MethodSettings
 from zerograd.optim.mezo import MeZO
 from zerograd.optim.momentum import Momentum
 from zerograd.optim.per_example import PerExample
+from zerograd.optim.qzo import QZO
 from zerograd.optim.sign import Sign, SignPublished
 from zerograd.optim.subzero import SubZero
 from zerograd.optim.zo_muon import ZOMuon
@@ -43,6 +44,7 @@ METHODS: dict[str, type[ZerothOrder]] = {
     "meazo": MEAZO,
     "sign": Sign,
     "sign-published": SignPublished,
+    "qzo": QZO,
     "conservative": Conservative,
     "kerzoo": KerZOO,
     "lozo": LOZO,
@@ -79,6 +81,7 @@ __all__ = [
     "LOZOM",
     "MEAZO",
     "METHODS",
+    "QZO",
     "SGD",
     "AdaMeZO",
     "Adam",
