@@ -22,13 +22,13 @@ from zerograd.bench.search import SearchResult
 from zerograd.bench.study import Cell, Config, Study, short_hash
 from zerograd.errors import RunFailed
 from zerograd.machine import environment
-from zerograd.machine.files import locked_folder, write_text
+from zerograd.machine.files import locked_folder, new_folder, write_text
 from zerograd.machine.format import percent, seconds
 from zerograd.machine.provenance import provenance
-from zerograd.runs.replayed import save_model
 from zerograd.text.data import tasks
 from zerograd.text.models import loading
 from zerograd.tune.defaults import default_lr
+from zerograd.tune.results import write_model
 from zerograd.tune.settings import TuneSettings
 
 LEADERBOARD = "leaderboard.jsonl"
@@ -203,7 +203,9 @@ class Runner:
 
     def _settings(self, cell: Cell, config: Config, seed: int, dev_evaluations: int) -> TuneSettings:
         settings = self.study.run(cell, config, seed, self._task_file(cell), dev_evaluations)
-        return dataclasses.replace(settings, model=self._model_path(cell.model), out=str(self.folder / cell.method / "run"))
+        return dataclasses.replace(
+            settings, model=self._model_path(cell.model, settings.packed), out=str(self.folder / cell.method / "run")
+        )
 
     def _trial_settings(self, cell: Cell, config: Config, dev_evaluations: int) -> TuneSettings:
         settings = self._settings(cell, config, self.study.search.seed, dev_evaluations)
@@ -214,12 +216,12 @@ class Runner:
         """Evaluations of a complete run of a search."""
         return self.study.search.evaluations or self.study.evaluations
 
-    def _model_path(self, name: str) -> str:
+    def _model_path(self, name: str, packed: bool) -> str:
         """The path to load a model from. A GGUF file, which takes longer to read than a short run, is converted to a
-        folder once.
+        folder once, unless it stays packed.
         """
         path = loading.demo_file() if name == loading.DEMO else Path(name)
-        if path.suffix != ".gguf" or not path.exists():
+        if packed or path.suffix != ".gguf" or not path.exists():
             return name
         settings = self.study.run(next(iter(self.study.cells)), {}, 0, self.study.tasks[0], 1)
         dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
@@ -230,7 +232,9 @@ class Runner:
             self.listen(Progress("reading the model", 0.0, ""))
             environment.prepare()
             partial = out.with_name(f"{out.name}.{os.getpid()}")
-            save_model(loading.load(name, dtype, settings.head), partial)
+            loaded = loading.load(name, dtype, settings.head)
+            with new_folder(partial) as folder:
+                write_model(loaded.model, loaded.tokenizer, (), folder, settings)
             try:
                 partial.rename(out)
             except OSError:  # another process was first

@@ -14,7 +14,12 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser("replay", help="rebuild a run's model from its journal", description=__doc__)
     parser.add_argument("journal", metavar="JOURNAL", help="a journal, or the folder of its run")
     parser.add_argument("--base", metavar="MODEL", default="", help="the base model of the run (default: as in the run)")
-    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write, for plain transformers or PEFT to load")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="the folder to write, for plain transformers or PEFT to load; or a .gguf file, of a packed run",
+    )
     parser.add_argument(
         "--at",
         metavar="STEP",
@@ -37,7 +42,7 @@ def run(parsed: argparse.Namespace) -> int:
     from zerograd.machine.format import percent
     from zerograd.runs.journals import find_journal, read_journal
     from zerograd.runs.lora import write_lora
-    from zerograd.runs.replayed import replayed, save_model
+    from zerograd.runs.replayed import rebuilt, save_model, settings_of
 
     out = Path(parsed.out)
     if out.exists():
@@ -55,8 +60,8 @@ def run(parsed: argparse.Namespace) -> int:
             missing = write_lora(source, parsed.rank, parsed.base, parsed.at, out, bar.show)
             bar.say(f"{out}: a LoRA adapter of rank {parsed.rank}, which lacks {percent(missing)} of the change")
             return 0
-        loaded = replayed(source, parsed.base, parsed.at, parsed.device, bar.show)
-        save_model(loaded, out)
+        loaded, spaces = rebuilt(source, parsed.base, parsed.at, parsed.device, bar.show)
+        save_model(loaded, spaces, out, settings_of(source))
     steps = len(source.steps) if parsed.at is None else parsed.at
     console.print(f"{out}: {source.header['settings']['scheme']} of {source.path} after {steps:,} steps", highlight=False)
     return 0

@@ -78,7 +78,9 @@ def scorer_of(model: str, settings: Any, task: Task, device: str = "auto", base:
     device_name = loading.device_of(device)
     dtype = torch.float32 if getattr(settings, "precision", "") == "float32" else torch.bfloat16
     adapter = (Path(model) / "adapter_config.json").exists()
-    loaded = loading.load(base if adapter else model, dtype, settings.head, device_name, task.options)
+    packing = loading.FROZEN if settings.packed else None
+    source = base if adapter and not (packing and any(loading.files_of(Path(model)))) else model
+    loaded = loading.load(source, dtype, settings.head, device_name, task.options, packing)
     tuned = loaded.model
     if adapter:
         import peft

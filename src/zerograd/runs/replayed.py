@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from zerograd import journal
@@ -10,6 +11,8 @@ from zerograd.journal import Step
 from zerograd.journal.header import recorded_memory, recorded_method, require_base
 from zerograd.machine import environment
 from zerograd.machine.files import new_folder
+from zerograd.quantised.models import base_of as quantised_base_of
+from zerograd.quantised.write import write
 from zerograd.runs.journals import ReadJournal, find_journal, read_journal
 from zerograd.spaces import Space, collect
 from zerograd.text.data import tasks
@@ -17,6 +20,7 @@ from zerograd.text.models import loading, schemes
 from zerograd.text.models.loading import Loaded
 from zerograd.tune.base_model import base_model, precision_of
 from zerograd.tune.progress import Listener, Progress, ignore_progress
+from zerograd.tune.results import write_model
 from zerograd.tune.settings import TuneSettings, from_record
 
 HIGHEST_RANK = 4096
@@ -44,11 +48,18 @@ def replayed(
     base: the base model; by default the one named in the journal.
     Raises WrongBase if its weights differ.
     """
+    return rebuilt(source, base, at, device, listen)[0]
+
+
+def rebuilt(
+    source: ReadJournal, base: str = "", at: int | None = None, device: str = "cpu", listen: Listener = ignore_progress
+) -> tuple[Loaded, list[Space]]:
+    """As `replayed`, with the spaces of the trained tensors, which know their values exactly."""
     steps = journal.path(source.records, at)
     loaded, spaces, groups = base_of(source, base, device, listen)
     memory = recorded_memory(source.header, spaces, groups)
     journal.replay(memory, steps, lambda done: listen(Progress("replaying", done)))
-    return loaded
+    return loaded, spaces
 
 
 def base_of(source: ReadJournal, base: str, device: str, listen: Listener) -> tuple[Loaded, list[Space], list[int]]:
@@ -62,15 +73,13 @@ def base_of(source: ReadJournal, base: str, device: str, listen: Listener) -> tu
         raise ValueError(f"{source.path} needs its base model {settings.model}; give its path with --base")
     trains_own = settings.scheme not in schemes.ADAPTERS
     listen(Progress("loading the base", 0.0))
-    every = dataclasses.replace(settings, scheme="full", layers=0, pattern="")
     labels = tasks.parse(str(source.header.get("task")), source.path.stem).common if settings.head == "classifier" else ()
-    loaded = base_model(every if trains_own else settings, base, labels)
-    require_base(source.header, journal.identity(loaded.model), f"journal {source.path}")
     table = source.header.get("tensors")
-    if trains_own and isinstance(table, list):  # the table names the trained tensors; a pattern of a file is never evaluated
-        names = {str(row.get("name")) for row in table if isinstance(row, dict)}
-        for name, parameter in loaded.model.named_parameters():
-            parameter.requires_grad_(name in names)
+    rows = table if isinstance(table, list) else []
+    # the table names the trained tensors; a pattern of a file is never evaluated
+    names = {str(row.get("name")) for row in rows if isinstance(row, dict)} if trains_own else None
+    loaded = base_model(settings, base, labels, names)
+    require_base(source.header, journal.identity(loaded.model), f"journal {source.path}")
     spaces = collect(loaded.model, precision_of(settings))
     method, _ = recorded_method(source.header)
     _require_bounded(source, max(method.draw.rank_in(space) for space in spaces), spaces)
@@ -85,11 +94,18 @@ def settings_of(source: ReadJournal) -> TuneSettings:
     return from_record(fields, f"journal {source.path}")
 
 
-def save_model(loaded: Loaded, out: Path) -> None:
-    """Write a model, or its trained adapter, and the tokenizer to a new folder."""
+def save_model(loaded: Loaded, spaces: Sequence[Space], out: Path, settings: TuneSettings) -> None:
+    """Write a model, or its trained adapter, and the tokenizer to a new folder; a packed model, or a file of that name, as .gguf.
+
+    Raises ValueError where `out` is a .gguf file and the run's base was not packed.
+    """
+    if out.suffix == ".gguf":
+        if quantised_base_of(loaded.model) is None or settings.scheme in schemes.ADAPTERS:
+            raise ValueError(f"out is {out}, and the run trained no packed model; give a folder")
+        write(loaded.model, spaces, out, settings.gguf_type)
+        return
     with new_folder(out) as folder:
-        loaded.model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
+        write_model(loaded.model, loaded.tokenizer, spaces, folder, settings)
 
 
 def _require_bounded(source: ReadJournal, rank: int, spaces: list[Space]) -> None:

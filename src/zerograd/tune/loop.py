@@ -9,6 +9,7 @@ import time
 
 from zerograd.errors import NotFinite
 from zerograd.journal import Writer
+from zerograd.quantised.write import unsound
 from zerograd.text import evaluation
 from zerograd.text.data import order
 from zerograd.text.objectives import LOSS
@@ -121,7 +122,7 @@ class Loop:
         left = self.limits.left(state.seconds, optimizer)
         lr = setup.lr * (BACK_OFF_FACTOR**state.back_offs * schedule(setup.settings.schedule, self._done(), left))
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         loss = setup.step([setup.task.train[i] for i in next(self._batches)])
         state.seconds += time.perf_counter() - start
         state.cpu_seconds += time.process_time() - busy
@@ -169,6 +170,9 @@ class Loop:
         self._log(row)
         diverged = answers.loss > DIVERGENCE_FACTOR * state.lowest_loss + 0.1
         if diverged and self._back_off(f"the dev loss is {answers.loss:.3g}"):
+            return
+        why = unsound(setup.model)
+        if why and self._back_off(why):
             return
         value = answers.loss if is_of_loss or "dev_value" not in row else -state.dev
         state.lowest_loss = min(state.lowest_loss, answers.loss)

@@ -6,15 +6,22 @@ import dataclasses
 import json
 import math
 import platform
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from zerograd.machine.files import new_folder, write_text
+from zerograd.quantised import adapter, write
+from zerograd.quantised.models import base_of
 from zerograd.report import run_page
+from zerograd.spaces import Space
 from zerograd.text.metrics import is_share
+from zerograd.text.models import schemes
 from zerograd.tune.folder import RESULT
 from zerograd.tune.schedule import evaluations_of
+from zerograd.tune.settings import TuneSettings
 from zerograd.tune.setup import Setup
 from zerograd.tune.sinks import Row
 from zerograd.tune.state import LoopState
@@ -59,10 +66,24 @@ def summary(setup: Setup, state: LoopState) -> Result:
 
 
 def save_model(setup: Setup) -> None:
-    """Write the tuned model and its tokenizer for plain transformers to load; an older model is replaced at the end."""
+    """Write the tuned model and its tokenizer for plain transformers to load, or a packed one as a .gguf file; an older model is
+    replaced at the end.
+    """
     with new_folder(setup.folder / "model") as folder:
-        setup.model.save_pretrained(folder)
-        setup.scorer.tokenizer.save_pretrained(folder)
+        write_model(setup.model, setup.scorer.tokenizer, setup.optimizer.spaces, folder, setup.settings)
+
+
+def write_model(model: Any, tokenizer: Any, spaces: Sequence[Space], folder: Path, settings: TuneSettings) -> None:
+    """Write a tuned model to a folder that is there. A packed one, and its adapter, then hold what their files do."""
+    base, has_adapter = base_of(model), hasattr(model, "peft_config")
+    if base is not None and settings.scheme not in schemes.ADAPTERS:
+        write.write(model, spaces, folder / base.header.path.name, settings.gguf_type)
+    if base is None or has_adapter:
+        model.save_pretrained(folder)
+    if base is not None and settings.scheme in schemes.LORA:
+        adapter.write(model, folder / adapter.NAME)
+    if base is None or has_adapter:
+        tokenizer.save_pretrained(folder)
 
 
 def write_results(setup: Setup, result: Result, history: list[Row], predictions: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from zerograd.settings.fields import check_fields, from_mapping, require_at_leas
 from zerograd.spaces import PRECISIONS
 from zerograd.text.metrics import METRICS
 from zerograd.text.models.loading import HEADS
-from zerograd.text.models.schemes import ADAPTERS, SCHEMES, UPPER
+from zerograd.text.models.schemes import ADAPTERS, GAINS, LORA, SCHEMES, UPPER
 from zerograd.tune.defaults import EPS, default_eps, default_lr, scales_in_words
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -24,6 +24,11 @@ AUTO = "auto"
 
 DEFAULT_TASK = "sentiment-movies"
 
+SHAPED = ("grzo", "sparse-mezo", "static-mask", "hizoo")
+"""Methods whose directions have a shape that the weights give."""
+
+GGUF_TYPES = ("q8_0", "same", "f16")
+
 
 @dataclass(frozen=True)
 class TaskSettings:
@@ -31,6 +36,7 @@ class TaskSettings:
 
     model: str = setting("demo", "'demo' (SmolLM2-135M-Instruct), a folder that transformers loads, a .gguf file, or a hub id")
     head: str = setting("auto", "the model's head; auto: the saved model's", ("auto", *HEADS))
+    packed: bool = setting(False, "keep the matrices of a .gguf file as they lie in it, unpacked a chunk at a time")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     task: str = setting("", f"a built-in task, or a YAML file (default: {DEFAULT_TASK} without --data)")
     data: tuple[str, ...] = setting(
@@ -77,9 +83,9 @@ class TuneSettings(TaskSettings):
     mix: float = setting(1.0, "weight of the metric in the objective; the rest is the loss")
     method: str = setting("per-example", "the method, which draws directions and turns scores into updates", tuple(METHODS))
     scheme: str = setting("qk", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
-    layers: int = setting(0, "number of upper layers for the schemes upper and qk; 0 for half")
-    pattern: str = setting("", "a regular expression of parameter names, for the scheme pattern")
-    lora_rank: int = setting(8, "rank for the scheme lora; alpha is twice the rank")
+    layers: int = setting(0, "number of upper layers for the schemes upper, qk and scales; 0 for half")
+    pattern: str = setting("", "a regular expression of parameter names, for the schemes pattern and scales")
+    lora_rank: int = setting(8, "rank for the schemes lora and scales-lora; alpha is twice the rank")
     virtual_tokens: int = setting(5, "number of virtual tokens for the schemes prefix and prompt")
     minutes: float = setting(5.0, "stop after this many minutes of training; 0 for no limit")
     steps: int = setting(0, "stop after this many steps; 0 for no limit")
@@ -95,6 +101,9 @@ class TuneSettings(TaskSettings):
     weight_decay: float = setting(0.0, "decoupled weight decay")
     method_options: tuple[str, ...] = setting((), "the method's own settings as NAME=VALUE, such as rank=2 distribution=gaussian")
     precision: str = setting("auto", "storage of trained weights; auto: split, and float32 for adapters", ("auto", *PRECISIONS))
+    gguf_type: str = setting(
+        "q8_0", "how a packed run's unpacked matrices are written: as q8_0, f16, or the same type as in the base", GGUF_TYPES
+    )
     evals: int = setting(10, "number of evaluations on the dev split; they do not count as training time")
     keep: str = setting("best", "the weights that the run ends with: those with the lowest dev loss, or the last", ("best", "last"))
     patience: int = setting(0, "stop after this many evaluations without an improvement; 0 for never")
@@ -144,8 +153,8 @@ class TuneSettings(TaskSettings):
         """Raises ValueError for a setting that the run would not use."""
         uses = {
             ("layers",): ("scheme", *UPPER),
-            ("pattern",): ("scheme", "pattern"),
-            ("lora_rank",): ("scheme", "lora"),
+            ("pattern",): ("scheme", "pattern", *GAINS),
+            ("lora_rank",): ("scheme", *LORA),
             ("virtual_tokens",): ("scheme", "prefix", "prompt"),
         }
         for names, (where, *needed) in uses.items():
@@ -157,6 +166,17 @@ class TuneSettings(TaskSettings):
                     )
         if self.scheme in ADAPTERS and self.precision in ("split", "bfloat16"):
             raise ValueError(f"precision is {self.precision}, and scheme {self.scheme} keeps its adapter in float32; leave it out")
+        if self.scheme in GAINS and not self.packed:
+            raise ValueError(f"scheme is {self.scheme}, which trains scales of packed matrices; give --packed with a .gguf file")
+        if self.scheme in GAINS and self.precision in ("split", "bfloat16"):
+            raise ValueError(f"precision is {self.precision}, and scheme {self.scheme} keeps its gains in float32; leave it out")
+        if self.scheme in GAINS and self.pattern and self.layers:
+            raise ValueError(f"layers is {self.layers} and pattern {self.pattern!r}; give one of them")
+        if self.scheme in GAINS and self.method in SHAPED:
+            problem = f"method {self.method} shapes its directions by the weights, and scheme {self.scheme} trains gains alone"
+            raise ValueError(f"{problem}; choose another method")
+        if self.gguf_type != "q8_0" and (not self.packed or self.scheme in (*GAINS, *ADAPTERS)):
+            raise ValueError(f"gguf_type is {self.gguf_type}, and this run writes no unpacked matrix to a .gguf file; leave it out")
         if self.scheme == "pattern" and not self.pattern:
             raise ValueError("scheme is pattern and pattern is empty; give a regular expression of parameter names")
         if self.mix != 1 and self.objective == "loss":

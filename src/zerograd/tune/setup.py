@@ -13,7 +13,11 @@ from zerograd.journal import identity
 from zerograd.machine import environment, memory, workers
 from zerograd.optim import METHODS, method_of
 from zerograd.optim.base import ZerothOrder
+from zerograd.quantised import Gain
+from zerograd.quantised.models import base_of
+from zerograd.quantised.write import require_writable
 from zerograd.queries import Query
+from zerograd.spaces.collect import named_parameters
 from zerograd.text import evaluation
 from zerograd.text.data.tasks import Example, Task
 from zerograd.text.evaluation import Answers
@@ -24,7 +28,7 @@ from zerograd.text.objectives import LOSS, Objective, objective
 from zerograd.text.scoring import Batch, Scorer
 from zerograd.tune.base_model import base_model, precision_of
 from zerograd.tune.data_summary import data_summary
-from zerograd.tune.defaults import default_lr
+from zerograd.tune.defaults import default_lr, scheme_scale
 from zerograd.tune.folder import existing_parent, require_disk, require_free
 from zerograd.tune.progress import Listener, Progress, ignore_progress
 from zerograd.tune.settings import TuneSettings
@@ -69,8 +73,8 @@ class Setup:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Bytes of the model's parameters."""
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+        """Bytes of the model's tensors, packed matrices as they are."""
+        return sum(t.nbytes for t in {id(t): t for _, t, _ in named_parameters(self.model)}.values())
 
     @property
     def trained_parameters(self) -> int:
@@ -83,7 +87,7 @@ class Setup:
         optimiser's memory.
         """
         trained = sum(space.nbytes for space in self.optimizer.spaces)
-        saved = trained if self.settings.scheme in schemes.ADAPTERS else self.weight_bytes
+        saved = trained if self.settings.scheme in schemes.ADAPTERS else max(self.weight_bytes, _file_bytes(self.model))
         snapshot = trained + self.optimizer.memory.nbytes
         return saved + snapshot * (1 + (self.settings.keep == "best" and self.settings.evals > 0))
 
@@ -173,7 +177,9 @@ def set_up(
 
 def _scorer(settings: TuneSettings, task: Task, say: Callable[[str], None]) -> Scorer:
     """The scorer of the base model on the task."""
-    loaded = base_model(settings, labels=task.options)
+    loaded = base_model(settings, labels=task.options, say=say)
+    if base_of(loaded.model) is not None:
+        require_writable(loaded.model, settings.gguf_type)
     if loaded.fresh:
         say(f"the model's head for {len(task.options)} labels is new and is trained with the rest")
     scorer = Scorer(loaded.model, loaded.tokenizer, task, loaded.head, settings.max_tokens)
@@ -202,7 +208,7 @@ def _optimizer(settings: TuneSettings, model: Any, lr: float, self_check: bool) 
         memory.give_back_at_once()
     method: Callable[..., ZerothOrder] = METHODS[settings.method]
     return method(
-        model,
+        _two_groups(settings, model, lr) if settings.scheme == "scales-lora" else model,
         lr=lr,
         **({} if settings.eps is None else {"eps": settings.eps}),
         weight_decay=settings.weight_decay,
@@ -211,6 +217,23 @@ def _optimizer(settings: TuneSettings, model: Any, lr: float, self_check: bool) 
         self_check=self_check,
         **options,
     )
+
+
+def _two_groups(settings: TuneSettings, model: Any, lr: float) -> list[dict[str, Any]]:
+    """The adapter's tensors, and the gains, with the rate and the radius of the scheme `scales` as multiples of the adapter's."""
+    named = [(name, p, owner) for name, p, owner in named_parameters(model) if p.requires_grad]
+    gains = [one for one in named if isinstance(one[1], Gain)]
+    factor = default_lr(settings.method, "scales") / default_lr(settings.method, "lora")
+    group: dict[str, Any] = {"params": gains, "lr": lr * factor, "lr_factor": factor}
+    if settings.eps is not None:
+        group["eps"] = settings.eps * scheme_scale("scales")
+    return [{"params": [one for one in named if not isinstance(one[1], Gain)]}, group]
+
+
+def _file_bytes(model: Any) -> int:
+    """Bytes of the file that a packed model came from; 0 for other models."""
+    base = base_of(model)
+    return 0 if base is None else base.header.path.stat().st_size
 
 
 def _cautions(settings: TuneSettings) -> list[str]:

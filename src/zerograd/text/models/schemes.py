@@ -17,7 +17,9 @@ SCHEMES = {
     "qk": "the attention's query and key weights in the layers of upper",
     "norms": "scales and biases of the normalisation layers",
     "pattern": "parameters whose names match --pattern",
+    "scales": "gains of the scales of packed matrices: those of qk, or those that match --pattern",
     "lora": "low-rank adapters of the attention, by PEFT",
+    "scales-lora": "scales and lora at once",
     "prompt": "embeddings of virtual tokens before the prompt, by PEFT",
     "prefix": "keys and values of virtual tokens in every layer, saved in PEFT's format",
 }
@@ -25,7 +27,13 @@ SCHEMES = {
 ADAPTERS = ("lora", "prompt", "prefix")
 """Schemes that train an adapter and no parameter of the model."""
 
-UPPER = ("upper", "qk")
+LORA = ("lora", "scales-lora")
+"""Schemes with low-rank adapters."""
+
+GAINS = ("scales", "scales-lora")
+"""Schemes that train gains of packed matrices."""
+
+UPPER = ("upper", "qk", *GAINS)
 """Schemes of the upper layers; the layers below run once for all branches of a step."""
 
 QUERY_KEY_NAMES = re.compile(
@@ -66,6 +74,8 @@ def select(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return _adapted(model, scheme, lora_rank, virtual_tokens, head, fresh)
+    if scheme in GAINS:
+        return select(model, "pattern" if pattern else "qk", layers=layers, pattern=pattern, head=head)
     if scheme in UPPER:
         layer_list = blocks(model)
         if layers > len(layer_list):
@@ -91,6 +101,15 @@ def select(
         mend = mends.get(scheme, "use full")
         raise ValueError(f"scheme {scheme} trains nothing of this {type(model).__name__}; {mend}")
     return model
+
+
+def add_lora(model: Any, lora_rank: int, seed: int) -> Any:
+    """A model with gains that are trained, and low-rank adapters beside them."""
+    gains = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapted = select(model, "lora", lora_rank=lora_rank, seed=seed)
+    for parameter in gains:
+        parameter.requires_grad_(True)
+    return adapted
 
 
 def blocks(model: Any) -> list[nn.Module]:
