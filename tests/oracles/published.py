@@ -451,7 +451,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
     "sign": ("sign", {"directions": 2, "distribution": "gaussian"}, sign),
     "sign-published": ("sign-published", {"directions": 2}, sign_published),
     "qzo": ("qzo", {"directions": 2, "times": 0.4}, qzo),
-    "qzo, as published": ("qzo", {"directions": 2, "clip": 0.03, "distribution": "gaussian"}, qzo),
+    "qzo, as published": ("qzo", {"directions": 2, "clip": 0.1, "distribution": "gaussian"}, qzo),
     "conservative": ("conservative", {}, conservative),
     "kerzoo": ("kerzoo", {}, kerzoo),
     "leave-one-out": ("leave-one-out", {"directions": 4}, leave_one_out),

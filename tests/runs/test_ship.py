@@ -92,6 +92,8 @@ def test_what_cannot_be_shipped_or_loaded_is_one_line(folder, straight, tmp_path
             zg.load(str(file), base=str(folder))
     file.write_bytes(data)
     (tmp_path / "r.jsonl").write_text('{"text": "fine"}\n')
+    with pytest.raises(ValueError, match="has no settings in its header"):
+        open_run_or_file(str(forged(file, settings=None)))
     asked = ["--base", straight["per-example"] / "model", "--data", tmp_path / "r.jsonl", "--out", tmp_path / "a.csv"]
     assert "is of base" in said(capsys, "predict", file, *asked, code=2)
 

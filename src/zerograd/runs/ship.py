@@ -10,7 +10,7 @@ from zerograd import journal
 from zerograd.journal import Note, Skip, Writer
 from zerograd.runs.folder import Run, open_run
 from zerograd.runs.journals import ReadJournal, find_journal, read_journal
-from zerograd.runs.replayed import replayed
+from zerograd.runs.replayed import replayed, settings_of
 from zerograd.text.data import splits, tasks
 from zerograd.text.data.tasks import Task, TaskSpec
 from zerograd.text.scoring import Scorer
@@ -91,7 +91,8 @@ def open_run_or_file(name: str, base: str = "") -> Run:
     # only the user may name functions and files to load, not a file from elsewhere
     result["metric"] = _no_function(str(result.get("metric") or spec.metric))
     spec = dataclasses.replace(_without_functions(spec), metric=result["metric"])
-    fields = {key: value for key, value in dict(source.header["settings"]).items() if key not in LOCAL_SETTINGS}
+    recorded = dataclasses.asdict(settings_of(source))
+    fields = {key: value for key, value in recorded.items() if key not in LOCAL_SETTINGS}
     return Shipped(Path(name), from_record(fields, f"journal {name}"), spec, result, source, base)
 
 
