@@ -251,13 +251,13 @@ def step_memory(model: Any) -> dict[str, int]:
     optimizer = zg.optim.PerExample(model, lr=1e-6, self_check=False)
     expanded = torch.cat([ids, ids])
     base = models.base_of(model)
-    held = {id(t): t for _, t, _ in models_tensors(model)} | {id(t): t for s in optimizer.spaces for t in s.saved().values()}
+    beside = sum(t.nbytes for s in optimizer.spaces for t in s.saved().values())
 
     def evaluate() -> None:
         with torch.no_grad(), half.fast_products():
             objective(expanded)
 
-    found: dict[str, int] = {"tensor_bytes": sum(t.nbytes for t in held.values())}
+    found: dict[str, int] = {"tensor_bytes": models.weight_bytes(model) + beside}
     if base is not None:
         trained = {space.name for space in optimizer.spaces}
         floor = sum(base.header[tensor].nbytes for name, tensor in base.tensors.items() if name not in trained)
@@ -272,12 +272,6 @@ def step_memory(model: Any) -> dict[str, int]:
             run()
         found[f"{name}_tensors"] = live.peak
     return found
-
-
-def models_tensors(model: Any) -> Any:
-    from zerograd.spaces.collect import named_parameters
-
-    return named_parameters(model)
 
 
 def written() -> dict[str, bool]:

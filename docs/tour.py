@@ -87,6 +87,15 @@ $ ls runs/instructions/model
 $ zerograd eval --config topics.yaml --model runs/topics/model
 $ zerograd eval --model smollm2.gguf --task stars.yaml --shots 4
 
+## A quantised model
+
+With `--packed` the matrices of a GGUF file stay in its blocks, and the run ends with such a file ([quantised.md](quantised.md)).
+
+$ zerograd tune --model smollm2.gguf --packed --task stars.yaml --steps 20 --evals 1 --out runs/packed
+$ ls runs/packed/model
+$ zerograd replay runs/packed --out again.gguf
+$ cmp again.gguf runs/packed/model/smollm2.gguf && echo the same
+
 ## A task as a file
 
 $ cat stars.yaml

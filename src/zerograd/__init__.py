@@ -7,15 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zerograd import errors, noise, optim, tune
+    from zerograd import errors, noise, optim, quantised, tune
     from zerograd.integrations.transformers import ZerothOrderConfig, ZerothOrderMixin
     from zerograd.runs.replayed import load
 
 from zerograd.version import __version__
 
-__all__ = ["ZerothOrderConfig", "ZerothOrderMixin", "__version__", "errors", "load", "noise", "optim", "tune"]
+__all__ = ["ZerothOrderConfig", "ZerothOrderMixin", "__version__", "errors", "load", "noise", "optim", "quantised", "tune"]
 
-_PACKAGES = ("errors", "noise", "optim", "tune")
+_PACKAGES = ("errors", "noise", "optim", "quantised", "tune")
 
 _OBJECTS = {
     "load": "zerograd.runs.replayed",

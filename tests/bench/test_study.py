@@ -375,13 +375,14 @@ def test_keys_tell_rows_apart(folder, task, tmp_path):
 
 def test_a_gguf_file_is_read_once_and_its_folder_is_the_same_model(folder, task, tmp_path, monkeypatch):
     runner = Runner(study.read(written(tmp_path, folder, task)), tmp_path / "out")
-    assert runner._model_path(str(folder)) == str(folder), "what is a folder stays where it is"
+    assert runner._model_path(str(folder), False) == str(folder), "what is a folder stays where it is"
     file = tmp_path / "some.gguf"
     file.touch()
     loaded = models.load(str(folder))
     read = []
     monkeypatch.setattr(models, "load", lambda name, *more: read.append(name) or loaded)
-    made = [runner._model_path(str(file)) for _ in range(2)]
+    assert runner._model_path(str(file), True) == str(file), "what stays packed stays a file"
+    made = [runner._model_path(str(file), False) for _ in range(2)]
     monkeypatch.undo()
     other = tmp_path / "more" / "some.gguf"
     other.parent.mkdir()
@@ -389,6 +390,6 @@ def test_a_gguf_file_is_read_once_and_its_folder_is_the_same_model(folder, task,
     assert read == [str(file)]
     assert made[0] == made[1]
     monkeypatch.setattr(models, "load", lambda name, *more: read.append(name) or loaded)
-    assert runner._model_path(str(other)) not in made, "another file of that name is another model"
+    assert runner._model_path(str(other), False) not in made, "another file of that name is another model"
     monkeypatch.undo()
     assert journal.identity(models.load(made[0]).model) == journal.identity(loaded.model)

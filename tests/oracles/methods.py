@@ -66,6 +66,7 @@ QUERIES = (
 
 RULES = (
     *("mezo", "rank1", "momentum", "adam", "adamezo", "meazo", "sign", "lozo-m", "zo-muon", "hizoo", "sparse-mezo", "static-mask"),
+    "qzo",
 )
 """A method of each kind of rule."""
 

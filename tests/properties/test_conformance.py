@@ -135,6 +135,8 @@ OTHERS: dict[str, Any] = {
     "keep": 0.6,
     "smoothing": 0.5,
     "share": 0.3,
+    "clip": 1e-3,
+    "times": 1e-3,
     "sensitivity": {name: torch.randn(p.shape, generator=torch.Generator().manual_seed(5)) for name, p in Net().named_parameters()},
 }
 FLIPPED = {"distribution": ("rademacher", "gaussian"), "standardised": (False, True), "sides": (1, 2)}

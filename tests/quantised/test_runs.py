@@ -231,7 +231,13 @@ def test_zerograd_load_takes_a_packed_run_and_a_changed_base_is_refused(base: Pa
     own = tmp_path / "own.gguf"
     shutil.copy(base, own)
     tune(settings(own, tmp_path / "run", scheme="scales", lr=0.05, steps=2))
-    assert load(str(tmp_path / "run")).model is not None
+    tuned = load(str(tmp_path / "run" / "model" / "own.gguf")).model
+    again = load(str(tmp_path / "run" / "model")).model
+    replayed = load(str(tmp_path / "run")).model
+    ids = torch.arange(16).view(2, 8)
+    with torch.no_grad():
+        assert torch.equal(tuned(ids).logits, again(ids).logits)
+        torch.testing.assert_close(replayed(ids).logits, tuned(ids).logits, rtol=0.05, atol=0.05)  # whose scales are not rounded
     data = bytearray(own.read_bytes())
     data[gguf.header(own)["blk.0.ffn_up.weight"].start + 7] ^= 1
     own.write_bytes(bytes(data))

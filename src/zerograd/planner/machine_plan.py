@@ -76,7 +76,8 @@ class MachinePlan:
         else:
             rates = "seconds: unknown without the machine's rates; give --flops and --bandwidth"
         counted = {*gradient_free_methods(), "adamw"}
-        names = [name for name in METHODS if name not in counted] + [name for name in schemes.SCHEMES if name not in SCHEMES]
+        modelled = {*SCHEMES, *(row.scheme for row in self.rows)}
+        names = [name for name in METHODS if name not in counted] + [name for name in schemes.SCHEMES if name not in modelled]
         others = f"no rows: {', '.join(names)}; the planner does not model their passes or their number of trained parameters"
         return step, memory, others, rates
 
@@ -112,10 +113,10 @@ class MachinePlan:
         return names | parts | {"seconds_per_step": row.seconds, "command": row.command}
 
     def _by_preference(self) -> list[Row]:
-        """The rows of forward passes: by PREFERENCE, then by memory."""
+        """The rows of forward passes: by PREFERENCE, what is unpacked before what stays packed, then by memory."""
         order = {pair: place for place, pair in enumerate(PREFERENCE)}
         ours = [row for row in self.rows if row.trained and row.method != "adamw"]
-        return sorted(ours, key=lambda row: (order.get((row.method, row.scheme), len(order)), row.memory))
+        return sorted(ours, key=lambda row: (order.get((row.method, row.scheme), len(order)), row.is_packed, row.memory))
 
 
 def make_plan(settings: PlanSettings, say: Callable[[str], None] = lambda line: None) -> MachinePlan:

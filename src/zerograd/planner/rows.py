@@ -38,6 +38,12 @@ parameters (benchmarks/plan.py).
 SHARED_SETTINGS = ("head", "device", "threads")
 """Settings that a plan and a run share."""
 
+UNPACKING_SECONDS = 3e-10
+"""CPU seconds to unpack a weight, for each pass (benchmarks/results/quantised.json)."""
+
+PACKED = (("per-example", "qk"), ("per-example", "upper"), ("per-example", "scales"), ("mezo", "scales"), ("per-example", "lora"))
+"""Methods and schemes of a model that stays packed."""
+
 DEVICE_ALLOCATOR_FACTOR = 1.2
 """Bytes that an accelerator's allocator reserves per byte of tensors."""
 
@@ -63,6 +69,11 @@ class Row:
     def memory(self) -> int:
         """Peak bytes."""
         return sum(self.parts.values())
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the model stays packed."""
+        return self.command.endswith(" --packed")
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,32 @@ class Planner:
         for method in gradient_free_methods():
             for scheme in self.shape.trained:
                 yield self.zeroth_order(method, scheme)
+        for method, scheme in PACKED if self.shape.packed else ():
+            if ("qk" if scheme == "scales" else scheme) in self.shape.trained:
+                yield self.packed(method, scheme)
         yield from self.backpropagation()
+
+    def packed(self, method: str, scheme: str) -> Row:
+        """The row of `zerograd tune --packed`: what is not trained, or trained by its scales, stays in its blocks."""
+        file = self.shape.packed
+        assert file is not None
+        row = self.zeroth_order(method, "qk" if scheme == "scales" else scheme)
+        trained, others = row.trained, 2 * (self.shape.parameters - file.weights)
+        weights = file.nbytes + others
+        parts = dict(row.parts)
+        if scheme == "scales":
+            trained = round(trained / file.block)
+            weights, parts["remainder"] = weights + 4 * trained, 0
+        elif scheme == "lora":
+            weights += 4 * trained
+        else:
+            weights += round(trained * (self.dtype.itemsize - file.of_weight))
+        parts["weights"] = weights
+        passes = -(-self.settings.batch_size // self.rows_of_pass(1))
+        unpacking = passes * self.shape.body * UNPACKING_SECONDS / self.machine.threads if self.machine.is_cpu else 0.0
+        seconds_of_step = None if row.seconds is None else row.seconds + unpacking
+        command = self._tune(method, scheme) + " --packed"
+        return Row(f"{method}, {scheme}, packed", method, scheme, parts, seconds_of_step, trained, command)
 
     def inference(self) -> Row:
         """The row of `zerograd eval`, which loads the model in 16 bits whatever the precision of training."""

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from zerograd.machine.format import quantity
 from zerograd.planner import quantities
 from zerograd.planner.method_cost import View
 from zerograd.planner.settings import PlanSettings
+from zerograd.quantised import gguf
 from zerograd.spaces import collect
 from zerograd.text.models import loading as models
 from zerograd.text.models import schemes
@@ -43,6 +44,36 @@ SIZES = ("layers", "hidden", "intermediate", "heads", "vocabulary")
 
 
 @dataclass(frozen=True)
+class PackedFile:
+    """What a GGUF file holds, by its header.
+
+    nbytes, weights: of all packed matrices. of_weight: bytes of a weight of the layers' matrices. block: weights of their blocks,
+    the most common number.
+    """
+
+    nbytes: int
+    weights: int
+    of_weight: float
+    block: int
+
+    @classmethod
+    def of(cls, path: Path) -> PackedFile | None:
+        """None for a file without packed matrices. Raises ValueError for a file that cannot stay packed."""
+        matrices = [entry for entry in gguf.header(path).tensors if entry.type in gguf.BY_TYPE and len(entry.shape) == 2]
+        inner = [entry for entry in matrices if entry.name.startswith("blk.")] or matrices
+        if not matrices:
+            return None
+        blocks = Counter(gguf.BY_TYPE[entry.type].weights for entry in inner)
+        weights = sum(math.prod(entry.shape) for entry in inner)
+        return cls(
+            sum(entry.nbytes for entry in matrices),
+            sum(math.prod(entry.shape) for entry in matrices),
+            sum(entry.nbytes for entry in inner) / weights,
+            blocks.most_common(1)[0][0],
+        )
+
+
+@dataclass(frozen=True)
 class Shape:
     """A model's sizes; no weight is loaded.
 
@@ -52,7 +83,8 @@ class Shape:
     sequence-to-sequence model, whose upper half is in the decoder. layers, hidden, vocabulary, context: sizes, and the
     most tokens of a row. Of a sequence-to-sequence model, layers and body are the encoder's, which a row passes
     through. sample: the first layers, on the device "meta". head: one of `loading.HEADS`. has_full_logits: whether the
-    architecture changes logits, so that the logits of all positions are computed.
+    architecture changes logits, so that the logits of all positions are computed. packed: what a GGUF file holds; None for
+    other models.
     """
 
     parameters: int
@@ -67,6 +99,7 @@ class Shape:
     sample: Any
     head: str
     has_full_logits: bool
+    packed: PackedFile | None = None
 
     def build(self, dtype: torch.dtype, layers: int) -> Any:
         """The model with its first layers alone, at most SAMPLED_LAYERS, without values."""
@@ -99,10 +132,21 @@ def shape(settings: PlanSettings) -> Shape:
     config, head = models.configuration(name, settings.head)
     if getattr(config, "quantization_config", None) and not name.endswith(".gguf") and name != models.DEMO:
         raise ValueError(f"model {name!r} is quantised, which zerograd does not train yet; give the model before quantisation")
+    file = models.demo_file() if name == models.DEMO else Path(name)
     measured = _shape_of(config, head, settings.lora_rank)
+    if file.suffix == ".gguf":
+        measured = replace(measured, packed=_packed(file))
     if settings.tokens > measured.context:
         raise ValueError(f"tokens is {settings.tokens}; model {name!r} takes at most {measured.context:,}")
     return measured
+
+
+def _packed(file: Path) -> PackedFile | None:
+    """What stays packed of a file; None where it cannot be read so, and is unpacked."""
+    try:
+        return PackedFile.of(file)
+    except ValueError:
+        return None
 
 
 def _shape_of(config: Any, head: str, lora_rank: int, count: int = 0) -> Shape:

@@ -235,9 +235,8 @@ class Packed(nn.Module):
     def rows(self, some: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Some rows of the weight in a dtype, once rounded to the module's: (rows, columns)."""
         format = FORMATS[self.format]
-        made = unpacked(self.weight[some], format, self.dtype).to(dtype)
         if self.gain is None:
-            return made
+            return unpacked(self.weight[some], format, self.dtype).to(dtype)
         exact = unpacked(self.weight[some], format, torch.float32)
         gained = exact.view(len(exact), -1, format.weights) * (1 + self.gain[some])[..., None]
         return gained.flatten(-2).to(self.dtype).to(dtype)

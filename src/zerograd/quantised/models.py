@@ -99,7 +99,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.bfloat16, *, unpack: str =
     dtype: of activations, and of what is not packed: bfloat16 or float32. unpack: a regular expression; parameters whose names
     match are unpacked and trained. gains: one; the packed matrices that match have a trained gain. say: takes lines about tensors
     that could not stay packed.
-    Raises FileNotFoundError or ValueError.
+    Raises FileNotFoundError, or ValueError for a file that is damaged or of a kind that is not read.
     """
     if unpack and gains:
         raise ValueError(f"unpack is {unpack!r} and gains {gains!r}; give one of them")
@@ -149,6 +149,12 @@ def packed_modules(model: nn.Module) -> Iterator[tuple[str, Packed]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Packed))
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and packed matrices; what modules share comes once."""
+    held = {id(parameter): parameter.nbytes for parameter in model.parameters()}
+    return sum((held | {id(module.weight): module.weight.nbytes for _, module in packed_modules(model)}).values())
+
+
 @contextlib.contextmanager
 def read_once() -> Iterator[None]:
     """Cache the parsing of a GGUF file and the map of its tensor names for the length of the block.
@@ -183,7 +189,7 @@ def _without_values(header: Header, dtype: torch.dtype) -> tuple[Any, Base]:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.tie_weights()
         found = names.get_gguf_hf_weights_map(model, processor)
-    except (ValueError, NotImplementedError, KeyError) as error:
+    except Exception as error:  # of a library, which raises what it likes
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{path}: transformers has no names for architecture {architecture} ({why}); give a folder of weights"

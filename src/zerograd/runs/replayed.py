@@ -19,6 +19,7 @@ from zerograd.text.data import tasks
 from zerograd.text.models import loading, schemes
 from zerograd.text.models.loading import Loaded
 from zerograd.tune.base_model import base_model, precision_of
+from zerograd.tune.folder import JOURNAL
 from zerograd.tune.progress import Listener, Progress, ignore_progress
 from zerograd.tune.results import write_model
 from zerograd.tune.settings import TuneSettings, from_record
@@ -31,12 +32,17 @@ MAX_FACTOR_VALUES = 1 << 29
 
 
 def load(path: str, base: str = "", device: str = "cpu") -> Loaded:
-    """A tuned model from its shipped file, its journal, or its run's folder: an object with `model` and `tokenizer`.
+    """A tuned model from its shipped file, its journal, its run's folder, or the .gguf file that a packed run has written: an
+    object with `model` and `tokenizer`.
 
-    base: the base model; by default the one named in the journal.
+    base: the base model; by default the one named in the journal. A .gguf file needs none, and its matrices stay packed.
     Raises FileNotFoundError, ValueError for another base or a damaged file, or ModuleNotFoundError without the extra
     `text`.
     """
+    place = Path(path)
+    if place.suffix == ".gguf" or (place.is_dir() and not (place / JOURNAL).exists() and loading.files_of(place)):
+        environment.prepare()
+        return loading.load(path, device=device, packing=loading.FROZEN)
     return replayed(read_journal(find_journal(path)), base, device=device)
 
 

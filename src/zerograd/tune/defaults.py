@@ -5,7 +5,7 @@ from __future__ import annotations
 from zerograd.optim import METHODS, method_of
 from zerograd.text.models.schemes import ADAPTERS
 
-SCHEME_SCALES = {"qk": 3.0}
+SCHEME_SCALES = {"qk": 3.0, "scales": 3.0}
 """Factors of the default eps, and of the default lr of methods without backward passes, relative to the scheme `upper`.
 The loss has less curvature in queries and keys (benchmarks/kinds.py).
 """

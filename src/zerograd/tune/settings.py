@@ -161,9 +161,8 @@ class TuneSettings(TaskSettings):
             for name in names:
                 value, there = getattr(self, name), getattr(self, where)
                 if value != self.__dataclass_fields__[name].default and there not in needed:
-                    raise ValueError(
-                        f"{name} is {value!r}, which only {where} {' and '.join(needed)} uses; this is {where} {there}"
-                    )
+                    named = [one for one in needed if self.packed or one not in GAINS]
+                    raise ValueError(f"{name} is {value!r}, which only {where} {' and '.join(named)} uses; this is {where} {there}")
         if self.scheme in ADAPTERS and self.precision in ("split", "bfloat16"):
             raise ValueError(f"precision is {self.precision}, and scheme {self.scheme} keeps its adapter in float32; leave it out")
         if self.scheme in GAINS and not self.packed:

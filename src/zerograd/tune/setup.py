@@ -14,7 +14,7 @@ from zerograd.machine import environment, memory, workers
 from zerograd.optim import METHODS, method_of
 from zerograd.optim.base import ZerothOrder
 from zerograd.quantised import Gain
-from zerograd.quantised.models import base_of
+from zerograd.quantised.models import base_of, weight_bytes
 from zerograd.quantised.write import require_writable
 from zerograd.queries import Query
 from zerograd.spaces.collect import named_parameters
@@ -74,7 +74,7 @@ class Setup:
     @cached_property
     def weight_bytes(self) -> int:
         """Bytes of the model's tensors, packed matrices as they are."""
-        return sum(t.nbytes for t in {id(t): t for _, t, _ in named_parameters(self.model)}.values())
+        return weight_bytes(self.model)
 
     @property
     def trained_parameters(self) -> int:

@@ -139,8 +139,7 @@ def _packed(
         raise ValueError(f"head is {head!r}, and a packed model has the head of its file, causal; leave it out, or packed")
     path = Path(source) / options["gguf_file"]
     with packed_models.read_once():
-        with _refusing(name, source):
-            model = packed_models.load_chosen(path, dtype, packing.choose, packing.as_gains, packing.say)
+        model = packed_models.load_chosen(path, dtype, packing.choose, packing.as_gains, packing.say)
         with _refusing(name, source):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     return Loaded(model.to(device), tokenizer, "causal")
