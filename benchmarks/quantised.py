@@ -171,11 +171,14 @@ def random_blocks(format: Format, rows: int, columns: int, seed: int) -> torch.T
     return made
 
 
-def objective_of(model: Any) -> Callable[[Any], Any]:
+def objective_of(model: Any, scored: int | None = None) -> Callable[[Any], Any]:
+    """The mean loss of a row's last tokens, `scored` of them or all."""
+
     def objective(ids: Any) -> Any:
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        predicting = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-        likely = log_likelihoods(predicting, model.get_output_embeddings(), ids[:, 1:].reshape(-1))
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        first = 0 if scored is None else hidden.shape[1] - scored
+        predicting = hidden[:, first:].reshape(-1, hidden.shape[-1])
+        likely = log_likelihoods(predicting, model.get_output_embeddings(), ids[:, 1 + first :].reshape(-1))
         return -likely.view(len(ids), -1).mean(1)
 
     return objective
@@ -247,7 +250,7 @@ UPPER_QK = r"layers\.(1[5-9]|2\d)\.self_attn\.[qk]_proj"
 def step_memory(model: Any) -> dict[str, int]:
     """Peaks of a per-example step on queries and keys of the upper half, and of evaluating as many rows."""
     ids = torch.randint(4, 40000, (DEMO_ROWS, DEMO_TOKENS), generator=torch.Generator().manual_seed(1))
-    objective = objective_of(model)
+    objective = objective_of(model, scored=1)
     optimizer = zg.optim.PerExample(model, lr=1e-6, self_check=False)
     expanded = torch.cat([ids, ids])
     base = models.base_of(model)
