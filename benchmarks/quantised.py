@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-steps", action="store_true", help="leave out forwards and steps")
     parser.add_argument("--no-memory", action="store_true", help="leave out the demo's memory")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--name", help="save the result under this name")
@@ -58,7 +59,7 @@ def main() -> None:
         return
     rows = []
     for name in parsed.format:
-        rows.append(of_format(FORMATS[name], parsed.rounds))
+        rows.append(of_format(FORMATS[name], parsed.rounds, steps=not parsed.no_steps))
         print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True)
     result: dict[str, Any] = {"threads": 1, "slow_bfloat16": half.IS_SLOW, "rows": rows}
     if not parsed.no_memory:
@@ -72,8 +73,8 @@ def main() -> None:
         print(json.dumps(provenance() | result))
 
 
-def of_format(format: Format, rounds: int) -> dict[str, Any]:
-    """A format's row."""
+def of_format(format: Format, rounds: int, steps: bool) -> dict[str, Any]:
+    """A format's row. steps: whether forwards and steps are timed."""
     model, unpacked = built(format, packed=True), built(format, packed=False)
     matrices = {id(module.weight): module for module in model.modules() if isinstance(module, Packed)}
     weights = sum(len(m.weight) * (m.weight.shape[1] // format.bytes * format.weights) for m in matrices.values())
@@ -81,11 +82,12 @@ def of_format(format: Format, rounds: int) -> dict[str, Any]:
         "format": format.name,
         "bytes_per_parameter": sum(m.weight.nbytes for m in matrices.values()) / weights,
         "gain_bytes_per_parameter": 4 / format.weights,
+        "unpacking_ns": unpacking_ns(format, next(iter(matrices.values())), rounds),
         "equal": decodes_as_the_library(format, next(iter(matrices.values()))),
         "written": None,
         "skipped": None,
     }
-    for shape, (examples, tokens) in SHAPES.items():
+    for shape, (examples, tokens) in SHAPES.items() if steps else ():
         ids = torch.randint(4, VOCABULARY, (examples, tokens), generator=torch.Generator().manual_seed(1))
         own, other = objective_of(model), objective_of(unpacked)
         suffix = "" if shape == "8x64" else f"_{shape}"
@@ -182,6 +184,16 @@ def objective_of(model: Any, scored: int | None = None) -> Callable[[Any], Any]:
         return -likely.view(len(ids), -1).mean(1)
 
     return objective
+
+
+def unpacking_ns(format: Format, module: Packed, rounds: int) -> float:
+    """CPU nanoseconds to unpack a weight of a matrix to bfloat16: the least of some rounds."""
+    seconds = []
+    for _ in range(rounds + 1):
+        began = time.process_time()
+        made = models.unpacked(module.weight, format, torch.bfloat16)
+        seconds.append(time.process_time() - began)
+    return 1e9 * min(seconds) / made.numel()
 
 
 def decodes_as_the_library(format: Format, module: Packed) -> bool:

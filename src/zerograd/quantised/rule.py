@@ -7,7 +7,7 @@ in its file, by eps z W0; one of rank one, z = a b^T, adds eps a ((x b) W0^T) to
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from zerograd.evaluate.trace import MatrixPart, Trace
 from zerograd.machine import workers
 from zerograd.quantised import matrix
 from zerograd.quantised.formats import FORMATS, Format
-from zerograd.queries import Variant
 
 
 def packed_linear(trace: Trace, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -47,21 +46,11 @@ class GainedChunks(Chunks):
     wide: whether they are wanted in float32, holding values of the dtype.
     """
 
-    def __init__(
-        self,
-        blocks: torch.Tensor,
-        format: Format,
-        wide: bool,
-        trace: Trace,
-        part: MatrixPart,
-        transposed: bool,
-        dtype: torch.dtype,
-        variants: Mapping[int, Sequence[Variant]],
-        step: int,
-    ) -> None:
-        super().__init__(trace, part, transposed, dtype, variants, 0)
+    def __init__(self, blocks: torch.Tensor, format: Format, wide: bool, *given: Any) -> None:
+        """given: as `Chunks` takes it."""
+        super().__init__(*given)
         self.blocks, self.format = blocks, format
-        self.held = torch.bfloat16 if dtype == torch.bfloat16 and not wide else torch.float32
+        self.held = torch.bfloat16 if self.dtype == torch.bfloat16 and not wide else torch.float32
         self.own, self.of_gains = matrix.Buffers(), matrix.Buffers()
 
     def perturbed(self, direction: int, begin: int, end: int) -> list[torch.Tensor]:
