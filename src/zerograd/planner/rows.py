@@ -39,7 +39,7 @@ SHARED_SETTINGS = ("head", "device", "threads")
 """Settings that a plan and a run share."""
 
 UNPACKING_SECONDS = 3e-10
-"""CPU seconds to unpack a weight, for each pass (benchmarks/results/quantised.json)."""
+"""CPU seconds to unpack a weight, for each pass (benchmarks/results/quantised-unpacking.json)."""
 
 PACKED = (("per-example", "qk"), ("per-example", "upper"), ("per-example", "scales"), ("mezo", "scales"), ("per-example", "lora"))
 """Methods and schemes of a model that stays packed."""
