@@ -176,9 +176,12 @@ def test_a_packed_run_draws_the_directions_of_the_unpacked_one(base: Path, tmp_p
 
 
 @pytest.mark.full
-def test_a_run_of_gains_that_turn_over_goes_back_and_writes_nothing_of_the_kind(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lr", "steps"), [(40.0, 12), (4000.0, 24)], ids=["some back-offs", "more than there are"])
+def test_a_run_of_gains_that_turn_over_goes_back_and_writes_nothing_of_the_kind(
+    lr: float, steps: int, base: Path, tmp_path: Path
+) -> None:
     said: list[str] = []
-    tune(settings(base, tmp_path / "run", scheme="scales", lr=40.0, steps=12, evals=6, keep="best"), say=said.append)
+    tune(settings(base, tmp_path / "run", scheme="scales", lr=lr, steps=steps, evals=steps // 2, keep="best"), say=said.append)
     assert any("back to the weights" in line for line in said)
     made, header = written(tmp_path / "run"), gguf.header(base)
     for entry in header.tensors:

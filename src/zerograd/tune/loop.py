@@ -172,7 +172,8 @@ class Loop:
         if diverged and self._back_off(f"the dev loss is {answers.loss:.3g}"):
             return
         why = unsound(setup.model)
-        if why and self._back_off(why):
+        if why:  # never the best, whether or not there is a way back
+            self._back_off(why)
             return
         value = answers.loss if is_of_loss or "dev_value" not in row else -state.dev
         state.lowest_loss = min(state.lowest_loss, answers.loss)
