@@ -15,8 +15,8 @@ directions, plan and marks that all of them read. What cannot be resolved to row
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -29,6 +29,7 @@ from zerograd.evaluate import generic, half, row_tracking
 from zerograd.evaluate.attention import WRITTEN_OUT
 from zerograd.evaluate.operations import METADATA, OPERATIONS, UNKNOWN, Operation
 from zerograd.evaluate.rules import RULES
+from zerograd.evaluate.script import Script
 from zerograd.evaluate.trace import Trace
 from zerograd.queries import Plan
 from zerograd.spaces import Space
@@ -44,7 +45,8 @@ class PerturbedForward(TorchFunctionMode):
     whole: everything inside sees the plan's only variant; no example needs to be told from another (closures).
     Raises UnresolvedOperation for what it cannot split by example.
 
-    trace: mark the batch with it before the block, and resolve the losses with it after.
+    trace: mark the batch with it before the block, and resolve the losses with it after. script: where operations on trained
+    tensors are written down, or None.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class PerturbedForward(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.trace = Trace(spaces, directions, plan, radii, whole=whole)
+        self.script: Script | None = None
 
     def __enter__(self) -> Self:
         self._gradients = torch.is_grad_enabled()
@@ -65,6 +68,15 @@ class PerturbedForward(TorchFunctionMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._eager.__exit__(*error)
         torch.set_grad_enabled(self._gradients)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let everything pass for the length of the block."""
+        super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            super().__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -84,6 +96,8 @@ class PerturbedForward(TorchFunctionMode):
         if called in WRITTEN_OUT and (result := self._written_out(called, args, kwargs)) is not NotImplemented:
             return result
         operation = OPERATIONS.get(called, UNKNOWN)
+        if self.script is not None:
+            self.script.write(trace, operation, func, args, kwargs, ours)
         if operation.training is not None and batched and not trace.whole and _trains(operation.training, args, kwargs):
             raise UnresolvedOperation(f"{called} in training mode mixes examples; call model.eval()")
         if ours is None:

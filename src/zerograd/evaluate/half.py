@@ -6,13 +6,15 @@ torch multiplies there without vectors. Cast to float32, multiplied, and rounded
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 IS_SLOW = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether this CPU has no products in bfloat16."""
@@ -46,6 +48,31 @@ class FastProducts(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return (linear if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+class FastLayers:
+    """The linear layers of a model go through `linear` while this is on, without a mode that every operation would pass.
+
+    on: whether they do; in the `with` block it begins on. Where torch multiplies fast, nothing is changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.on = True
+        wanted = IS_SLOW and _get_current_function_mode() is None  # type: ignore[no-untyped-call]  # a mode has ways of its own
+        self._layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)] if wanted else []
+
+    def __enter__(self) -> Self:
+        for layer in self._layers:
+            layer.forward = functools.partial(self._of, layer)  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for layer in self._layers:
+            del layer.forward
+
+    def _of(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        plain = self.on and type(layer.weight) is nn.Parameter
+        return (linear if plain else F.linear)(x, layer.weight, layer.bias)
 
 
 def fast_products() -> AbstractContextManager[Any]:

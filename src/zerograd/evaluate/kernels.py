@@ -55,6 +55,22 @@ def _outer(out, at, base, first, stride, rows, scales, a, shift, count):  # type
 
 
 @jit
+def _add_ranks(y, y_width, x, x_width, t, some, scale, b, a, shift, unshifted, held, sums):  # type: ignore[no-untyped-def]
+    """y_i <- y_i + scale sum_j (x_i . b_j) a_j + shift for up to four tokens from t on, in float32, rounded once."""
+    at, rank = t * y_width, b.shape[0]
+    for j in range(rank):
+        _inner(x, t * x_width, x_width, some, b[j], x_width, scale, sums)
+        if rank == 1:
+            _outer(y, at, y, at, y_width, some, sums, a[j], shift, y_width)
+        elif j == 0:
+            _outer(held, 0, y, at, y_width, some, sums, a[j], shift, y_width)
+        elif j < rank - 1:
+            _outer(held, 0, held, 0, y_width, some, sums, a[j], unshifted, y_width)
+        else:
+            _outer(y, at, held, 0, y_width, some, sums, a[j], unshifted, y_width)
+
+
+@jit
 def _add_products_rows(  # type: ignore[no-untyped-def]
     y, y_width, x, x_width, each, directions, scales, shifts, each_shift, kind, address, into, onto, rows, table, start, stop
 ):
@@ -77,17 +93,25 @@ def _add_products_rows(  # type: ignore[no-untyped-def]
         if shifts.shape[0] > 0:
             of = t // each_shift
             some, shift = min(some, (of + 1) * each_shift - t), shifts[of]
-        at = t * y_width
-        for j in range(rank):
-            _inner(x, t * x_width, x_width, some, b[j], x_width, scales[group], sums)
-            if rank == 1:
-                _outer(y, at, y, at, y_width, some, sums, a[j], shift, y_width)
-            elif j == 0:
-                _outer(held, 0, y, at, y_width, some, sums, a[j], shift, y_width)
-            elif j < rank - 1:
-                _outer(held, 0, held, 0, y_width, some, sums, a[j], unshifted, y_width)
-            else:
-                _outer(y, at, held, 0, y_width, some, sums, a[j], unshifted, y_width)
+        _add_ranks(y, y_width, x, x_width, t, some, scales[group], b, a, shift, unshifted, held, sums)
+        t += some
+
+
+@jit
+def _add_held_rows(  # type: ignore[no-untyped-def]
+    y, y_width, x, x_width, each, places, scales, shifts, each_shift, b, a, start, stop
+):
+    unshifted, sums, held = np.full(y_width, NOTHING), np.empty(4, np.float32), np.empty(4 * y_width, np.uint32)
+    t = start
+    while t < stop:
+        group = t // each
+        some = min(4, stop - t, (group + 1) * each - t)
+        shift = unshifted
+        if shifts.shape[0] > 0:
+            of = t // each_shift
+            some, shift = min(some, (of + 1) * each_shift - t), shifts[of]
+        place = places[group]
+        _add_ranks(y, y_width, x, x_width, t, some, scales[group], b[place], a[place], shift, unshifted, held, sums)
         t += some
 
 
@@ -165,6 +189,24 @@ def add_products(
     added = (np.empty((0, 0), np.float32), 1) if shifts is None else (shifts.contiguous().numpy(), len(y) // len(shifts))
     groups = (*added, KINDS[family], (seed, tensor), into, onto)
     over_rows(_add_products_rows, (*arguments, *groups, np.arange(rows.start, rows.stop), TABLE), len(y), y.numel() + x.numel())
+
+
+def add_held_products(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    places: torch.Tensor,
+    scales: torch.Tensor,
+    b: torch.Tensor,
+    a: torch.Tensor,
+    shifts: torch.Tensor | None = None,
+) -> None:
+    """As `add_products`, with factors that were drawn before: b float32 (directions, rank, m) and a (directions, rank, n).
+
+    places: int64 (groups,), where each group's direction stands in them. The bits are those of `add_products`.
+    """
+    arguments = (storage(y), y.shape[1], storage(x), x.shape[1], len(y) // len(places), places.numpy(), scales.numpy())
+    added = (np.empty((0, 0), np.float32), 1) if shifts is None else (shifts.contiguous().numpy(), len(y) // len(shifts))
+    over_rows(_add_held_rows, (*arguments, *added, b.numpy(), a.numpy()), len(y), y.numel() + x.numel())
 
 
 def scale_rows(x: torch.Tensor, factors: torch.Tensor | None, shifts: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:

@@ -70,6 +70,11 @@ class Operation:
     rule: Rule = ""
     affine: Literal["", "scale", "shift"] = ""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether one of its arguments may say which elements are moved, or where values are written."""
+        return self.sorts or self.rows in ("write", "copy") or (self.rows == "move" and self.move in ("", "index", "gather"))
+
 
 UNKNOWN = Operation()
 """The record of an operation that is not in the table."""

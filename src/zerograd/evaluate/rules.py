@@ -179,9 +179,9 @@ def elementwise(trace: Trace, func: Callable[..., Any], args: Args, kwargs: dict
     affine = OPERATIONS[func.__name__].affine
     if vector and affine:
         out = torch.empty_like(other, dtype=torch.result_type(small, other), memory_format=torch.contiguous_format)
-        values = _vectors_of_groups(trace, small, repeat)
+        values = vectors_of_groups(trace, small, repeat)
         factors, shifts = (values, None) if affine == "scale" else (None, values)
-        return trace.mark(_scale_and_shift_groups(other, factors, shifts, out), mark.rows)
+        return trace.mark(scale_and_shift_groups(other, factors, shifts, out), mark.rows)
     values = _values_of_rows(trace, small, shape, repeat, other.ndim)
     in_place = ours[0] == 1 and is_in_place(func.__name__)
     if not in_place and other.is_floating_point():
@@ -252,11 +252,11 @@ def biased(
             f"{name} meets an example of shape {tuple(x.shape)} alone; keep its dimension, as x[i : i + 1] does"
         )
     repeat = 1 if trace.whole else trace.repeat(x, name)
-    shifts = _vectors_of_groups(trace, bias, repeat) if bias is not None and bias.shape == (width,) else None
+    shifts = vectors_of_groups(trace, bias, repeat) if bias is not None and bias.shape == (width,) else None
     y, has_shifts = product(repeat, shifts)
     if bias is not None and not (has_shifts and shifts is not None):
         if shifts is not None:
-            y = _scale_and_shift_groups(y, None, shifts, y)
+            y = scale_and_shift_groups(y, None, shifts, y)
         elif trace.name(bias) is None:
             y += bias
         else:
@@ -281,7 +281,7 @@ def _grouped(trace: Trace, x: torch.Tensor, stack: Stack, ends: Sequence[int], w
 
 
 def _is_by_variant(shifts: torch.Tensor, repeat: int | torch.Tensor) -> bool:
-    """Whether vectors from `_vectors` are one for all rows, or one a variant, and not one a row or an example."""
+    """Whether vectors from `vectors_of_groups` are one for all rows, or one a variant, and not one a row or an example."""
     return len(shifts) == 1 or isinstance(repeat, int)
 
 
@@ -332,20 +332,20 @@ def _scale_and_shift_rows(trace: Trace, x: torch.Tensor, y: torch.Tensor, weight
     if trace.name(x) is not None or (weight is not None and weight.ndim != 1) or (not trace.whole and trace.batched(x) is None):
         return NotImplemented
     repeat = 1 if trace.whole else trace.repeat(x, str(trace.name(weight) or trace.name(bias)))
-    vectors = [None if value is None else _vectors_of_groups(trace, value, repeat) for value in (weight, bias)]
-    y = _scale_and_shift_groups(y, vectors[0], vectors[1], torch.empty(y.shape, dtype=x.dtype, device=x.device))
+    vectors = [None if value is None else vectors_of_groups(trace, value, repeat) for value in (weight, bias)]
+    y = scale_and_shift_groups(y, vectors[0], vectors[1], torch.empty(y.shape, dtype=x.dtype, device=x.device))
     if trace.whole:
         return y
     mark = trace.batched(x)
     return trace.mark(y, mark.rows if mark else None)
 
 
-def _scale_and_shift_groups(
+def scale_and_shift_groups(
     x: torch.Tensor, factors: torch.Tensor | None, shifts: torch.Tensor | None, out: torch.Tensor
 ) -> torch.Tensor:
     """out <- x * factors + shifts group by group of tokens, in float32, rounded once to out's dtype. Returns out.
 
-    factors, shifts: float32 (groups, n) as `_vectors_of_groups` gives them, or None. x, out: (..., n).
+    factors, shifts: float32 (groups, n) as `vectors_of_groups` gives them, or None. x, out: (..., n).
     """
     if not x.numel():
         return out
@@ -361,7 +361,7 @@ def _scale_and_shift_groups(
     return out.copy_(y.view(out.shape))
 
 
-def _vectors_of_groups(trace: Trace, value: torch.Tensor, repeat: int | torch.Tensor) -> torch.Tensor:
+def vectors_of_groups(trace: Trace, value: torch.Tensor, repeat: int | torch.Tensor) -> torch.Tensor:
     """A vector's value for consecutive groups of tokens of equal size: float32 (groups, n)."""
     if trace.name(value) is None:
         return value.detach().float()[None]

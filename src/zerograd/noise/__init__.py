@@ -1,7 +1,7 @@
 """Noise is an address: z = noise(seed, step, direction, tensor, row, column), the same bits everywhere.
 
 `fill`, `perturb`, `update` and `update_low_rank` run on Numba if it is installed, on Triton for CUDA tensors, and else
-on the torch reference. All back ends give the same bits.
+on the torch reference, and `uniform` on Numba or torch. All back ends give the same bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from zerograd.noise import reference
-from zerograd.noise.address import CHANCE, COMMON, DENSE, LAYOUT, LEFT, ORDER, RIGHT, ROUNDING, Address, stream
+from zerograd.noise.address import CHANCE, COMMON, DENSE, LAYOUT, LEFT, ORDER, RIGHT, ROUNDING, SAMPLE, Address, stream
 from zerograd.noise.reference import FAMILIES, split, store, to_float
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ORDER",
     "RIGHT",
     "ROUNDING",
+    "SAMPLE",
     "Address",
     "backend",
     "is_fast",
@@ -34,6 +35,7 @@ __all__ = [
     "store",
     "stream",
     "to_float",
+    "uniform",
 ]
 
 _fast: ModuleType | None = None
@@ -66,3 +68,10 @@ def is_fast(*tensors: torch.Tensor) -> bool:
         else:
             warnings.warn("Numba is not installed: noise is drawn by torch, with the same numbers, slower", stacklevel=2)
     return _fast is not None and all(_fast.supports(tensor) for tensor in tensors)
+
+
+def uniform(address: Address, rows: torch.Tensor, columns: int) -> torch.Tensor:
+    """Numbers in (0, 1) of the given rows, int64: float64 (rows, columns), on the device of the rows."""
+    fast = _fast if rows.device.type == "cpu" and is_fast() else None
+    made: torch.Tensor = (reference if fast is None else fast).uniform(address, rows, columns)
+    return made

@@ -14,9 +14,10 @@ from typing import NamedTuple
 LAYOUT = 1
 """Version of the address and bit layout. Any change of the generator's numbers must change it."""
 
-DENSE, LEFT, RIGHT, ROUNDING, ORDER, COMMON, CHANCE = range(7)
+DENSE, LEFT, RIGHT, ROUNDING, ORDER, COMMON, CHANCE, SAMPLE = range(8)
 """Domains: a dense direction; the left (rows) and right (columns) factors of a low-rank direction; stochastic
-rounding; the order of the data; a matrix common to all examples' directions; other random choices of a step."""
+rounding; the order of the data; a matrix common to all examples' directions; other random choices of a step; the tokens
+of a sampled answer."""
 
 RADEMACHER_BLOCK = 128
 """Columns per stage-two call in a Rademacher row: one bit each, low bit of the first word first."""

@@ -245,6 +245,23 @@ def _update_low_rank_rows(  # type: ignore[no-untyped-def]
                 _store(exact, weight, remainder, form, rounding, words, first_row + i, j, at, count)
 
 
+@jit
+def _uniform_rows(out, key, rows, start, stop):  # type: ignore[no-untyped-def]
+    words, columns = np.empty(64, np.uint32), out.shape[1]
+    for i in range(start, stop):
+        for first in range(0, columns, 64):
+            sixteen_calls(first // 4, rows[i], key, words, False)
+            for k in range(min(64, columns - first)):
+                out[i, first + k] = (np.float64(words[k]) + 0.5) * 2.0**-32
+
+
+def uniform(address: Address, rows: torch.Tensor, columns: int) -> torch.Tensor:
+    """See `reference.uniform`."""
+    out = torch.empty(len(rows), columns, dtype=torch.float64)
+    over_rows(_uniform_rows, (out.numpy(), _key(address), rows.numpy()), len(rows), out.numel())
+    return out
+
+
 def fill(out: torch.Tensor, family: str, address: Address, directions: Sequence[int], rows: torch.Tensor, first: int) -> None:
     """See `reference.fill`."""
     for direction in (min(directions), max(directions)):

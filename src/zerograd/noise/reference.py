@@ -33,6 +33,12 @@ def words(address: Address, rows: torch.Tensor, first_block: int, blocks: int) -
     return torch.stack(philox([block[None, :], rows[:, None], *constant], (k0, k1)), dim=-1)
 
 
+def uniform(address: Address, rows: torch.Tensor, columns: int) -> torch.Tensor:
+    """Numbers in (0, 1), odd multiples of 2^-33, of the given rows: float64 of shape (rows, columns). A word gives a number."""
+    w = words(address, rows, 0, -(-columns // 4)).view(len(rows), -1)[:, :columns]
+    return (w.double() + 0.5) * 2.0**-32
+
+
 def rademacher(address: Address, rows: torch.Tensor, first: int, columns: int) -> torch.Tensor:
     """Signs -1 or +1 (bit 1 is -1) at columns first .. first + columns: float32 of shape (rows, columns)."""
     skip = first % RADEMACHER_BLOCK
