@@ -41,3 +41,7 @@ class FileLocked(ZerogradError, ValueError):
 
 class RunFailed(ZerogradError, ValueError):
     """A run in a process of its own ended without a result; its text is the one line that says why."""
+
+
+class RewardFailed(ZerogradError, ValueError):
+    """A reward function raised, or did not return one number or None an answer. The weights are as they were before the step."""

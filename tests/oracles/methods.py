@@ -29,6 +29,7 @@ COMMON: dict[str, Callable[..., Any]] = {
     "mezo-populations": functools.partial(zg.optim.MeZO, directions=2, sides=1),
     "grzo": zg.optim.GRZO,
     "leave-one-out": functools.partial(zg.optim.LeaveOneOut, directions=3, rank=1),
+    "evolution": functools.partial(zg.optim.Evolution, anchor=0.1),
     "momentum": zg.optim.Momentum,
     "adam": zg.optim.Adam,
     "adamezo": functools.partial(zg.optim.AdaMeZO, history=3),
@@ -60,13 +61,25 @@ FAMILIES = (
 """A method of each kind of directions."""
 
 QUERIES = (
-    *("mezo", "mezo-populations", "fzoo", "rank1", "grzo", "leave-one-out", "sign-published", "conservative", "kerzoo", "hizoo"),
+    *(
+        "mezo",
+        "mezo-populations",
+        "fzoo",
+        "rank1",
+        "grzo",
+        "leave-one-out",
+        "evolution",
+        "sign-published",
+        "conservative",
+        "kerzoo",
+        "hizoo",
+    ),
 )
 """A method of each way to score directions, and to make coefficients of the scores."""
 
 RULES = (
     *("mezo", "rank1", "momentum", "adam", "adamezo", "meazo", "sign", "lozo-m", "zo-muon", "hizoo", "sparse-mezo", "static-mask"),
-    "qzo",
+    *("qzo", "evolution"),
 )
 """A method of each kind of rule."""
 

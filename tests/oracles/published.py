@@ -225,6 +225,35 @@ def leave_one_out(run: Run, directions: int) -> Iterator[Array]:
         yield LR / EPS * np.mean([(y - mean) * one for y, mean, one in zip(losses, others, z, strict=True)], 0)
 
 
+def evolution(run: Run, directions: int, sides: int, rank: int, shared: bool, shaping: str, anchor: float) -> Iterator[Array]:
+    base = run.w.copy()
+    while True:
+        examples, values, z = len(run.losses()), [], []
+        for i in range(directions):
+            own = []
+            for b in range(examples):
+                drawn = i if shared else i * examples + b
+                factors = [product(run.left(space, drawn), run.right(space, drawn)) / math.sqrt(rank) for space in run.matrices]
+                own.append(run.whole(run.z(drawn), factors))
+            z.append(own)
+            values.append([[run.losses(side * EPS * one)[b] for b, one in enumerate(own)] for side in (1, -1)[:sides]])
+        scores = np.array(values).swapaxes(0, 1).reshape(-1, examples)  # (branches, examples), the plus sides first
+        away = scores - scores.mean(0)
+        if shaping == "z-score":
+            scores = away / away.std()
+        elif shaping == "ranks":
+            flat_away = away.ravel()
+            ranks = np.array([(flat_away < one).sum() + ((flat_away == one).sum() - 1) / 2 for one in flat_away])
+            scores = (ranks / (len(ranks) - 1) - 0.5).reshape(scores.shape)
+        if sides == 2:
+            d = (scores[:directions] - scores[directions:]) / 2
+        else:
+            d = (scores - scores.mean(0)) * directions / (directions - 1)
+        count = directions if shared else directions * examples
+        d = d / (EPS if shaping == "plain" else 1) / (count if not shared else count * examples)
+        yield LR * anchor * (run.w - base) + LR * sum(d[i, b] * z[i][b] for i in range(directions) for b in range(examples))
+
+
 def fzoo(run: Run, directions: int) -> Iterator[Array]:
     """The published lr is eps times the library's, as it is in the published code."""
     while True:
@@ -456,6 +485,19 @@ CASES: dict[str, tuple[str, dict[str, Any], Rule]] = {
     "kerzoo": ("kerzoo", {}, kerzoo),
     "leave-one-out": ("leave-one-out", {"directions": 4}, leave_one_out),
     "leave-one-out, rank 2": ("leave-one-out", {"directions": 4, "rank": 2}, leave_one_out),
+    **{
+        f"evolution, {shaping}, {sides} sides{', shared' * shared}": (
+            "evolution",
+            {"directions": 2, "sides": sides, "rank": rank, "shared": shared, "shaping": shaping, "anchor": anchor},
+            evolution,
+        )
+        for shaping, sides, rank, shared, anchor in (
+            ("z-score", 2, 1, False, 0.0),
+            ("ranks", 2, 2, True, 0.4),
+            ("plain", 1, 1, False, 0.4),
+            ("z-score", 1, 1, True, 0.0),
+        )
+    },
     "fzoo": ("fzoo", {"directions": 4}, fzoo),
     "grzo": ("grzo", {"standardised": True}, grzo),
     "grzo, plain": ("grzo", {"standardised": False}, grzo),

@@ -88,6 +88,7 @@ def test_coefficients_that_no_radius_divides_are_the_same_in_every_group(name: s
 FORWARDS: dict[str, tuple[dict[str, Any], int]] = {
     "fzoo": ({"directions": 8}, 9),
     "leave-one-out": ({"directions": 8}, 8),
+    "evolution": ({"directions": 3}, 6),
     "zo-muon": ({"directions": 4, "rank": 2}, 5),
     "conservative": ({}, 5),
     "hizoo": ({}, 3),
@@ -122,6 +123,7 @@ def test_a_step_costs_as_many_forwards_as_its_rule_asks_for(name: str, settings:
 
 KEPT: dict[str, tuple[dict[str, Any], Callable[[int, int], int]]] = {
     "momentum": ({}, lambda m, n: 4 * (m * n + m)),
+    "evolution": ({"anchor": 0.1}, lambda m, n: 4 * (m * n + m)),
     "adam": ({}, lambda m, n: 8 * (m * n + m)),
     "hizoo": ({}, lambda m, n: 4 * (m * n + m)),
     "meazo": ({}, lambda m, n: 8),

@@ -106,15 +106,55 @@ def summary(result: dict[str, Any]) -> str:
     if result.get("flat_steps"):
         flat = f"{result['flat_steps']} of {result['steps']} steps had no signal: all branches had the same score"
         lines.insert(1, f"{flat}; a larger --eps or --batch-size helps")
+    if "rewards" in result:
+        lines[1:1] = _of_rewards(result)
     if result["stopped"]:
         lines.insert(0, result["stopped"])
     return "\n".join(lines)
 
 
+def _told(reward: dict[str, Any]) -> list[str]:
+    """How much a reward tells, in lines."""
+    mean, spread = (f"{reward[name]:,.3f}" for name in ("mean", "spread"))
+    seen = f"{reward['answers']:,} answers: reward {mean} on average, the spread of a pair's difference {spread}"
+    flat = f"{percent(reward['flat'])} of the prompts had answers that all score the same"
+    if math.isfinite(reward["needed"]):
+        needs = (
+            f"a step needs about {reward['needed']:,.0f} answers for a signal as large as its noise, and has {reward['a_step']:,}"
+        )
+    else:
+        needs = f"no signal was seen above the noise: a step has {reward['a_step']:,} answers, and may need many more"
+    return [f"{seen}; {flat}", f"{needs}; --batch-size and --method-options directions=N set how many"]
+
+
+def _of_rewards(result: dict[str, Any]) -> list[str]:
+    """What a run on rewards has learnt and forgotten, in lines."""
+    lines = []
+    for name, found in result["rewards"].items():
+        if found["rows"]:
+            low, high = found["ci_gain"]
+            lines.append(f"{name}: {found['before']:.3f} -> {found['after']:.3f} (gain {low:+.3f} to {high:+.3f})")
+    if "success_before" in result:
+        low, high = (percent(end, sign="+") for end in result["ci_success"])
+        before, after = percent(result["success_before"]), percent(result["success_after"])
+        lines.append(f"right answers: {before} -> {after} (gain {low} to {high})")
+    tokens = result["tokens"]
+    lines.append(
+        f"{result['generations']:,} answers in training; an answer has {tokens['before']:.0f} -> {tokens['after']:.0f} tokens"
+    )
+    if "kl" in result:
+        lines.append(
+            f"beside the task: KL to the base {result['kl']:.3f} a token, {result['off_task_rows']} rows of sentiment-movies "
+            f"{percent(result['off_task_before'])} -> {percent(result['off_task_after'])} right"
+        )
+    return lines
+
+
 def estimate(expected: dict[str, Any]) -> str:
-    """The estimate of a dry run: time, memory and disk."""
+    """The estimate of a dry run: time, memory and disk, and how much a reward tells."""
     return "\n".join(
-        [
+        (_told(expected["reward"]) if "reward" in expected else [])
+        + [
             f"trained parameters: {expected['trained_parameters']:,} of {expected['parameters']:,}",
             f"rows: train {expected['rows']['train']:,}, dev {expected['rows']['dev']:,}, test {expected['rows']['test']:,}",
             f"time: about {seconds(expected['seconds_per_step'], 2)} per step, {expected['steps']:,} steps in "

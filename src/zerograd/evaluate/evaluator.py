@@ -3,6 +3,8 @@
 LocalBatch   objective(batch) gives one loss an example; the branches of a plan ride the batch in one forward pass
 Closure      a function without arguments gives one loss; it is evaluated branch by branch
 Duals        objective(batch) in forward-mode differentiation: losses and exact derivatives (`derivative`)
+
+An objective may bring an evaluator of its own: a method `evaluator(spaces, batch, examples=, micro_batch=, fit=, count=)`.
 """
 
 from __future__ import annotations
@@ -63,6 +65,22 @@ class Evaluator(Protocol):
         counted.
         """
 
+    def checked(self) -> Evaluator:
+        """What the checks before the first step evaluate in its place: itself, unless it costs more than time, or jumps."""
+
+
+def begun(evaluator: Evaluator, plan: Plan, directions: Directions, radii: Radii) -> Callable[[], Scores]:
+    """How to get a plan's scores, with the part of the work that needs the weights already done.
+
+    An evaluator that scores elsewhere has `begin(plan, directions, radii)`, which gives this; others are done when this returns.
+    """
+    begin = getattr(evaluator, "begin", None)
+    if begin is not None:
+        waiting: Callable[[], Scores] = begin(plan, directions, radii)
+        return waiting
+    scores = evaluator.scores(plan, directions, radii)
+    return lambda: scores
+
 
 @dataclass
 class LocalBatch:
@@ -114,6 +132,9 @@ class LocalBatch:
     def sample(self) -> tuple[LocalBatch, Plan]:
         few = min(2, self.examples)
         return replace(self.part(0, few), micro_batch=None, count=not_counted), smallest(few)
+
+    def checked(self) -> LocalBatch:
+        return self
 
     def clean(self, directions: Directions) -> torch.Tensor:
         size = self.micro_batch if isinstance(self.micro_batch, int) else None
@@ -219,6 +240,9 @@ class Closure:
 
     def sample(self) -> tuple[Closure, Plan]:
         return replace(self, count=not_counted), along(1, [-1.0])
+
+    def checked(self) -> Closure:
+        return self
 
     def clean(self, directions: Directions) -> torch.Tensor:
         return self.scores(clean(1), directions, {space.id: 0.0 for space in self.spaces}).values[0]

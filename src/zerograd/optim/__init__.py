@@ -12,6 +12,7 @@ from zerograd.optim.addax import Addax
 from zerograd.optim.base import ZerothOrder
 from zerograd.optim.blocks import BlockWise, RandomLayers
 from zerograd.optim.conservative import Conservative
+from zerograd.optim.evolution import Evolution
 from zerograd.optim.first_order import SGD, AdamW
 from zerograd.optim.forward_gradient import ForwardGradient
 from zerograd.optim.fzoo import FZOO
@@ -38,6 +39,7 @@ METHODS: dict[str, type[ZerothOrder]] = {
     "grzo": GRZO,
     "fzoo": FZOO,
     "leave-one-out": LeaveOneOut,
+    "evolution": Evolution,
     "momentum": Momentum,
     "adam": Adam,
     "adamezo": AdaMeZO,
@@ -89,6 +91,7 @@ __all__ = [
     "Addax",
     "BlockWise",
     "Conservative",
+    "Evolution",
     "ForwardGradient",
     "Gradient",
     "HiZOO",

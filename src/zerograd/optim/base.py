@@ -23,14 +23,14 @@ from torch import nn
 from zerograd.directions import Directions, Draws
 from zerograd.errors import NotFinite
 from zerograd.evaluate.derivative import Duals, backward
-from zerograd.evaluate.evaluator import Closure, Evaluator, LocalBatch, Objective, Radii
+from zerograd.evaluate.evaluator import Closure, Evaluator, LocalBatch, Objective, Radii, begun
 from zerograd.evaluate.micro_batch import MicroBatch
 from zerograd.evaluate.self_check import is_pure, self_check
 from zerograd.machine.interrupts import uninterrupted
 from zerograd.optim.checkpointing import Checkpointing
 from zerograd.optim.groups import grouped, require_in_range
 from zerograd.optim.method import Method, MethodSettings
-from zerograd.queries import NoQuery
+from zerograd.queries import NoQuery, Scores
 from zerograd.queries.plan import along
 from zerograd.spaces import Space, collect
 from zerograd.spaces.collect import load_state, require_loadable, state
@@ -59,6 +59,17 @@ class Info:
     spread: float
     skipped: bool
     flat: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A step that was asked: its number, what evaluates, what has no gradient of it, its directions, and how to get its scores."""
+
+    number: int
+    evaluator: Evaluator
+    evaluated: Evaluator
+    directions: Directions
+    scores: Callable[[], Scores]
 
 
 class ZerothOrder(torch.optim.Optimizer):
@@ -109,6 +120,7 @@ class ZerothOrder(torch.optim.Optimizer):
     self_check: bool | str
     fit: MicroBatch
     _skips_in_row: int
+    _asked: int
     _checked: bool
     _checkpointing: Checkpointing
     _module: nn.Module | None
@@ -170,6 +182,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.self_check = self_check
         self.fit = MicroBatch()
         self._skips_in_row = 0
+        self._asked = 0
         self._checked = False
         gradient = self.method.gradient
         self._module = params if isinstance(params, nn.Module) else None
@@ -230,12 +243,37 @@ class ZerothOrder(torch.optim.Optimizer):
         Raises NotPure, NotFinite, SelfCheckFailed or UnresolvedOperation; TypeError for a closure or an objective that is none or
         does not return losses. Weights are then as they were.
         """
+        self._asked = 0  # of a step that was interrupted
+        return self.tell(self.ask(objective, batch, examples=examples, micro_batch=micro_batch))
+
+    def ask(
+        self, objective: Any = None, batch: Any = None, *, examples: int | None = None, micro_batch: int | str | None = None
+    ) -> Asked:
+        """The first half of a step: evaluate its plan on the weights as they are now. Arguments and errors are those of `step`.
+
+        An evaluator that scores answers elsewhere goes on with it meanwhile; `tell` waits. Steps are told in the order in which
+        they are asked, and one may be asked before the one before it is told: it then sees the weights before that one's update.
+        """
         evaluator = self._evaluator(objective, batch, examples, micro_batch)
-        directions, query = self.draws.at(self.steps), self.method.query
+        number = self.steps + self._asked
+        directions, query = self.draws.at(number), self.method.query
         self._verify_once(evaluator, directions)
         evaluated = self._evaluated(evaluator)
         plan = query.plan(evaluated.examples, directions)
-        scores = evaluated.scores(plan, directions, self.radii)
+        scores = begun(evaluated, plan, directions, self.radii)
+        self._asked += 1
+        return Asked(number, evaluator, evaluated, directions, scores)
+
+    def tell(self, asked: Asked) -> float:
+        """The second half: from scores to the update. Returns the mean loss of the branches.
+
+        Raises ValueError for a step that is not the next one, and the errors of `step`.
+        """
+        if asked.number != self.steps:
+            raise ValueError(f"step {asked.number} was told, and step {self.steps} is next; tell steps in the order of asking")
+        self._asked -= 1
+        evaluator, evaluated, directions, query = asked.evaluator, asked.evaluated, asked.directions, self.method.query
+        scores = asked.scores()
         differences = query.finite_differences(scores)
         coefficients = query.coefficients(differences, self.param_groups[0]["eps"])
         coefficients = query.refine(coefficients, functools.partial(self._score_along, evaluated, directions, coefficients))
@@ -250,15 +288,13 @@ class ZerothOrder(torch.optim.Optimizer):
         self.info = Info(loss, slope, spread, False, bool(len(coefficients)) and not coefficients.any())
         return loss
 
-    def attach(
-        self, objective: Objective, batch: Any, *, examples: int | None = None, micro_batch: int | str | None = None
-    ) -> None:
+    def attach(self, objective: Any, batch: Any, *, examples: int | None = None, micro_batch: int | str | None = None) -> None:
         """Do now what steps should not pay for: the checks of the first one, and a rehearsal that loads every kernel.
 
         The rehearsal evaluates the first step's plan and adds none of its directions.
         Raises NotPure, SelfCheckFailed or UnresolvedOperation. Weights stay as they are.
         """
-        evaluator = self._evaluator(objective, batch, examples, micro_batch)
+        evaluator = self._evaluator(objective, batch, examples, micro_batch).checked()
         directions = self.draws.at(self.steps)
         self._verify_once(evaluator, directions)
         if self.method.takes_backward:
@@ -275,7 +311,10 @@ class ZerothOrder(torch.optim.Optimizer):
         return evaluator.clean(self.draws.at(self.steps))
 
     def continue_from(self, steps: int, skipped: int, skips_in_row: int) -> None:
-        """Count as if `steps` steps had been taken, `skipped` of them skipped, and `skips_in_row` of those at the end."""
+        """Count as if `steps` steps had been taken, `skipped` of them skipped, and `skips_in_row` of those at the end; steps that
+        were asked and not told are forgotten.
+        """
+        self._asked = 0
         self.steps, self.skipped, self._skips_in_row = steps, skipped, skips_in_row
 
     @property
@@ -338,6 +377,11 @@ class ZerothOrder(torch.optim.Optimizer):
         return cls.Settings(**given)
 
     def _evaluator(self, objective: Any, batch: Any, examples: int | None, micro_batch: int | str | None) -> Evaluator:
+        own = getattr(objective, "evaluator", None)
+        if own is not None and batch is not None:
+            require_counts(batch, examples, micro_batch)
+            made: Evaluator = own(self.spaces, batch, examples=examples, micro_batch=micro_batch, fit=self.fit, count=self._count)
+            return made
         if not callable(objective):
             given = "nothing" if objective is None else f"a {type(objective).__name__}"
             raise TypeError(
@@ -362,6 +406,7 @@ class ZerothOrder(torch.optim.Optimizer):
         """
         if self._checked or isinstance(self.method.query, NoQuery):
             return
+        evaluator = evaluator.checked()
         if is_pure(evaluator, directions, self.spaces):
             if self.self_check and self.method.perturbs:
                 self_check(evaluator, directions, self.spaces, every=self.self_check == "full")

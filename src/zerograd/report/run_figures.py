@@ -36,7 +36,9 @@ def loss(history: Sequence[Row]) -> Chart | None:
 def dev(result: Row, history: Sequence[Row], measure: Measure) -> Chart | None:
     """The metric on the dev split beside test results before training; the loss if no metric was logged."""
     metric, logged, scale = result["metric"], "dev_value", measure.scale
-    if not any(logged in row for row in history):
+    if any("dev_reward" in row for row in history):
+        logged = "dev_reward"
+    elif not any(logged in row for row in history):
         metric, logged, scale = "loss", "dev_loss", 1
     time, value = finite(history, "seconds", logged)
     if not len(time):

@@ -49,6 +49,7 @@ def write(path: Path, result: Row, history: Sequence[Row], rows: Sequence[Row]) 
         verdicts=list(_verdicts(result)),
         facts=_facts(result),
         table=_results(result, measure),
+        rewards=_rewards(result),
         loss=run_figures.loss(history),
         dev=run_figures.dev(result, history, measure),
         memory={field: result[field] for field in MEMORY if result.get(field)},
@@ -123,6 +124,38 @@ def _results(result: Row, measure: Measure) -> dict[str, Any]:
             row |= {"gain": result["value_after"] - value, "gain_interval": gain}
         rows.append(row)
     return {"low": low, "high": high, "rows": rows, "has_offsets": result.get("value_calibrated") is not None}
+
+
+def _rewards(result: Row) -> dict[str, Any] | None:
+    """What a run on rewards has learnt and forgotten, as a table and a note; None for other runs."""
+    if "rewards" not in result:
+        return None
+    share, plain = Measure(True), Measure(False)
+    compared = {name: (found, plain) for name, found in result["rewards"].items()} | {
+        "Tokens of an answer": (result["tokens"], plain)
+    }
+    if "success_before" in result:
+        right = {"before": result["success_before"], "after": result["success_after"], "ci_gain": result["ci_success"], "rows": 1}
+        compared = {"Right answers": (right, share)} | compared
+    if "off_task_before" in result:
+        other = {"before": result["off_task_before"], "after": result["off_task_after"], "ci_gain": None, "rows": 1}
+        compared["Right on sentiment-movies"] = (other, share)
+    rows = [
+        {
+            "name": name,
+            "before": measure.value(found["before"]),
+            "after": measure.value(found["after"]),
+            "gain": measure.gain_interval(found["ci_gain"]) if found["ci_gain"] else "",
+        }
+        for name, (found, measure) in compared.items()
+        if found["rows"]
+    ]
+    note = f"{text.count(result['generations'], 'answer')} in training, {text.count(result['generated_tokens'], 'token')}."
+    if "kl" in result:
+        note += (
+            f" KL to the base: {result['kl']:.3f} nats a token, on texts beside the task ({result['off_task_rows']} rows there)."
+        )
+    return {"rows": rows, "note": note}
 
 
 def _noise(result: Row, history: Sequence[Row]) -> dict[str, Any] | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zerograd import journal
 from zerograd.journal import Note, Skip, Writer
+from zerograd.rewards.task import is_built_in
 from zerograd.runs.folder import Run, open_run
 from zerograd.runs.journals import ReadJournal, find_journal, read_journal
 from zerograd.runs.replayed import replayed, settings_of
 from zerograd.text.data import splits, tasks
 from zerograd.text.data.tasks import Task, TaskSpec
 from zerograd.text.scoring import Scorer
-from zerograd.tune.settings import from_record
+from zerograd.tune.settings import TuneSettings, from_record
 
 LOCAL_SETTINGS = frozenset(
     ["task", "data", "dev", "test", "text", "label", "template", "options", "out", "trackers", "device", "threads"]
@@ -49,6 +52,7 @@ def ship(folder: str, out: Path) -> int:
     settings["model"] = model.name if model.is_absolute() or model.exists() else run.settings.model
     objective = _no_function(run.settings.objective) or "loss"
     settings |= {"metric": _no_function(run.settings.metric), "objective": objective, "mix": 1.0}
+    settings |= _without_user_rewards(settings)
     task = _without_functions(run.spec).to_yaml()
     base = {**source.header["base"], "model": settings["model"]}
     header = {**source.header, "settings": settings, "task": task, "base": base}
@@ -93,7 +97,16 @@ def open_run_or_file(name: str, base: str = "") -> Run:
     spec = dataclasses.replace(_without_functions(spec), metric=result["metric"])
     recorded = dataclasses.asdict(settings_of(source))
     fields = {key: value for key, value in recorded.items() if key not in LOCAL_SETTINGS}
+    fields |= _without_user_rewards(fields)
     return Shipped(Path(name), from_record(fields, f"journal {name}"), spec, result, source, base)
+
+
+def _without_user_rewards(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of rewards, if all of these are built in; else as without them."""
+    names = ("reward", "reward_weights", "temperature", "top_k", "top_p", "lag", "off_task")
+    if is_built_in(settings.get("reward", ())):
+        return {name: settings[name] for name in names if name in settings}
+    return {name: TuneSettings.__dataclass_fields__[name].default for name in names}
 
 
 def _no_function(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -26,12 +26,15 @@ class Answers:
     """A model's answers to examples, row by row.
 
     texts: the chosen options, or generated answers. losses: the training loss of each row; of an answer, the mean over
-    its tokens. scores: log-likelihoods of each row's options; empty for free answers.
+    its tokens; of an answer with a reward, minus that. scores: log-likelihoods of each row's options; empty for free
+    answers. rewards: what each reward function said, by name; NaN where it was left out. tokens: of each answer with a reward.
     """
 
     texts: list[str]
     losses: list[float]
     scores: list[list[float]]
+    rewards: dict[str, list[float]] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
@@ -51,6 +54,9 @@ def answers(
     rows: the most examples of a forward pass, which have similar lengths. new_tokens: the longest free answer; 0
     generates none and leaves texts empty. listen: takes the share of the work that is done, in [0, 1].
     """
+    if scorer.task.spec.open:
+        texts = generate(scorer, examples, new_tokens, max(1, rows // 4), listen) if new_tokens else [""] * len(examples)
+        return Answers(texts, [math.nan] * len(examples), [])
     if scorer.task.spec.kind == "answer":
         share = 0.2 if new_tokens else 1.0  # of the time, for the losses
         losses = _in_batches_by_length(scorer, examples, rows, lambda done: listen(share * done), _token_losses)

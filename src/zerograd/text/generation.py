@@ -114,19 +114,21 @@ class Generator:
         spaces: Sequence[Space],
         directions: Directions,
         radii: Mapping[int, float],
+        numbers: Sequence[int] | None = None,
         examples: int = ROWS,
-        first: int = 0,
     ) -> list[list[list[int]]]:
         """The answers of a plan's perturbed models to its examples' prompts, as `answers`: [branch][example].
 
-        examples: of a batch, with all their branches; these share the noise of their prompt. first: the number of the first prompt.
+        numbers: which examples of the plan the prompts are; all by default. examples: of a batch, with all their branches, which
+        share the noise of their prompt.
         """
+        numbers = range(len(prompts)) if numbers is None else numbers
         found: list[list[list[int]]] = [[[] for _ in prompts] for _ in range(plan.branches)]
         for chosen in self._together(prompts, examples):
             by_row = plan.own_directions or all(directions.family.rank_in(space) for space in spaces if space.is_matrix)
-            of_rows = _by_row(plan, chosen) if by_row else Plan(len(chosen), plan.direction, plan.coefficient)
-            numbers = [first + i for i in chosen] * plan.branches
-            rows = Rows([prompts[i] for i in chosen] * plan.branches, numbers, of_rows, drops=by_row)
+            own = [numbers[i] for i in chosen]
+            of_rows = _by_row(plan, own) if by_row else Plan(len(chosen), plan.direction, plan.coefficient)
+            rows = Rows([prompts[i] for i in chosen] * plan.branches, own * plan.branches, of_rows, drops=by_row)
             made = self._made_perturbed(rows, sampling, spaces, directions, radii)
             for at, answer in enumerate(made):
                 found[at // len(chosen)][chosen[at % len(chosen)]] = answer
@@ -227,16 +229,27 @@ class Generator:
         return 0
 
     @cached_property
+    def cache_bytes(self) -> int:
+        """Bytes of the model's cache for a token of an answer."""
+        held = (value for layer in self._layers for value in vars(layer).values() if isinstance(value, torch.Tensor))
+        return sum(value.nbytes for value in held) // 6  # two answers of three tokens
+
+    @cached_property
     def _can_drop(self) -> bool:
-        """Whether rows can be taken out of the model's cache, as two tokens of two answers show."""
-        if self.decoder or self._has_virtual_tokens:
-            return False
+        """Whether rows can be taken out of the model's cache."""
+        return not self.decoder and bool(self._layers) and all(hasattr(layer, "batch_select_indices") for layer in self._layers)
+
+    @cached_property
+    def _layers(self) -> Sequence[Any]:
+        """The layers of the cache of two tokens of two answers; none where it is no DynamicCache."""
+        if self._has_virtual_tokens:
+            return ()
         ids = torch.full((2, 2), self.pad, device=self.device)
         with torch.no_grad():
-            made = self._generate(ids, torch.ones_like(ids), 2)
-        cache = getattr(made, "past_key_values", None)
-        layers = getattr(cache, "layers", [])
-        return type(cache).__name__ == "DynamicCache" and all(hasattr(layer, "batch_select_indices") for layer in layers)
+            cache = getattr(self._generate(ids, torch.ones_like(ids), 2), "past_key_values", None)
+        cache = getattr(cache, "self_attention_cache", cache)
+        layers: Sequence[Any] = getattr(cache, "layers", ()) if type(cache).__name__ == "DynamicCache" else ()
+        return layers
 
 
 def ends_of(model: Any, tokenizer: Any) -> tuple[int, ...]:

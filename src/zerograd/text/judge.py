@@ -22,8 +22,12 @@ def metric_of(name: str, spec: TaskSpec) -> Metric | None:
 
     Raises ValueError for an unknown metric.
     """
-    named = name or spec.metric or ("" if spec.kind == "answer" else "accuracy")
-    return metric(named) if named and named != LIKELIHOOD else None
+    named = name or spec.metric or ("" if spec.kind in ("answer", "open") else "accuracy")
+    return metric(named) if named and named not in (LIKELIHOOD, REWARD) else None
+
+
+REWARD = "reward"
+"""The metric of an open task's answers: the mean over rows of the rewards' sum."""
 
 
 class Judge:
@@ -32,7 +36,7 @@ class Judge:
     def __init__(self, scorer: Scorer, examples: Sequence[Example], metric: Metric | None) -> None:
         self.metric = metric
         self.examples = examples
-        self.name = metric.name if metric else LIKELIHOOD
+        self.name = metric.name if metric else REWARD if scorer.task.spec.open else LIKELIHOOD
         self.references: list[Reference] = evaluation.references(scorer, examples)
 
     def require(self, answers: Answers) -> None:
@@ -43,7 +47,7 @@ class Judge:
     def rows(self, answers: Answers) -> list[float] | None:
         """The value of each row; None for a metric of all rows together."""
         if self.metric is None:
-            return [-loss for loss in answers.losses]
+            return [-loss for loss in answers.losses]  # the log-likelihood, or the reward
         if self.metric.by_row is None:
             return None
         return [self.metric.by_row(text, reference) for text, reference in zip(answers.texts, self.references, strict=True)]

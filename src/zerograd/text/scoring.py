@@ -97,7 +97,7 @@ class Scorer:
 
     def answer_room(self, example: Example) -> int:
         """The most tokens of a row beside the prompt."""
-        if self.one_position or self.head == "seq2seq":
+        if self.one_position or self.head == "seq2seq" or self.task.spec.open:
             return 0
         if self.task.spec.kind == "answer":
             return len(self.encoder.answer_ids(example)) if example.answers else 0

@@ -17,7 +17,8 @@ def data_summary(scorer: Scorer) -> list[str]:
     lines = [f"{task.name}: train {len(task.train):,}, dev {len(task.dev):,}, test {len(task.test):,}"]
     lines += task.notes
     prompt, answer = scorer.seen(task.train[0])
-    lines.append(f"the first training row, as the model sees it: {_middle_out(prompt)!r}, and its answer: {_middle_out(answer)!r}")
+    row = f"the first training row, as the model sees it: {_middle_out(prompt)!r}"
+    lines.append(row if task.spec.open else f"{row}, and its answer: {_middle_out(answer)!r}")
     if task.options:
         counts = Counter(e.label for e in task.train)
         counts_in_words = [f"{option.strip()} {counts[i]:,}" for i, option in enumerate(task.options)]

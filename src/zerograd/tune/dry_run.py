@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 from zerograd.machine import memory
+from zerograd.rewards import RewardObjective
+from zerograd.rewards.signal import measured
 from zerograd.text.data import order
 from zerograd.tune.baseline import MAX_FIT_ROWS
 from zerograd.tune.folder import FILES
 from zerograd.tune.progress import Listener, Progress, ignore_progress
 from zerograd.tune.settings import TuneSettings
-from zerograd.tune.setup import Setup, set_up
+from zerograd.tune.setup import EVALUATION_STEP, Setup, set_up
 from zerograd.tune.trackers import load_trackers
 
 
@@ -34,7 +37,8 @@ def rehearse(
     memory.reset_peak()
     step_seconds, row_seconds = _step_seconds(setup, listen), _row_seconds(setup, listen)
     steps = _steps(setup, step_seconds)
-    return {
+    told = {"reward": _signal(setup, listen)} if isinstance(setup.objective, RewardObjective) else {}
+    return told | {
         "parameters": sum(p.numel() for p in setup.model.parameters()),
         "trained_parameters": setup.trained_parameters,
         "rows": {name: len(getattr(setup.task, name)) for name in ("train", "dev", "test")},
@@ -61,6 +65,16 @@ def _step_seconds(setup: Setup, listen: Listener) -> float:
         setup.step([train[i] for i in next(batches)])
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def _signal(setup: Setup, listen: Listener) -> dict[str, float]:
+    """How much the run's reward tells, by name."""
+    assert isinstance(setup.objective, RewardObjective)
+    listen(Progress("measuring the reward", 0.0))
+    optimizer, prompts = setup.optimizer, setup.prompts(setup.task.train[: max(2, setup.settings.batch_size)])
+    found = measured(setup.objective, optimizer.spaces, prompts, optimizer.draws.at(EVALUATION_STEP), optimizer.radii)
+    a_step = setup.branches * min(setup.settings.batch_size, len(setup.task.train))
+    return dataclasses.asdict(found) | {"needed": found.needed, "a_step": a_step}
 
 
 def _row_seconds(setup: Setup, listen: Listener) -> float:

@@ -9,7 +9,10 @@ import time
 
 from zerograd.errors import NotFinite
 from zerograd.journal import Writer
+from zerograd.optim.base import Asked
 from zerograd.quantised.write import unsound
+from zerograd.rewards import RewardObjective
+from zerograd.rewards.evaluator import in_numbers
 from zerograd.text import evaluation
 from zerograd.text.data import order
 from zerograd.text.objectives import LOSS
@@ -23,6 +26,9 @@ from zerograd.tune.state import LoopState
 
 DIVERGENCE_FACTOR = 1.5
 """A run has diverged when its dev loss exceeds the lowest one times this, plus 0.1."""
+
+LEAST_RADIUS = 0.05
+"""The least factor of the smoothing radius: a smaller one sees rounding alone."""
 
 NOTE_SECONDS = 10.0
 """Seconds of training between notes of the training time."""
@@ -54,6 +60,8 @@ class Loop:
         self.checkpoints = Checkpoints(setup.folder, setup.optimizer, journal)
         self.limits = Limits.of(setup.settings)
         self._noted_at = self._saved_at = self.state.seconds
+        self._asked: Asked | None = None
+        self._radii = [group["eps"] for group in setup.optimizer.param_groups]
         lengths = [setup.scorer.length(example) for example in setup.task.train]
         self._batches = order.batches(lengths, setup.settings.batch_size, setup.settings.seed)
         next(itertools.islice(self._batches, setup.optimizer.steps, setup.optimizer.steps), None)
@@ -121,18 +129,44 @@ class Loop:
         start, busy = time.perf_counter(), time.process_time()
         left = self.limits.left(state.seconds, optimizer)
         lr = setup.lr * (BACK_OFF_FACTOR**state.back_offs * schedule(setup.settings.schedule, self._done(), left))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_factor", 1.0)
-        loss = setup.step([setup.task.train[i] for i in next(self._batches)])
+        self._set_radius()
+        loss = self._told(lr) if setup.settings.lag else self._stepped(lr)
         state.seconds += time.perf_counter() - start
         state.cpu_seconds += time.process_time() - busy
         row = state.step_row(loss, lr, setup)
+        if isinstance(setup.objective, RewardObjective) and setup.objective.last is not None:
+            row |= in_numbers(setup.objective.last, setup.objective.rewards.names)
         if optimizer.info is not None:
             row["spread"] = optimizer.info.spread
             state.flat_steps += optimizer.info.flat and not setup.refuses_steps
         if self.journal is not None:
             self._note_seconds(self.journal)
         return row
+
+    def _stepped(self, lr: float) -> float:
+        """Take a step on the next batch at a learning rate. Returns its loss."""
+        self._set_rate(lr)
+        return self.setup.step([self.setup.task.train[i] for i in next(self._batches)])
+
+    def _told(self, lr: float) -> float:
+        """Make the answers of the next batch while the rewards of the one before are awaited, then take the step of that one."""
+        for _ in range(1 + (self._asked is None)):
+            asked, before = self.setup.ask([self.setup.task.train[i] for i in next(self._batches)]), self._asked
+            self._asked = asked
+        assert before is not None
+        self._set_rate(lr)
+        return self.setup.optimizer.tell(before)
+
+    def _set_rate(self, lr: float) -> None:
+        for group in self.setup.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+
+    def _set_radius(self) -> None:
+        """Set the smoothing radius by its schedule."""
+        if self.setup.settings.eps_schedule == "cosine":
+            factor = max(LEAST_RADIUS, schedule("cosine", self._done(), 0.0))
+            for group, radius in zip(self.setup.optimizer.param_groups, self._radii, strict=True):
+                group["eps"] = radius * factor
 
     def _note_seconds(self, journal: Writer) -> None:
         """Note the training time every NOTE_SECONDS, and save the weights every SNAPSHOT_SECONDS, to shorten a replay."""
@@ -159,16 +193,19 @@ class Loop:
         divergence.
         """
         setup, state = self.setup, self.state
-        answers = evaluation.answers(setup.scorer, setup.task.dev, setup.rows)
+        answers, on_reward = setup.dev_answers(), isinstance(setup.objective, RewardObjective)
         row["dev_loss"] = state.dev = answers.loss
+        if on_reward:
+            row["dev_reward"] = state.dev = -answers.loss
         if setup.dev_metric is not None:
             row["dev_value"] = state.dev = evaluation.score(setup.dev_metric, setup.scorer, setup.task.dev, answers)
         is_of_loss = setup.settings.objective == LOSS
-        if self.probing and setup.optimizer.method.perturbs and is_of_loss and setup.optimizer.steps >= state.next_probe:
+        probes = self.probing and setup.optimizer.method.perturbs and is_of_loss and not on_reward
+        if probes and setup.optimizer.steps >= state.next_probe:
             self._probe(row)
             state.next_probe = setup.optimizer.steps + STEPS_BETWEEN_PROBES
         self._log(row)
-        diverged = answers.loss > DIVERGENCE_FACTOR * state.lowest_loss + 0.1
+        diverged = answers.loss > DIVERGENCE_FACTOR * state.lowest_loss + 0.1 and not on_reward
         if diverged and self._back_off(f"the dev loss is {answers.loss:.3g}"):
             return
         why = unsound(setup.model)
@@ -198,6 +235,7 @@ class Loop:
         row["noise_scale"] = noise.examples
 
     def _back_off(self, why: str) -> bool:
+        self._asked = None  # its answers are of the weights that are left
         return self.checkpoints.back_off(self.state, why, self.sinks.say)
 
     def _log(self, row: Row) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from zerograd.errors import RewardFailed
 from zerograd.journal import Writer
 from zerograd.machine import memory
 from zerograd.machine.files import locked_folder
@@ -16,10 +17,12 @@ from zerograd.tune.baseline import Baseline, baseline
 from zerograd.tune.folder import BASELINE, METRICS, clear, require_free
 from zerograd.tune.hidden_states import cached_hidden_states
 from zerograd.tune.loop import Loop
+from zerograd.tune.off_task import OffTask
 from zerograd.tune.progress import Listener, ignore_progress
 from zerograd.tune.record import create_journal
 from zerograd.tune.results import Result
 from zerograd.tune.resume import resume as resume_run
+from zerograd.tune.reward_results import on_rewards
 from zerograd.tune.settings import AUTO, TuneSettings
 from zerograd.tune.setup import Setup, set_up
 from zerograd.tune.sinks import Sinks
@@ -53,22 +56,26 @@ def run(setup: Setup, listen: Listener = ignore_progress, say: Callable[[str], N
         setup.warm_up(listen)
         judge = Judge(setup.scorer, setup.task.test, setup.metric)
         before = baseline(setup, judge, listen)
+        apart = OffTask(setup.scorer, setup.settings.off_task) if setup.settings.reward and setup.settings.off_task else None
         memory.reset_peak()
         with cached_hidden_states(setup):
             if setup.settings.lr == AUTO and not setup.resumes:
                 setup.lr = lr_finder.lr_range_test(setup, listen)
                 say(f"the learning rate is {setup.lr:.3g}, by a range test")
-            return _recorded(setup, judge, before, trackers, Sinks(listen, say, metrics=setup.folder / METRICS))
+            sinks = Sinks(listen, say, metrics=setup.folder / METRICS)
+            return _recorded(setup, judge, before, apart, trackers, sinks)
 
 
-def _recorded(setup: Setup, judge: Judge, before: Baseline, trackers: Sequence[Tracker], sinks: Sinks) -> Result:
+def _recorded(
+    setup: Setup, judge: Judge, before: Baseline, apart: OffTask | None, trackers: Sequence[Tracker], sinks: Sinks
+) -> Result:
     """Train and evaluate with journal and trackers. If nothing interrupted the run, remove the files that only resuming
     needs.
     """
     state, journal = _begin(setup, sinks)
     with _recording(setup, journal), _tracking(setup, trackers, sinks) as result:
         loop = Loop(setup, state, journal, sinks)
-        result |= _train_and_judge(setup, judge, before, loop, sinks)
+        result |= _train_and_judge(setup, judge, before, apart, loop, sinks)
         if journal is not None:
             journal.sync()
     loop.checkpoints.remove()
@@ -97,6 +104,8 @@ def _recording(setup: Setup, journal: Writer | None) -> Iterator[None]:
         setup.optimizer.record = journal.add
     try:
         yield
+    except RewardFailed as error:
+        raise RewardFailed(f"{error}; the journal has the steps before: continue with --resume {setup.folder}") from error
     except OSError as error:
         problem = f"run {setup.folder} stopped after step {setup.optimizer.steps}: {error}"
         again = f"method {setup.settings.method} has no journal to resume from: fix the problem and start again"
@@ -123,7 +132,7 @@ def _tracking(setup: Setup, trackers: Sequence[Tracker], sinks: Sinks) -> Iterat
             tracker.end(result)
 
 
-def _train_and_judge(setup: Setup, judge: Judge, baseline: Baseline, loop: Loop, sinks: Sinks) -> Result:
+def _train_and_judge(setup: Setup, judge: Judge, baseline: Baseline, apart: OffTask | None, loop: Loop, sinks: Sinks) -> Result:
     """Train, save the model, evaluate it, and write the files of a finished run."""
     state = loop.run()
     training_peak = memory.peak_bytes()
@@ -134,6 +143,8 @@ def _train_and_judge(setup: Setup, judge: Judge, baseline: Baseline, loop: Loop,
         message = f"interrupted after training; the tuned model is {setup.folder}/model, not evaluated"
         raise KeyboardInterrupt(message) from None
     result = results.summary(setup, state) | judge_run(judge, setup.scorer, baseline.before, after, baseline.fit, baseline.shots)
+    if setup.settings.reward:
+        result |= on_rewards(setup, baseline.before, after, state) | (apart.after(setup.scorer) if apart else {})
     result |= {
         "seconds": state.seconds,
         "seconds_per_step": state.seconds / max(1, setup.optimizer.steps),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from zerograd.machine import yaml_files
-from zerograd.optim import METHODS, method_of, options_of
+from zerograd.optim import METHODS, Method, method_of, options_of
 from zerograd.settings.fields import check_fields, from_mapping, require_at_least, setting
 from zerograd.spaces import PRECISIONS
 from zerograd.text.metrics import METRICS
@@ -80,6 +80,19 @@ class TuneSettings(TaskSettings):
     """
 
     objective: str = setting("loss", f"what is optimised: loss, {', '.join(METRICS)}, or module:function, file.py:function")
+    reward: tuple[str, ...] = setting(
+        (),
+        "in place of an objective, reward functions with TRL's signature: brief, json, contains, exact, sentiment (with their own "
+        "prompts), names-topic, file.py:function, module:function, or a sequence-classification model; --data has a column prompt",
+    )
+    reward_weights: str = setting("", "weights of the rewards, such as 1,0.5; all 1 by default")
+    temperature: float = setting(0.0, "of the answers that rewards score: 0 for the likeliest token, above it samples")
+    top_k: int = setting(0, "sample among the k likeliest tokens; 0 for all")
+    top_p: float = setting(1.0, "sample among the likeliest tokens that together have this probability")
+    lag: int = setting(0, "1 to await rewards while the next answers are made, on weights one step older")
+    off_task: int = setting(
+        160, "rows of sentiment-movies on which a run on rewards is also judged, and its KL to the base; 0 for none"
+    )
     mix: float = setting(1.0, "weight of the metric in the objective; the rest is the loss")
     method: str = setting("per-example", "the method, which draws directions and turns scores into updates", tuple(METHODS))
     scheme: str = setting("qk", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
@@ -97,6 +110,7 @@ class TuneSettings(TaskSettings):
         f"{scales_in_words()}",
     )
     eps: float | None = setting(None, f"smoothing radius, relative to each tensor's rms; by default {EPS}, {scales_in_words()}")
+    eps_schedule: str = setting("constant", "the course of the smoothing radius over the run", ("constant", "cosine"))
     schedule: str = setting("linear", "the course of the learning rate over the run", SCHEDULES)
     weight_decay: float = setting(0.0, "decoupled weight decay")
     method_options: tuple[str, ...] = setting((), "the method's own settings as NAME=VALUE, such as rank=2 distribution=gaussian")
@@ -121,6 +135,12 @@ class TuneSettings(TaskSettings):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}; it must be above 0")
+        for name in ("temperature", "top_k", "off_task"):
+            require_at_least(name, getattr(self, name), 0)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.lag not in (0, 1):
+            raise ValueError(f"lag is {self.lag}; it must be 0 or 1")
         if self.mix > 1:
             raise ValueError(f"mix is {self.mix}; it is a share, at most 1")
         if not self.minutes and not self.steps and not self.evaluations:
@@ -138,6 +158,16 @@ class TuneSettings(TaskSettings):
         eps = default_eps(self.method, self.scheme) if self.eps is None else self.eps
         return dataclasses.replace(self, lr=lr, eps=eps)
 
+    def weights_of_rewards(self) -> list[float]:
+        """The rewards' weights. Raises ValueError for a text that is no number."""
+        found = []
+        for text in self.reward_weights.split(",") if self.reward_weights else []:
+            try:
+                found.append(float(text))
+            except ValueError:
+                raise ValueError(f"reward_weights is {self.reward_weights!r}; give numbers with commas, such as 1,0.5") from None
+        return found
+
     def own_options(self) -> dict[str, Any]:
         """The method's own settings, from method_options. Raises ValueError for an unknown name, or a wrong value."""
         known, options = options_of(self.method), {}
@@ -148,6 +178,29 @@ class TuneSettings(TaskSettings):
                 raise ValueError(problem + ", each given as NAME=VALUE" * (not sign))
             options[name] = _value(given, text, known[name])
         return options
+
+    def _require_reward(self, method: Method) -> None:
+        """Raises ValueError for settings that a run on rewards cannot have, or that only such a run uses."""
+        if not self.reward:
+            for name in ("reward_weights", "temperature", "top_k", "top_p", "lag", "off_task"):
+                value = getattr(self, name)
+                if value != self.__dataclass_fields__[name].default:
+                    raise ValueError(f"{name} is {value!r}, which only a run with --reward uses; leave it out")
+            return
+        self.weights_of_rewards()
+        given = " ".join(self.reward)
+        for name in ("task", "text", "label", "template", "options", "shots", "metric"):
+            value = getattr(self, name)
+            if value and (name, value) != ("task", DEFAULT_TASK):
+                raise ValueError(f"reward is {given}, and {name} is {value!r}, which is for tasks with right answers; leave it out")
+        if self.objective != "loss":
+            raise ValueError(f"reward is {given}, and objective is {self.objective}; give one of them")
+        if method.takes_backward or not method.perturbs:
+            raise ValueError(f"reward is {given}, which has no gradient, and method {self.method} differentiates; use evolution")
+        if not self.temperature and (self.top_k or self.top_p != 1):
+            raise ValueError(
+                f"top_k is {self.top_k} and top_p {self.top_p}, and at temperature 0 nothing is sampled; leave them out"
+            )
 
     def _require_use(self) -> None:
         """Raises ValueError for a setting that the run would not use."""
@@ -183,9 +236,12 @@ class TuneSettings(TaskSettings):
         method = method_of(self.method)
         if self.eps is not None and not method.perturbs:
             raise ValueError(f"eps is {self.eps}, and method {self.method} perturbs nothing; leave it out")
+        if self.eps_schedule != "constant" and not method.perturbs:
+            raise ValueError(f"eps_schedule is {self.eps_schedule}, and method {self.method} perturbs nothing; leave it out")
         if self.objective != "loss" and (method.takes_backward or not method.perturbs):
             problem = f"objective is {self.objective}, which has no gradient, and method {self.method} differentiates"
             raise ValueError(f"{problem}; use a method of evaluations alone, such as mezo")
+        self._require_reward(method)
         if self.patience and not self.evals:
             raise ValueError(f"patience is {self.patience}, and there are no evals to wait for; give evals")
 

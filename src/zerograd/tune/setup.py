@@ -12,19 +12,24 @@ from typing import Any
 from zerograd.journal import identity
 from zerograd.machine import environment, memory, workers
 from zerograd.optim import METHODS, method_of
-from zerograd.optim.base import ZerothOrder
+from zerograd.optim.base import Asked, ZerothOrder
 from zerograd.quantised import Gain
 from zerograd.quantised.models import base_of, weight_bytes
 from zerograd.quantised.write import require_writable
 from zerograd.queries import Query
+from zerograd.rewards import Prompt, RewardObjective
+from zerograd.rewards.evaluator import Answers as RewardAnswers
+from zerograd.rewards.task import prompts_of, rewards_of
 from zerograd.spaces.collect import named_parameters
 from zerograd.text import evaluation
 from zerograd.text.data.tasks import Example, Task
 from zerograd.text.evaluation import Answers
+from zerograd.text.generation import Generator
 from zerograd.text.judge import metric_of
 from zerograd.text.metrics import Metric
 from zerograd.text.models import loading, schemes
 from zerograd.text.objectives import LOSS, Objective, objective
+from zerograd.text.sampling import Noise, Sampling
 from zerograd.text.scoring import Batch, Scorer
 from zerograd.tune.base_model import base_model, precision_of
 from zerograd.tune.data_summary import data_summary
@@ -33,6 +38,9 @@ from zerograd.tune.folder import existing_parent, require_disk, require_free
 from zerograd.tune.progress import Listener, Progress, ignore_progress
 from zerograd.tune.settings import TuneSettings
 from zerograd.tune.task import task_of
+
+EVALUATION_STEP = 2**32 - 1
+"""The step that names the noise of sampled answers in evaluations; training does not reach it."""
 
 
 @dataclass
@@ -50,7 +58,7 @@ class Setup:
     metric: Metric | None
     scorer: Scorer
     identity: str
-    objective: Objective
+    objective: Objective | RewardObjective
     optimizer: ZerothOrder
     lr: float
     resumes: bool = False
@@ -94,7 +102,7 @@ class Setup:
     @property
     def dev_metric(self) -> Metric | None:
         """The metric on the dev split during training; None if it needs generated answers."""
-        return None if self.task.spec.kind == "answer" else self.metric
+        return None if self.task.spec.kind in ("answer", "open") else self.metric
 
     @property
     def refuses_steps(self) -> bool:
@@ -104,11 +112,20 @@ class Setup:
     def warm_up(self, listen: Listener = ignore_progress) -> None:
         """Run the self-check on the loss, and compile everything that the first step needs."""
         listen(Progress("self-check", 0.0))
+        if isinstance(self.objective, RewardObjective):
+            self.optimizer.attach(self.objective, self.prompts(self.task.train[: self.settings.batch_size]))
+            return
         first = self.batch(self.task.train[: self.settings.batch_size])
         self.optimizer.attach(self.scorer.losses, first, micro_batch=self.micro_batch(first))
 
+    def ask(self, examples: Sequence[Example]) -> Asked:
+        """Begin a step of a run on rewards: the answers are made, and their rewards are awaited when it is told."""
+        return self.optimizer.ask(self.objective, self.prompts(examples), micro_batch="auto")
+
     def step(self, examples: Sequence[Example]) -> float:
         """Take one step on some examples. Returns its mean loss."""
+        if isinstance(self.objective, RewardObjective):
+            return self.optimizer.tell(self.ask(examples))
         if self.objective.by_closure:
             return float(self.optimizer.step(self.objective.closure(examples)))
         if self.optimizer.method.wants_short_first:
@@ -116,18 +133,32 @@ class Setup:
         batch = self.batch(examples)
         return float(self.optimizer.step(self.objective, batch, micro_batch=self.micro_batch(batch)))
 
+    def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
+        """Examples as prompts of a run on rewards."""
+        return prompts_of(self.scorer, examples, self.settings.new_tokens)
+
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Examples as a batch for a step, with the layers below the first trained one already run."""
         return self.scorer.run_prefix(self.scorer.batch(examples, for_training=True))
 
     def micro_batch(self, batch: Batch) -> int:
         """Examples of a forward pass; all of the batch if the objective needs the whole batch."""
-        if self.objective.whole_batch:
+        if not isinstance(self.objective, RewardObjective) and self.objective.whole_batch:
             return len(batch.labels)
         return self.scorer.examples_per_pass(batch.ids.shape[1], self.branches)
 
+    def dev_answers(self) -> Answers:
+        """The answers to the dev rows; free ones are not generated, unless a reward scores them."""
+        if isinstance(self.objective, RewardObjective):
+            return self.answers(self.task.dev, "dev")
+        return evaluation.answers(self.scorer, self.task.dev, self.rows)
+
     def answers(self, examples: Sequence[Example], phase: str, listen: Listener = ignore_progress) -> Answers:
         """The model's answers now. phase: the name of the evaluation in the progress."""
+        if isinstance(self.objective, RewardObjective):
+            noise = Noise(self.settings.seed, EVALUATION_STEP) if self.settings.temperature else None
+            made = self.objective.plain(self.prompts(examples), noise, lambda done: listen(Progress(phase, done)))
+            return as_answers(made, self.objective.rewards.names)
         new_tokens = self.settings.new_tokens if self.metric is not None else 0
         return evaluation.answers(self.scorer, examples, self.rows, new_tokens, lambda done: listen(Progress(phase, done)))
 
@@ -161,10 +192,12 @@ def set_up(
     metric = metric_of(settings.metric or ("" if settings.objective == LOSS else settings.objective), task.spec)
     listen(Progress("loading the model", 0.0))
     scorer = _scorer(settings, task, say)
+    if settings.reward:
+        prompts_of(scorer, (*task.train, *task.dev, *task.test), settings.new_tokens)  # refuses one that is too long
     for example in (*task.dev, *task.test):  # `data_summary` takes those of the training rows
         scorer.length(example)  # refuses a row before anything is evaluated or written
     base = identity(scorer.model)  # before an optimiser touches the weights
-    goal = _objective(settings, scorer)
+    goal = reward_objective(settings, scorer) if settings.reward else _objective(settings, scorer)
     lr = settings.lr if isinstance(settings.lr, float | int) else default_lr(settings.method, settings.scheme)
     optimizer = _optimizer(settings, scorer.model, lr, not resume if self_check is None else self_check)
     setup = Setup(settings, task, folder, metric, scorer, base, goal, optimizer, lr, resume, started)
@@ -182,11 +215,29 @@ def _scorer(settings: TuneSettings, task: Task, say: Callable[[str], None]) -> S
         require_writable(loaded.model, settings.gguf_type)
     if loaded.fresh:
         say(f"the model's head for {len(task.options)} labels is new and is trained with the rest")
+    if task.spec.open and loaded.head not in ("causal", "seq2seq"):
+        raise ValueError(f"reward needs a model that writes answers, and this one's head is {loaded.head}; choose another model")
     scorer = Scorer(loaded.model, loaded.tokenizer, task, loaded.head, settings.max_tokens)
+    if task.spec.open:
+        return scorer
     scorer.choose_head_path(task.train[:2])
     if settings.scheme not in schemes.ADAPTERS:
         scorer.share_prefix(task.train[:2])
     return scorer
+
+
+def reward_objective(settings: TuneSettings, scorer: Scorer, state: Callable[[], Any] = lambda: None) -> RewardObjective:
+    """The objective of a run on rewards. state: gives what functions take as `trainer_state`."""
+    rewards = rewards_of(settings.reward, settings.weights_of_rewards())
+    sampling = Sampling(settings.new_tokens, settings.temperature, settings.top_k, settings.top_p)
+    return RewardObjective(Generator.of(scorer), scorer.tokenizer, rewards, sampling, state, in_background=settings.lag > 0)
+
+
+def as_answers(made: RewardAnswers, names: Sequence[str]) -> Answers:
+    """Plain answers with their rewards, one a row, as evaluations have them."""
+    values = {name: column.tolist() for name, column in zip(names, made.values[:, 0].T, strict=True)}
+    losses = (-made.totals[:, 0]).nan_to_num(0.0).tolist()
+    return Answers([texts[0] for texts in made.texts], losses, [], values, [len(ids[0]) for ids in made.ids])
 
 
 def _objective(settings: TuneSettings, scorer: Scorer) -> Objective:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from zerograd.rewards.task import task_of_rewards
 from zerograd.text.data import columns, order, splits, tasks
 from zerograd.text.data.sources import Source
 from zerograd.text.data.tasks import Example, Task
-from zerograd.tune.settings import TaskSettings
+from zerograd.tune.settings import TaskSettings, TuneSettings
 
 DEMONSTRATIONS_EPOCH = 2**32 - 1
 """The epoch whose order chooses demonstrations; training does not reach it."""
@@ -17,6 +18,8 @@ DEMONSTRATIONS_EPOCH = 2**32 - 1
 def task_of(settings: TaskSettings) -> Task:
     """The task that settings describe, with its rows. Raises ValueError or FileNotFoundError."""
     sources = sources_of(settings)
+    if isinstance(settings, TuneSettings) and settings.reward:
+        return task_of_rewards(settings.reward, sources, settings.chat, settings.dev, settings.test)
     if settings.task:
         spec = tasks.spec(settings.task)
     else:

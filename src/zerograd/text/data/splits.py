@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -44,6 +44,14 @@ def with_rows(given: TaskSpec, training: Sequence[Source] = (), dev: str = "", t
     for split, name in (("dev", dev), ("test", test)):
         if name:
             splits[split] = task.read(sources.split(name, split, given.splits, notes), f"{split} {name}")
+    splits = _with_ids_of_their_own(splits, notes)
+    return Task(given, *_split(task, splits, notes), notes)
+
+
+def of_rows(given: TaskSpec, rows: Mapping[str, Sequence[Row]]) -> Task:
+    """A task with rows that are at hand, by split; a split without any is cut from the training rows. Raises ValueError."""
+    task, notes = Task(given), [given.note.strip()] if given.note else []
+    splits = {split: task.read(rows.get(split, ()), f"{given.name}, {split}") for split in ("train", "dev", "test")}
     splits = _with_ids_of_their_own(splits, notes)
     return Task(given, *_split(task, splits, notes), notes)
 

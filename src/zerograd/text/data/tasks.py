@@ -73,6 +73,8 @@ class TaskSpec:
     prompt, the column of a conversation whose last message is the answer. chat: put the prompt into the model's chat
     template as a user's turn.
 
+    open: no answer is right; a reward scores what the model says. The last of the messages is then no answer.
+
     options: the possible continuations of the prompt, as templates; or {each: an expression of a list, option: a
     template with `{{ each }}`}. label: an expression of the right option's text, its index, or its value in `labels`;
     or of a list of these. labels: the label column's values, in the order of the options. answer: instead of options,
@@ -89,6 +91,7 @@ class TaskSpec:
     prompt: str = ""
     messages: str = ""
     chat: bool = False
+    open: bool = False
     options: tuple[str, ...] | Mapping[str, str] = ()
     label: str = ""
     labels: tuple[Any, ...] = ()
@@ -108,7 +111,9 @@ class TaskSpec:
         check_fields(self, f"task {self.name}: ")
         if bool(self.prompt) == bool(self.messages):
             raise ValueError(f"task {self.name}: give either a prompt or messages")
-        if not self.messages and bool(self.options) == bool(self.answer):
+        if self.open and (self.options or self.answer):
+            raise ValueError(f"task {self.name} is open, and has options or an answer; leave them out")
+        if not self.messages and not self.open and bool(self.options) == bool(self.answer):
             raise ValueError(f"task {self.name}: give either options or an answer")
         if isinstance(self.options, Mapping) and set(self.options) != {"each", "option"}:
             raise ValueError(f"task {self.name}: options of a list must have the fields each and option")
@@ -127,7 +132,11 @@ class TaskSpec:
 
     @cached_property
     def kind(self) -> str:
-        """ "options": the same options for every row; "choices": each row has its own; "answer": a free text."""
+        """ "options": the same options for every row; "choices": each row has its own; "answer": a free text; "open": a free
+        text, and none is right.
+        """
+        if self.open:
+            return "open"
         if not self.options:
             return "answer"
         return "options" if self.common else "choices"
@@ -225,7 +234,7 @@ class Task:
     def _example(self, row: Row, labelled: bool) -> Example:
         blank = Example("", row)
         if self.spec.messages:
-            answers = self._conversation(row, labelled)
+            answers = self._conversation(row, labelled and not self.spec.open)
         else:
             self.prompt(blank)  # raises for a column that is missing
             missing = [name for name in sorted(self._prompt.printed_columns(row)) if is_empty(row[name])]
