@@ -7,18 +7,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zerograd import errors, noise, optim, quantised, tune
+    from zerograd import errors, noise, optim, quantised, rewards, tune
+    from zerograd.integrations.rewards import ESConfig, ESTrainer
     from zerograd.integrations.transformers import ZerothOrderConfig, ZerothOrderMixin
     from zerograd.runs.replayed import load
 
 from zerograd.version import __version__
 
-__all__ = ["ZerothOrderConfig", "ZerothOrderMixin", "__version__", "errors", "load", "noise", "optim", "quantised", "tune"]
+__all__ = [
+    "ESConfig",
+    "ESTrainer",
+    "ZerothOrderConfig",
+    "ZerothOrderMixin",
+    "__version__",
+    "errors",
+    "load",
+    "noise",
+    "optim",
+    "quantised",
+    "rewards",
+    "tune",
+]
 
-_PACKAGES = ("errors", "noise", "optim", "quantised", "tune")
+_PACKAGES = ("errors", "noise", "optim", "quantised", "rewards", "tune")
 
 _OBJECTS = {
     "load": "zerograd.runs.replayed",
+    "ESConfig": "zerograd.integrations.rewards",
+    "ESTrainer": "zerograd.integrations.rewards",
     "ZerothOrderConfig": "zerograd.integrations.transformers",
     "ZerothOrderMixin": "zerograd.integrations.transformers",
 }

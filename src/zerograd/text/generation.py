@@ -27,6 +27,10 @@ ENDED = 0.25
 """The share of a batch's answers that have ended at which they are dropped from the batch and its cache."""
 
 
+NO_TOKEN = 2**31 - 1
+"""In place of an end token where there is none: `generate` would take None for the one of the model's own settings."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Prompts whose answers are made together.
@@ -195,9 +199,10 @@ class Generator:
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         defaults = self.model.generation_config
+        ends, begin = list(self.ends) or [NO_TOKEN], defaults.decoder_start_token_id
         settings = GenerationConfig(
-            max_new_tokens=new_tokens, do_sample=False, num_beams=1, eos_token_id=list(self.ends) or None, pad_token_id=self.pad,
-            return_dict_in_generate=True, decoder_start_token_id=defaults.decoder_start_token_id,
+            max_new_tokens=new_tokens, do_sample=False, num_beams=1, eos_token_id=ends, pad_token_id=self.pad,
+            return_dict_in_generate=True, decoder_start_token_id=begin,
         )  # fmt: skip
         return self.model.generate(
             input_ids=ids,

@@ -193,7 +193,7 @@ class Loop:
         divergence.
         """
         setup, state = self.setup, self.state
-        answers, on_reward = setup.dev_answers(), isinstance(setup.objective, RewardObjective)
+        answers, on_reward = setup.dev_answers(), setup.task.spec.open
         row["dev_loss"] = state.dev = answers.loss
         if on_reward:
             row["dev_reward"] = state.dev = -answers.loss

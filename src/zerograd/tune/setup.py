@@ -19,6 +19,7 @@ from zerograd.quantised.write import require_writable
 from zerograd.queries import Query
 from zerograd.rewards import Prompt, RewardObjective
 from zerograd.rewards.evaluator import Answers as RewardAnswers
+from zerograd.rewards.metrics import answered, of_metric
 from zerograd.rewards.task import prompts_of, rewards_of
 from zerograd.spaces.collect import named_parameters
 from zerograd.text import evaluation
@@ -28,7 +29,7 @@ from zerograd.text.generation import Generator
 from zerograd.text.judge import metric_of
 from zerograd.text.metrics import Metric
 from zerograd.text.models import loading, schemes
-from zerograd.text.objectives import LOSS, Objective, objective
+from zerograd.text.objectives import LOSS, GeneratedObjective, Objective, objective
 from zerograd.text.sampling import Noise, Sampling
 from zerograd.text.scoring import Batch, Scorer
 from zerograd.tune.base_model import base_model, precision_of
@@ -112,7 +113,7 @@ class Setup:
     def warm_up(self, listen: Listener = ignore_progress) -> None:
         """Run the self-check on the loss, and compile everything that the first step needs."""
         listen(Progress("self-check", 0.0))
-        if isinstance(self.objective, RewardObjective):
+        if self.task.spec.open:
             self.optimizer.attach(self.objective, self.prompts(self.task.train[: self.settings.batch_size]))
             return
         first = self.batch(self.task.train[: self.settings.batch_size])
@@ -134,7 +135,9 @@ class Setup:
         return float(self.optimizer.step(self.objective, batch, micro_batch=self.micro_batch(batch)))
 
     def prompts(self, examples: Sequence[Example]) -> list[Prompt]:
-        """Examples as prompts of a run on rewards."""
+        """Examples as prompts of a run on rewards, or on a metric of each row's answer."""
+        if not self.task.spec.open:
+            return answered(self.scorer, examples, self.settings.new_tokens)
         return prompts_of(self.scorer, examples, self.settings.new_tokens)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
@@ -149,13 +152,13 @@ class Setup:
 
     def dev_answers(self) -> Answers:
         """The answers to the dev rows; free ones are not generated, unless a reward scores them."""
-        if isinstance(self.objective, RewardObjective):
+        if self.task.spec.open:
             return self.answers(self.task.dev, "dev")
         return evaluation.answers(self.scorer, self.task.dev, self.rows)
 
     def answers(self, examples: Sequence[Example], phase: str, listen: Listener = ignore_progress) -> Answers:
         """The model's answers now. phase: the name of the evaluation in the progress."""
-        if isinstance(self.objective, RewardObjective):
+        if isinstance(self.objective, RewardObjective) and self.task.spec.open:
             noise = Noise(self.settings.seed, EVALUATION_STEP) if self.settings.temperature else None
             made = self.objective.plain(self.prompts(examples), noise, lambda done: listen(Progress(phase, done)))
             return as_answers(made, self.objective.rewards.names)
@@ -240,9 +243,11 @@ def as_answers(made: RewardAnswers, names: Sequence[str]) -> Answers:
     return Answers([texts[0] for texts in made.texts], losses, [], values, [len(ids[0]) for ids in made.ids])
 
 
-def _objective(settings: TuneSettings, scorer: Scorer) -> Objective:
+def _objective(settings: TuneSettings, scorer: Scorer) -> Objective | RewardObjective:
     """The objective of the run. Raises ValueError if the method cannot score it."""
     chosen = objective(settings.objective, scorer, settings.mix, settings.new_tokens)
+    if isinstance(chosen, GeneratedObjective) and chosen.metric.by_row is not None:
+        return of_metric(scorer, chosen.metric, settings.new_tokens, settings.mix)
     per_example = method_of(settings.method).per_example
     if per_example and chosen.by_closure:
         problem = f"objective {settings.objective} scores generated answers, one branch at a time"
