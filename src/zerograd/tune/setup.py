@@ -44,6 +44,12 @@ EVALUATION_STEP = 2**32 - 1
 """The step that names the noise of sampled answers in evaluations; training does not reach it."""
 
 
+ADAPTER_RATE, ADAPTER_RADIUS = 0.1, 0.2
+"""Of an adapter that is trained beside gains, as multiples of those that it has alone: a direction perturbs both, and what the
+adapter adds to the losses is noise to the gains (docs/quantised.md).
+"""
+
+
 @dataclass
 class Setup:
     """The parts of a run, made by `set_up`.
@@ -276,14 +282,19 @@ def _optimizer(settings: TuneSettings, model: Any, lr: float, self_check: bool) 
 
 
 def _two_groups(settings: TuneSettings, model: Any, lr: float) -> list[dict[str, Any]]:
-    """The adapter's tensors, and the gains, with the rate and the radius of the scheme `scales` as multiples of the adapter's."""
+    """The adapter's tensors, with a share of their own rate and radius, and the gains with those of the scheme `scales`."""
     named = [(name, p, owner) for name, p, owner in named_parameters(model) if p.requires_grad]
     gains = [one for one in named if isinstance(one[1], Gain)]
     factor = default_lr(settings.method, "scales") / default_lr(settings.method, "lora")
     group: dict[str, Any] = {"params": gains, "lr": lr * factor, "lr_factor": factor}
+    rest: dict[str, Any] = {
+        "params": [one for one in named if not isinstance(one[1], Gain)],
+        "lr": lr * ADAPTER_RATE,
+        "lr_factor": ADAPTER_RATE,
+    }
     if settings.eps is not None:
-        group["eps"] = settings.eps * scheme_scale("scales")
-    return [{"params": [one for one in named if not isinstance(one[1], Gain)]}, group]
+        group["eps"], rest["eps"] = settings.eps * scheme_scale("scales"), settings.eps * ADAPTER_RADIUS
+    return [rest, group]
 
 
 def _file_bytes(model: Any) -> int:
