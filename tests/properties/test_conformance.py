@@ -137,9 +137,16 @@ OTHERS: dict[str, Any] = {
     "share": 0.3,
     "clip": 1e-3,
     "times": 1e-3,
+    "anchor": 0.5,
     "sensitivity": {name: torch.randn(p.shape, generator=torch.Generator().manual_seed(5)) for name, p in Net().named_parameters()},
 }
-FLIPPED = {"distribution": ("rademacher", "gaussian"), "standardised": (False, True), "sides": (1, 2)}
+FLIPPED = {
+    "distribution": ("rademacher", "gaussian"),
+    "standardised": (False, True),
+    "sides": (1, 2),
+    "shared": (False, True),
+    "shaping": ("ranks", "plain"),
+}
 CHECKS = ("params", "self_check")
 """What has no effect on a run that is sound."""
 

@@ -204,6 +204,24 @@ def test_what_is_refused_is_one_line(case: str, folder: Any, capsys: Any) -> Non
     assert not (folder / "run" / "result.json").exists()
 
 
+@pytest.mark.parametrize("more", [(), ("--mix", "0.5"), ("--method", "mezo")])
+def test_a_metric_of_a_row_s_answer_takes_any_method(more: tuple[str, ...], folder: Any, capsys: Any) -> None:
+    """token-f1 of generated answers, alone and mixed with the loss, by directions of each example's own and by shared ones."""
+    rows = [{"prompt": f"say {i}:", "completion": f"{i % 3} a b"} for i in range(30)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--objective", "token-f1", "--eps", "0.3", *more]
+    assert main(_without(command(folder, *flags), "--off-task")) == 0
+    result = result_of(capsys)
+    assert result["metric"] == "token-f1"
+    assert result["steps"] == 4
+    assert main(["replay", str(folder / "run"), "--out", str(folder / "again")]) == 0
+
+
+def _without(flags: list[str], name: str) -> list[str]:
+    at = flags.index(name)
+    return flags[:at] + flags[at + 2 :]
+
+
 def test_a_model_that_writes_nothing_is_refused(folder: Any, capsys: Any) -> None:
     from transformers import BertConfig, BertForMaskedLM
 
