@@ -24,6 +24,9 @@ AUTO = "auto"
 
 DEFAULT_TASK = "sentiment-movies"
 
+UNSET: Any = None
+"""The default of a setting whose value depends on others; it never outlives the construction."""
+
 SHAPED = ("grzo", "sparse-mezo", "static-mask", "hizoo")
 """Methods whose directions have a shape that the weights give."""
 
@@ -94,7 +97,11 @@ class TuneSettings(TaskSettings):
         160, "rows of sentiment-movies on which a run on rewards is also judged, and its KL to the base; 0 for none"
     )
     mix: float = setting(1.0, "weight of the metric in the objective; the rest is the loss")
-    method: str = setting("per-example", "the method, which draws directions and turns scores into updates", tuple(METHODS))
+    method: str = setting(
+        UNSET,
+        "the method, which draws directions and turns scores into updates; by default per-example, with --reward evolution",
+        tuple(METHODS),
+    )
     scheme: str = setting("qk", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
     layers: int = setting(0, "number of upper layers for the schemes upper, qk and scales; 0 for half")
     pattern: str = setting("", "a regular expression of parameter names, for the schemes pattern and scales")
@@ -103,7 +110,7 @@ class TuneSettings(TaskSettings):
     minutes: float = setting(5.0, "stop after this many minutes of training; 0 for no limit")
     steps: int = setting(0, "stop after this many steps; 0 for no limit")
     evaluations: int = setting(0, "stop after this many evaluations of the batch, counting every branch; 0 for no limit")
-    batch_size: int = setting(32, "examples per step")
+    batch_size: int = setting(UNSET, "examples per step; by default 32, with --reward 8 prompts")
     lr: float | Literal["auto"] | None = setting(
         None,
         "learning rate, or auto for a range test; by default the method's own, for methods without backward passes "
@@ -125,6 +132,9 @@ class TuneSettings(TaskSettings):
     out: str = setting("", "the run's folder; runs/TASK-METHOD-SEED when empty")
 
     def __post_init__(self) -> None:
+        for name, (usual, with_reward) in {"method": ("per-example", "evolution"), "batch_size": (32, 8)}.items():
+            if getattr(self, name) is UNSET:
+                object.__setattr__(self, name, with_reward if self.reward else usual)
         super().__post_init__()
         for name in ("batch_size", "lora_rank", "virtual_tokens"):
             require_at_least(name, getattr(self, name), 1)
