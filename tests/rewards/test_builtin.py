@@ -46,6 +46,12 @@ def test_words_and_answers_of_columns() -> None:
     assert 0 < exact.score("It is 12", {"answer": 12}) < 1
 
 
+def test_sentiment_is_vader_s() -> None:
+    pytest.importorskip("vaderSentiment")
+    score = BUILT_IN["sentiment"].score
+    assert score("I love it, wonderful!", {}) > 0.5 > -0.5 > score("It is horrible and sad.", {})
+
+
 def test_rewards_have_trl_s_signature() -> None:
     """Columns come as lists; conversations as lists of one message."""
     call = BUILT_IN["contains"].reward.call

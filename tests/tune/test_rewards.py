@@ -144,7 +144,7 @@ def test_lag_awaits_rewards_while_the_next_answers_are_made(folder: Any, capsys:
     assert main(command(folder, *reward(folder, "vowels,later"), "--lag", "1", "--keep", "last")) == 0
     assert result_of(capsys)["steps"] == 4
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["judged"] == 8
+    assert rows[-1]["judged"] == 16  # two directions of four prompts
     steps = read_journal(folder / "run" / "journal.zgj").steps
     assert [step.number for step in steps] == [0, 1, 2, 3]
     assert main(["replay", str(folder / "run"), "--out", str(folder / "again")]) == 0

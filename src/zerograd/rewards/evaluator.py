@@ -37,7 +37,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredAnswers:
     """Answers to prompts with what functions said of them: [prompt][answer].
 
     ids: tokens, the end token included. texts: without special tokens. totals: float32 (prompts, answers), NaN where all functions
@@ -74,7 +74,7 @@ class RewardObjective:
         in_background: bool = False,
     ) -> None:
         self.generator, self.tokenizer, self.rewards, self.sampling, self.state = generator, tokenizer, rewards, sampling, state
-        self.last: Answers | None = None
+        self.last: ScoredAnswers | None = None
         self.generations = self.generated_tokens = 0
         self._pool = ThreadPoolExecutor(1, "rewards") if in_background else None
 
@@ -95,12 +95,12 @@ class RewardObjective:
 
     def plain(
         self, prompts: Sequence[Prompt], noise: Noise | None = None, listen: Callable[[float], None] = lambda done: None
-    ) -> Answers:
+    ) -> ScoredAnswers:
         """The answers of the model as it is, scored."""
         ids = self.generator.answers([prompt.ids for prompt in prompts], self.sampling, noise, listen=listen)
         return self.scored(prompts, [[one] for one in ids])
 
-    def scored(self, prompts: Sequence[Prompt], ids: list[list[list[int]]]) -> Answers:
+    def scored(self, prompts: Sequence[Prompt], ids: list[list[list[int]]]) -> ScoredAnswers:
         """Answers with the functions' rewards. ids: [prompt][answer]. Raises RewardFailed as `Rewards.score`."""
         each = len(ids[0])
         rows = [prompt.row for prompt in prompts for _ in range(each)]
@@ -111,9 +111,9 @@ class RewardObjective:
         said = self.rewards.score(rows, completions, flat, self.state())
         values = said.values.view(len(prompts), each, -1)
         by_prompt = [texts[first : first + each] for first in range(0, len(texts), each)]
-        return Answers(ids, by_prompt, self.rewards.totals(values), values, said.extra, said.metrics)
+        return ScoredAnswers(ids, by_prompt, self.rewards.totals(values), values, said.extra, said.metrics)
 
-    def submit(self, work: Callable[[], Answers]) -> Callable[[], Answers]:
+    def submit(self, work: Callable[[], ScoredAnswers]) -> Callable[[], ScoredAnswers]:
         """Begin to score answers, beside other work where this is allowed. Returns how to wait for it."""
         if self._pool is None:
             done = work()
@@ -217,7 +217,7 @@ class RewardBatch:
         return found
 
 
-def in_numbers(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
+def in_numbers(answers: ScoredAnswers, names: Sequence[str]) -> dict[str, Any]:
     """A step's answers in numbers: each function's mean, tokens, and the share of prompts whose answers all score the same."""
     totals = answers.totals
     flat = (totals - totals.nanmean(1, keepdim=True)).abs().nan_to_num(0.0).amax(1) == 0

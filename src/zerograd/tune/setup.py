@@ -18,7 +18,7 @@ from zerograd.quantised.models import base_of, weight_bytes
 from zerograd.quantised.write import require_writable
 from zerograd.queries import Query
 from zerograd.rewards import Prompt, RewardObjective
-from zerograd.rewards.evaluator import Answers as RewardAnswers
+from zerograd.rewards.evaluator import ScoredAnswers
 from zerograd.rewards.metrics import answered, of_metric
 from zerograd.rewards.task import prompts_of, rewards_of
 from zerograd.spaces.collect import named_parameters
@@ -242,7 +242,7 @@ def reward_objective(settings: TuneSettings, scorer: Scorer, state: Callable[[],
     return RewardObjective(Generator.of(scorer), scorer.tokenizer, rewards, sampling, state, in_background=settings.lag > 0)
 
 
-def as_answers(made: RewardAnswers, names: Sequence[str]) -> Answers:
+def as_answers(made: ScoredAnswers, names: Sequence[str]) -> Answers:
     """Plain answers with their rewards, one a row, as evaluations have them."""
     values = {name: column.tolist() for name, column in zip(names, made.values[:, 0].T, strict=True)}
     losses = (-made.totals[:, 0]).nan_to_num(0.0).tolist()

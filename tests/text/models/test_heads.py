@@ -243,7 +243,7 @@ def greedy(scorer: Scorer, example: Example, count: int) -> str:
             else:
                 logits = scorer.model(torch.tensor([prompt]), decoder_input_ids=torch.tensor([ids])).logits[0, -1]
             ids.append(int(logits.argmax()))
-    return scorer.tokenizer.decode(ids, skip_special_tokens=True)
+    return scorer.tokenizer.decode(ids[len(ids) - count :], skip_special_tokens=True)  # without a decoder's start
 
 
 @pytest.mark.parametrize(
