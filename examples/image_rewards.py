@@ -1,7 +1,7 @@
 """An image classifier on what its mistakes cost: python examples/image_rewards.py [STEPS]
 
-The cost of the class that is chosen has no gradient: missing class 0 costs ten times as much as any other mistake, and always choosing
-it costs 0.75. The model is tiny and random; a real one takes the same lines, with 32 images and 4 directions each a step.
+The cost of the class that is chosen has no gradient: missing class 0 costs ten times as much as any other mistake, and always
+choosing it costs 0.75. The model is tiny and random; a real one takes the same lines, with 32 images and 4 directions each a step.
 """
 
 import sys

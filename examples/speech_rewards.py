@@ -1,8 +1,8 @@
 """A speech model on its word error rate: python examples/speech_rewards.py [STEPS]
 
-A loss that falls while the word error rate rises is a known complaint; here the rate itself is trained. The model is tiny and random,
-and "words" are tokens. With a real one, such as openai/whisper-tiny, give it log-mel features of recordings, decode to words, and
-take 16 recordings and 2 directions each a step; a step then costs 64 generations of the longest answer.
+A loss that falls while the word error rate rises is a known complaint; here the rate itself is trained. The model is tiny and
+random, and "words" are tokens. With a real one, such as openai/whisper-tiny, give it log-mel features of recordings, decode to
+words, and take 16 recordings and 2 directions each a step; a step then costs 64 generations of the longest answer.
 """
 
 import sys
