@@ -105,10 +105,13 @@ def json_is_right(text: str, row: Row) -> bool:
 
 def json_score(text: str, row: Row) -> float:
     bare = text.strip()
-    near = 0.25 * bare.startswith("{") + 0.25 * bare.endswith("}") + 0.25 * ('"answer"' in bare)
     inside = re.search(r"\{.*\}", text, re.DOTALL)
-    near += 0.25 * (inside is not None and json_is_right(inside[0], row))
-    return 0.5 * json_is_right(text, row) + 0.5 * near
+    near = (
+        *(sign in bare for sign in ("{", "}", '"answer"', '":')),  # anywhere: a first answer has none of them
+        *(bare.startswith("{"), bare.endswith("}")),
+        inside is not None and json_is_right(inside[0], row),
+    )
+    return 0.5 * json_is_right(text, row) + 0.5 * sum(near) / len(near)
 
 
 # Contains: the answer has the word, or all words, of the column `contains`
