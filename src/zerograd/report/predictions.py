@@ -117,11 +117,20 @@ def examples(predictions: Sequence[Row]) -> list[dict[str, Any]]:
     return columns
 
 
+FELL = 3
+"""Answers whose reward fell most that are shown."""
+
+
 def answers(predictions: Sequence[Row]) -> list[Row]:
-    """The rows whose loss fell most, of a task whose answers are free. Empty for other tasks."""
+    """The rows whose loss fell most, of a task whose answers are free; where none is right, also FELL whose reward fell most. Empty
+    for other tasks.
+    """
     if not predictions or "label" in predictions[0]:
         return []
-    return sorted(predictions, key=lambda row: row["loss_after"] - row["loss_before"])[:CARDS]
+    by_change = sorted(predictions, key=lambda row: row["loss_after"] - row["loss_before"])
+    if predictions[0]["reference"] or len(by_change) <= CARDS:
+        return by_change[:CARDS]
+    return by_change[: CARDS - FELL] + by_change[: -FELL - 1 : -1]
 
 
 def margins(predictions: Sequence[Row]) -> dict[str, Any] | None:

@@ -61,6 +61,7 @@ def write(path: Path, result: Row, history: Sequence[Row], rows: Sequence[Row]) 
         changes=predictions.changes(rows),
         examples=predictions.examples(rows),
         answers=predictions.answers(rows),
+        fell=predictions.FELL,
         margins=spread,
         margins_figure=spread and run_figures.margins(spread["before"], spread["after"]),
         calibration=run_figures.calibration(rows),
