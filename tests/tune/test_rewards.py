@@ -231,3 +231,22 @@ def test_a_model_that_writes_nothing_is_refused(folder: Any, capsys: Any) -> Non
     tokenizer(mask=True).save_pretrained(folder / "model")
     assert main(command(folder, *reward(folder, "vowels"))) == 2
     assert "reward needs a model that writes answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_shipped_run_names_built_in_rewards_alone(own: bool, folder: Any, capsys: Any) -> None:
+    """A file from elsewhere names no function to load: its rewards are left out, and are asked for in one line."""
+    rows = [{"prompt": f"say {i}", "topic": "a"} for i in range(40)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(command(folder, *(reward(folder, "vowels") if own else ["--reward", "names-topic"]), steps=2)) == 0
+    result = result_of(capsys)
+    assert main(["ship", str(folder / "run"), "--out", str(folder / "tuned.zg")]) == 0
+    capsys.readouterr()
+    flags = ["--base", str(folder / "model"), "--data", str(folder / "prompts.jsonl"), "--threads", "1", "--json"]
+    code = main(["eval", str(folder / "tuned.zg"), *flags])
+    if own:
+        assert code == 2
+        assert "there is no reward that scores them" in capsys.readouterr().err
+    else:
+        assert code == 0
+        assert result_of(capsys)["value"] == pytest.approx(result["value_after"], abs=1e-6)
