@@ -63,12 +63,15 @@ class Info:
 
 @dataclass(frozen=True)
 class Asked:
-    """A step that was asked: its number, what evaluates, what has no gradient of it, its directions, and how to get its scores."""
+    """A step that was asked: its number, what evaluates, what has no gradient of it, its directions, the first group's radius, and
+    how to get its scores.
+    """
 
     number: int
     evaluator: Evaluator
     evaluated: Evaluator
     directions: Directions
+    radius: float
     scores: Callable[[], Scores]
 
 
@@ -262,7 +265,7 @@ class ZerothOrder(torch.optim.Optimizer):
         plan = query.plan(evaluated.examples, directions)
         scores = begun(evaluated, plan, directions, self.radii)
         self._asked += 1
-        return Asked(number, evaluator, evaluated, directions, scores)
+        return Asked(number, evaluator, evaluated, directions, self.param_groups[0]["eps"], scores)
 
     def tell(self, asked: Asked) -> float:
         """The second half: from scores to the update. Returns the mean loss of the branches.
@@ -275,7 +278,7 @@ class ZerothOrder(torch.optim.Optimizer):
         evaluator, evaluated, directions, query = asked.evaluator, asked.evaluated, asked.directions, self.method.query
         scores = asked.scores()
         differences = query.finite_differences(scores)
-        coefficients = query.coefficients(differences, self.param_groups[0]["eps"])
+        coefficients = query.coefficients(differences, asked.radius)  # a schedule may have moved on since
         coefficients = query.refine(coefficients, functools.partial(self._score_along, evaluated, directions, coefficients))
         differentiated = self._gradients(evaluator)
         loss, gradients = differentiated or (query.loss(scores), None)

@@ -10,7 +10,7 @@ import torch
 from zerograd.directions import Source
 from zerograd.queries.estimates import central, leave_one_out
 from zerograd.queries.plan import Plan, example_pairs, example_populations, population, shared_pairs
-from zerograd.queries.query import Query, Scores
+from zerograd.queries.query import Query, Scores, require_members
 
 FITNESS_SHAPINGS = ("plain", "z-score", "ranks")
 """What scores are made into: nothing else, deviations from their prompt's mean over the deviation of all, or centred ranks."""
@@ -54,11 +54,7 @@ class Fitness(Query):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sides not in (1, 2):
-            raise ValueError(f"sides is {self.sides}; it must be 1 or 2")
-        if self.directions < 3 - self.sides:
-            needs = "one side needs at least 2" if self.sides == 1 else "it must be at least 1"
-            raise ValueError(f"directions is {self.directions}; {needs}")
+        require_members(self.directions, self.sides)
 
     def plan(self, examples: int, source: Source) -> Plan:
         if self.shared:

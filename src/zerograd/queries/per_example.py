@@ -9,7 +9,7 @@ import torch
 from zerograd.directions import Source
 from zerograd.queries.estimates import central, leave_one_out
 from zerograd.queries.plan import Plan, example_pairs, example_populations
-from zerograd.queries.query import Query, Scores
+from zerograd.queries.query import Query, Scores, require_members
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,7 @@ class PerExample(Query):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sides not in (1, 2):
-            raise ValueError(f"sides is {self.sides}; it must be 1 or 2")
-        if self.directions < 3 - self.sides:
-            needs = "one side needs at least 2" if self.sides == 1 else "it must be at least 1"
-            raise ValueError(f"directions is {self.directions}; {needs}")
+        require_members(self.directions, self.sides)
 
     def plan(self, examples: int, source: Source) -> Plan:
         if self.sides == 2:

@@ -97,6 +97,15 @@ class Query(ABC):
         return coefficients
 
 
+def require_members(directions: int, sides: int) -> None:
+    """Raises ValueError for a number of an example's directions, or of their sides, that gives no difference."""
+    if sides not in (1, 2):
+        raise ValueError(f"sides is {sides}; it must be 1 or 2")
+    if directions < 3 - sides:
+        needs = "one side needs at least 2" if sides == 1 else "it must be at least 1"
+        raise ValueError(f"directions is {directions}; {needs}")
+
+
 @dataclass(frozen=True)
 class NoQuery(Query):
     """No evaluation at all: for methods that follow the gradient alone."""

@@ -75,7 +75,6 @@ class RewardObjective:
     ) -> None:
         self.generator, self.tokenizer, self.rewards, self.sampling, self.state = generator, tokenizer, rewards, sampling, state
         self.last: ScoredAnswers | None = None
-        self.generations = self.generated_tokens = 0
         self._pool = ThreadPoolExecutor(1, "rewards") if in_background else None
 
     def evaluator(
@@ -169,8 +168,6 @@ class RewardBatch:
         made = self._answers(plan, active, directions, radii)
         by_prompt = [[branch[i] for branch in made] for i in range(self.examples)]
         objective = self.objective
-        objective.generations += plan.branches * self.examples
-        objective.generated_tokens += sum(len(ids) for answers in by_prompt for ids in answers)
         waiting = objective.submit(lambda: objective.scored(self.prompts, by_prompt))
 
         def scores() -> Scores:
@@ -220,7 +217,8 @@ class RewardBatch:
 def in_numbers(answers: ScoredAnswers, names: Sequence[str]) -> dict[str, Any]:
     """A step's answers in numbers: each function's mean, tokens, and the share of prompts whose answers all score the same."""
     totals = answers.totals
-    flat = (totals - totals.nanmean(1, keepdim=True)).abs().nan_to_num(0.0).amax(1) == 0
+    known = ~totals.isnan()
+    flat = totals.masked_fill(~known, -math.inf).amax(1) <= totals.masked_fill(~known, math.inf).amin(1)
     means = {name: float(column.nanmean()) for name, column in zip(names, answers.values.flatten(0, 1).T, strict=True)}
     numbers = {f"reward/{name}": mean for name, mean in means.items() if not math.isnan(mean)}
     return numbers | {"tokens": answers.tokens, "flat_prompts": float(flat.float().mean())} | dict(answers.metrics)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from zerograd.directions import Directions
-from zerograd.evaluate.evaluator import Count, LocalBatch, Radii, begun, not_counted
-from zerograd.evaluate.micro_batch import MicroBatch
+from zerograd.evaluate.evaluator import LocalBatch, Radii, begun
 from zerograd.queries import Plan, Scores
 from zerograd.rewards.evaluator import Prompt, RewardBatch, RewardObjective
 from zerograd.rewards.functions import Reward, Rewards
@@ -59,19 +58,11 @@ class _MixedObjective(RewardObjective):
         super().__init__(*given)
         self.scorer, self.mix = scorer, mix
 
-    def evaluator(
-        self,
-        spaces: Sequence[Space],
-        batch: Sequence[Any],
-        *,
-        examples: int | None = None,
-        micro_batch: int | str | None = None,
-        fit: MicroBatch | None = None,
-        count: Count = not_counted,
-    ) -> RewardBatch:
+    def evaluator(self, spaces: Sequence[Space], batch: Sequence[Any], **how: Any) -> RewardBatch:
+        metric = super().evaluator(spaces, batch, **how)
         rows = self.scorer.batch([prompt.example for prompt in batch], for_training=True)
         loss = LocalBatch.of(spaces, self.scorer.losses, rows, micro_batch=self.scorer.examples_per_pass(rows.ids.shape[1], 2))
-        return MixedBatch(spaces, self, batch, micro_batch, fit or MicroBatch(), count, loss, self.mix)
+        return MixedBatch(spaces, self, batch, metric.micro_batch, metric.fit, metric.count, loss, self.mix)
 
 
 @dataclass
