@@ -54,11 +54,6 @@ class Scored:
     extra: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def left_out(self) -> torch.Tensor:
-        """Whether every function was left out of an answer: bool (answers,)."""
-        return self.values.isnan().all(1)
-
 
 class Rewards:
     """Several reward functions with weights.
