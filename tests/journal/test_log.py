@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import json
 import math
 import os
 import struct
@@ -234,3 +235,26 @@ def test_what_is_too_long_is_not_written(monkeypatch):
         header_bytes({"x": "x" * 96})
     with pytest.raises(ValueError, match="a record has 101 bytes, more than 100"):
         record_bytes(1, bytes(101), 0)
+
+
+def test_a_long_header_is_compressed_and_reads_as_it_was(tmp_path):
+    header = HEADER | {"tensors": [{"id": i, "name": f"model.layers.{i}.weight", "shape": [64, 64]} for i in range(200)]}
+    data = header_bytes(header)
+    assert len(data) < len(json.dumps(header)) / 5
+    assert LogReader(io.BytesIO(data), len(data)).header == header
+
+
+@pytest.mark.parametrize("mend", [lambda text: text[:-3], lambda text: text + b"more", lambda text: zlib.compress(b"[1]")])
+def test_a_compressed_header_that_is_not_whole_is_damage(mend):
+    text = mend(zlib.compress(json.dumps(HEADER).encode()))
+    data = b"zgj1" + struct.pack("<I", len(text)) + text
+    with pytest.raises(JournalDamaged, match=r"zlib stream|JSON"):
+        read(data + struct.pack("<I", zlib.crc32(data)))
+
+
+def test_a_compressed_header_is_never_longer_in_memory_than_a_header_may_be(monkeypatch):
+    monkeypatch.setattr("zerograd.journal.log.LARGEST", 10_000)
+    text = zlib.compress(b'{"x": "' + b"x" * 1_000_000 + b'"}')
+    data = b"zgj1" + struct.pack("<I", len(text)) + text
+    with pytest.raises(JournalDamaged, match="at most 10,000 bytes"):
+        read(data + struct.pack("<I", zlib.crc32(data)))

@@ -1,6 +1,6 @@
 """An append-only log: a header, then checksummed records (docs/journal.md). What a record means is not known here.
 
-    file     magic "zgj1"   length u32   header (JSON, UTF-8)   crc u32
+    file     magic "zgj1"   length u32   header (JSON in UTF-8, or zlib of it)   crc u32
     record   length u32     kind u8      check u8               payload (length bytes)   crc u32
 
 All numbers are little-endian. A crc is CRC-32 over everything before it, from the file's first byte on, so that a
@@ -29,6 +29,9 @@ MAGIC = b"zgj1"
 LARGEST = 64 << 20
 """Bytes of a header or record, at most; a length beyond is damage."""
 
+COMPRESSED_FROM = 1024
+"""Bytes of a header from which it is compressed: a table of tensors repeats itself, and is then longer than a run's steps."""
+
 SYNC_SECONDS = 1.0
 """Seconds of records that a loss of power may cost, at most."""
 
@@ -38,6 +41,8 @@ def header_bytes(fields: Mapping[str, Any]) -> bytes:
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     if len(text) > LARGEST:
         raise ValueError(f"the header has {len(text):,} bytes, more than {LARGEST:,}")
+    if len(text) >= COMPRESSED_FROM:
+        text = zlib.compress(text, 9)
     made = MAGIC + struct.pack("<I", len(text)) + text
     return made + struct.pack("<I", zlib.crc32(made))
 
@@ -80,7 +85,7 @@ class LogReader:
         if self.file.read(4) != struct.pack("<I", self.crc):
             raise JournalDamaged("the header's bytes differ from the ones that were written", 0)
         self.offset = 12 + length
-        self.header: Mapping[str, Any] = json_object(text, 0)
+        self.header: Mapping[str, Any] = json_object(text if text[:1] == b"{" else _decompressed(text), 0)
 
     def payloads(self) -> Iterator[tuple[int, bytes, int]]:
         """(kind, payload, offset) of each record."""
@@ -214,6 +219,18 @@ def json_object(text: bytes, offset: int) -> dict[str, Any]:
         raise JournalDamaged("bytes that should be JSON are not", offset) from None
     if not isinstance(found, dict):
         raise JournalDamaged("bytes that should be a JSON object are another value", offset)
+    return found
+
+
+def _decompressed(text: bytes) -> bytes:
+    """A header of at most LARGEST bytes; what is no zlib stream comes back as it is."""
+    stream = zlib.decompressobj()
+    try:
+        found = stream.decompress(text, LARGEST)
+    except zlib.error:
+        return text
+    if not stream.eof or stream.unused_data:
+        raise JournalDamaged(f"the header is neither JSON nor a whole zlib stream of at most {LARGEST:,} bytes", 0)
     return found
 
 

@@ -30,7 +30,7 @@ DIVERGENCE_FACTOR = 1.5
 LEAST_RADIUS = 0.05
 """The least factor of the smoothing radius: a smaller one sees rounding alone."""
 
-NOTE_SECONDS = 10.0
+NOTE_SECONDS = 30.0
 """Seconds of training between notes of the training time."""
 
 SNAPSHOT_SECONDS = 600.0
