@@ -154,6 +154,33 @@ def test_answers_are_those_of_really_perturbed_models(name: str, family: str, te
     assert in_parts == mine
 
 
+SHARING = ("llama", "gpt2", "opt", "qwen3", "gemma3", "mistral", "mixtral", "gpt-neox")
+"""Models whose frozen lower layers read each prompt once for all its members."""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [*SHARING, "mamba", "t5"])
+def test_frozen_layers_read_a_prompt_once_for_all_members(name: str) -> None:
+    model = MODELS[name]().eval()
+    model.load_state_dict(built(name).state_dict())
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(".1." in parameter_name)
+    below = [module for module_name, module in model.named_modules() if module_name.endswith(".0") and module_name.count(".") < 4]
+    widths: list[int] = []
+    handle = below[0].register_forward_hook(lambda module, args, output: widths.append(len(args[0])))
+    spaces = perturb_in_place.spaces_of(model)
+    directions, plan = Draws(LowRank("rademacher"), 5).at(3), example_pairs(len(PROMPTS), 3)
+    generator = generator_of(model)
+    asked = (PROMPTS, Sampling(12, 1.0), plan, spaces, directions, {space.id: perturb_in_place.EPS for space in spaces})
+    generator.perturbed(*asked)  # finds out where the model can be cut
+    widths.clear()
+    mine = generator.perturbed(*asked)
+    assert widths[0] == (len(PROMPTS) if name in SHARING else 6 * len(PROMPTS))
+    handle.remove()
+    assert mine == really_perturbed(model, plan, directions, Sampling(12, 1.0))
+    assert len({tuple(answer) for branch in mine for answer in branch}) > len(PROMPTS), "no direction changes an answer"
+
+
 def test_a_pass_that_departs_from_the_script_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that does something else at its fifth pass gets the answers of passes that are all followed."""
     model = built.__wrapped__("llama")

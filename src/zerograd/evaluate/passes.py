@@ -34,6 +34,9 @@ from zerograd.spaces import Space
 Given = Callable[[Sequence[Any], Mapping[str, Any]], torch.Tensor]
 """What a pass of a module goes through, among its arguments: (rows, tokens, ...)."""
 
+Pass = Callable[..., Any]
+"""A module's own `forward`."""
+
 Lane = Callable[[Sequence[Any], dict[str, Any]], Any]
 """An operation on trained tensors, made ready for one plan."""
 
@@ -86,15 +89,16 @@ class Passes:
     """Repeated forward passes of a module under a plan.
 
     module: whose `forward` is called again and again. given: its argument that has the tokens. steady: whether passes may run by
-    the script; otherwise every one is followed.
+    the script; otherwise every one is followed. first: how the first pass under a plan is made, given the pass, its arguments and
+    these passes; None to run it as it is.
     """
 
     def __init__(
         self, module: nn.Module, spaces: Sequence[Space], directions: Directions, radii: Mapping[int, float], given: Given, *,
-        steady: bool = True,
+        steady: bool = True, first: Callable[[Pass, Sequence[Any], dict[str, Any], Passes], Any] | None = None,
     ) -> None:  # fmt: skip
         self.module, self.spaces, self.directions, self.radii, self.given = module, spaces, directions, radii, given
-        self.steady = steady
+        self.steady, self.first = steady, first
         self.held_bytes = 0
         self._count = 0
         self._script: Script | None = None
@@ -152,7 +156,21 @@ class Passes:
             lane = self._lanes[at] = self._lane(meeting, called, args, kwargs)
         return lane(args, kwargs)
 
-    def _pass(self, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    @contextmanager
+    def unperturbed(self) -> Iterator[None]:
+        """Run the model as it is for the length of the block."""
+        with self._forward.suspended():
+            self._fast.on = True
+            try:
+                yield
+            finally:
+                self._fast.on = False
+
+    def mark(self, value: torch.Tensor) -> None:
+        """Say that a tensor has the rows of the plan's examples."""
+        self._forward.trace.mark(value)
+
+    def _pass(self, original: Pass, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """A forward pass of the module: followed, followed and written down, or by the script."""
         self._count += 1
         given, trace = self.given(args, kwargs), self._forward.trace
@@ -161,6 +179,8 @@ class Passes:
         tokens, script = given.shape[1], self._script
         if script is not None and script.is_steady and tokens == self._tokens:
             return self._by_script(script, original, args, kwargs)
+        if self._count == 1 and self.first is not None:
+            return self.first(original, args, kwargs, self)
         if not self.steady or self._count == 1 or script is not None:
             return original(*args, **kwargs)
         self._forward.script = script = Script()
@@ -171,7 +191,7 @@ class Passes:
         self._script, self._tokens = script, tokens
         return result
 
-    def _by_script(self, script: Script, original: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _by_script(self, script: Script, original: Pass, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         stands = {id(space.parameter): Stand.of(space.parameter, self) for space in self.spaces}
         places = [
             (module._parameters, name, value)
@@ -180,14 +200,12 @@ class Passes:
             if value is not None and id(value) in stands
         ]
         self._at = 0
-        with self._forward.suspended():
+        with self.unperturbed():
             for parameters, name, value in places:
                 parameters[name] = stands[id(value)]  # type: ignore[assignment]
-            self._fast.on = True
             try:
                 result = original(*args, **kwargs)
             finally:
-                self._fast.on = False
                 for parameters, name, value in places:
                     parameters[name] = value
         if self._at != len(script.meetings):

@@ -19,6 +19,7 @@ from zerograd.spaces import Space
 from zerograd.text.data.tasks import Example
 from zerograd.text.sampling import Noise, Sampling
 from zerograd.text.scoring import Scorer
+from zerograd.text.shared_prefill import SharedPrefill
 
 ROWS = 64
 """Answers of a batch, at most: more make a token no cheaper."""
@@ -63,6 +64,7 @@ class Generator:
         self.model, self.pad, self.ends, self.decoder, self.ends_text = model, pad, tuple(ends), decoder, ends_text
         self.inner = model.get_base_model() if hasattr(model, "peft_config") else model
         self.held_bytes = 0
+        self._shared: dict[frozenset[int], SharedPrefill] = {}
 
     @classmethod
     def of(cls, scorer: Scorer) -> Generator:
@@ -155,7 +157,8 @@ class Generator:
         self, rows: Rows, sampling: Sampling, spaces: Sequence[Space], directions: Directions, radii: Mapping[int, float]
     ) -> list[list[int]]:
         noise = Noise(directions.seed, directions.step)
-        passes = Passes(self.inner, spaces, directions, radii, _tokens_of)
+        first = self._shared_prefill(rows.prompts).of(rows.numbers) if self._can_drop else None
+        passes = Passes(self.inner, spaces, directions, radii, _tokens_of, first=first)
         try:
             return self._made(rows, sampling, noise, passes)
         except Changed:  # begin anew, and follow the rows of every pass
@@ -163,6 +166,13 @@ class Generator:
             return self._made(Rows(rows.prompts, rows.numbers, rows.plan, drops=False), sampling, noise, passes)
         finally:
             self.held_bytes = max(self.held_bytes, passes.held_bytes)
+
+    def _shared_prefill(self, prompts: Sequence[Sequence[int]]) -> SharedPrefill:
+        """How prompts are shared, for the parameters that are trained now."""
+        trained = frozenset(id(parameter) for parameter in self.model.parameters() if parameter.requires_grad)
+        if trained not in self._shared:
+            self._shared[trained] = SharedPrefill(self.inner, self._padded([*prompts[:1]] * 2)[0])
+        return self._shared[trained]
 
     def _made(self, rows: Rows, sampling: Sampling, noise: Noise | None, passes: Passes | None = None) -> list[list[int]]:
         """The answers of one batch."""
