@@ -72,6 +72,11 @@ def names_topic(text: str, topic: str) -> bool:
     return stem in text.lower()
 
 
+def _beside(near: float, text: str, row: Row) -> float:
+    """The shaped part: how near an answer is, and whether it names the topic, without which a form is soon filled with nothing."""
+    return (near + names_topic(text, str(row["topic"]))) / 2 if "topic" in row else near
+
+
 # Brief: one sentence of 4 to 15 words
 
 
@@ -84,7 +89,7 @@ def brief_score(text: str, row: Row) -> float:
     words = len(text.split())
     length = words / FEWEST if words < FEWEST else min(1.0, MOST / words)
     shape = 1.0 if _sentences(text.strip()) == 1 else 0.5
-    return 0.5 * brief_is_right(text, row) + 0.5 * length * shape
+    return 0.5 * brief_is_right(text, row) + 0.5 * _beside(length * shape, text, row)
 
 
 def _sentences(text: str) -> int:
@@ -107,11 +112,11 @@ def json_score(text: str, row: Row) -> float:
     bare = text.strip()
     inside = re.search(r"\{.*\}", text, re.DOTALL)
     near = (
-        *(sign in bare for sign in ("{", "}", '"answer"', '":')),  # anywhere: a first answer has none of them
+        *(sign in bare for sign in ("{", "}", '"answer"', '"answer": "')),  # anywhere: a first answer may have none of them
         *(bare.startswith("{"), bare.endswith("}")),
         inside is not None and json_is_right(inside[0], row),
     )
-    return 0.5 * json_is_right(text, row) + 0.5 * sum(near) / len(near)
+    return 0.5 * json_is_right(text, row) + 0.5 * _beside(sum(near) / len(near), text, row)
 
 
 # Contains: the answer has the word, or all words, of the column `contains`
@@ -196,8 +201,8 @@ def _sums() -> dict[str, list[Row]]:
 
 BRIEF = ("What are {topic}? Answer in one short sentence.", "In one short sentence, tell me about {topic}.")
 JSON = (
-    'Tell me one fact about {topic}. Answer with JSON alone, an object with the key "answer".',
-    'What is special about {topic}? Give only a JSON object whose key "answer" holds your answer.',
+    'Give me a JSON object with the key "answer" that says what {topic} are in a few words.',
+    'Give me a one-line JSON object {{"answer": "..."}} that says what {topic} are. Only JSON, no code block.',
 )
 CONTAINS = ("Write one sentence that has the word {topic} in it.",)
 SENTIMENT = ("I have always had mixed feelings about {topic}, but today", "My friend told me about {topic}, and")
