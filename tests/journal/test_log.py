@@ -248,7 +248,7 @@ def test_a_long_header_is_compressed_and_reads_as_it_was(tmp_path):
 def test_a_compressed_header_that_is_not_whole_is_damage(mend):
     text = mend(zlib.compress(json.dumps(HEADER).encode()))
     data = b"zgj1" + struct.pack("<I", len(text)) + text
-    with pytest.raises(JournalDamaged, match=r"zlib stream|JSON"):
+    with pytest.raises(JournalDamaged, match="JSON"):
         read(data + struct.pack("<I", zlib.crc32(data)))
 
 
@@ -256,5 +256,5 @@ def test_a_compressed_header_is_never_longer_in_memory_than_a_header_may_be(monk
     monkeypatch.setattr("zerograd.journal.log.LARGEST", 10_000)
     text = zlib.compress(b'{"x": "' + b"x" * 1_000_000 + b'"}')
     data = b"zgj1" + struct.pack("<I", len(text)) + text
-    with pytest.raises(JournalDamaged, match="at most 10,000 bytes"):
+    with pytest.raises(JournalDamaged, match="JSON"):
         read(data + struct.pack("<I", zlib.crc32(data)))

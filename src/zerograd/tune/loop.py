@@ -30,7 +30,7 @@ DIVERGENCE_FACTOR = 1.5
 LEAST_RADIUS = 0.05
 """The least factor of the smoothing radius: a smaller one sees rounding alone."""
 
-NOTE_SECONDS = 30.0
+NOTE_SECONDS = 60.0
 """Seconds of training between notes of the training time."""
 
 SNAPSHOT_SECONDS = 600.0
@@ -172,7 +172,7 @@ class Loop:
         """Note the training time every NOTE_SECONDS, and save the weights every SNAPSHOT_SECONDS, to shorten a replay."""
         seconds = self.state.seconds
         if seconds - self._noted_at >= NOTE_SECONDS:
-            journal.note({"seconds": seconds})
+            journal.note({"seconds": round(seconds, 3)})
             self._noted_at = seconds
         if seconds - self._saved_at >= SNAPSHOT_SECONDS:
             self._saved_at = seconds

@@ -71,7 +71,7 @@ class LoopState:
     def to_note(self, forwards: float) -> dict[str, Any]:
         """The state as a note of the journal. forwards: the optimiser's count of forward passes."""
         loop = {
-            "elapsed": self.seconds,
+            "elapsed": round(self.seconds, 3),
             "flat_steps": self.flat_steps,
             "back_offs": self.back_offs,
             "best_step": self.best_step,
