@@ -250,3 +250,15 @@ def test_a_shipped_run_names_built_in_rewards_alone(own: bool, folder: Any, caps
     else:
         assert code == 0
         assert result_of(capsys)["value"] == pytest.approx(result["value_after"], abs=1e-6)
+
+
+def test_what_functions_say_of_each_answer_is_written(folder: Any) -> None:
+    assert main([*command(folder, *reward(folder, "short,later"), steps=1)]) == 0
+    rows = [json.loads(line) for line in (folder / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert rows
+    for row in rows:
+        for when in ("before", "after"):
+            said = row[f"rewards_{when}"]
+            assert (said["later"], said["judge"]) == (0.0, "fine")
+            wanted = int(re.match(r"say (\d+)", row["text"])[1]) % 7  # type: ignore[index]
+            assert said["short"] == pytest.approx(-abs(len(row[f"option_{when}"]) - wanted) / 10)

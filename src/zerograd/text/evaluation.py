@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ class Answers:
     texts: the chosen options, or generated answers. losses: the training loss of each row; of an answer, the mean over
     its tokens; of an answer with a reward, minus that. scores: log-likelihoods of each row's options; empty for free
     answers. rewards: what each reward function said, by name; NaN where it was left out. tokens: of each answer with a reward.
+    columns: what reward functions said beside it, by name: texts and numbers.
     """
 
     texts: list[str]
@@ -35,6 +37,12 @@ class Answers:
     scores: list[list[float]]
     rewards: dict[str, list[float]] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    def said_of(self, i: int) -> dict[str, Any]:
+        """What reward functions said of an answer, by name; nothing of an answer without a reward."""
+        rewards = {name: None if math.isnan(values[i]) else values[i] for name, values in self.rewards.items()}
+        return rewards | {name: values[i] for name, values in self.columns.items()}
 
     @property
     def loss(self) -> float:

@@ -142,6 +142,8 @@ def predictions(scorer: Scorer, judge: Judge, before: Answers, after: Answers) -
             }
         elif first is not None and second is not None:
             row |= {"right_before": first[i] == 1, "right_after": second[i] == 1}
+        if after.rewards:
+            row |= {"rewards_before": before.said_of(i), "rewards_after": after.said_of(i)}
         yield row
 
 

@@ -246,7 +246,13 @@ def as_answers(made: ScoredAnswers, names: Sequence[str]) -> Answers:
     """Plain answers with their rewards, one a row, as evaluations have them."""
     values = {name: column.tolist() for name, column in zip(names, made.values[:, 0].T, strict=True)}
     losses = (-made.totals[:, 0]).nan_to_num(0.0).tolist()
-    return Answers([texts[0] for texts in made.texts], losses, [], values, [len(ids[0]) for ids in made.ids])
+    columns = {name: list(map(_plain, said)) for name, said in made.extra.items() if len(said) == len(losses)}
+    return Answers([texts[0] for texts in made.texts], losses, [], values, [len(ids[0]) for ids in made.ids], columns)
+
+
+def _plain(value: Any) -> Any:
+    """A value that a reward function said, as JSON has it: itself, or its text."""
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def _objective(settings: TuneSettings, scorer: Scorer) -> Objective | RewardObjective:
