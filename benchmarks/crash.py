@@ -6,6 +6,8 @@ Kills are SIGKILL. Every other one comes at an instant of a tenth to the whole o
 others between a process's first record and the run's end: inside forward passes, records, updates, evaluations and snapshots. A
 run that ends between kills is begun anew, and the last one ends. The last line is one JSON object: kills, resumed, equal (every
 run that ended has the straight run's weights), lost_steps (logged, not journalled).
+
+Flags of `tune` may follow; with `--reward json` the run is on thirty prompts.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def main() -> None:
     draw.shuffle(instants)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        data = rows(folder)
+        data = prompts(folder) if "--reward" in more else rows(folder)
         flags = ["--model", parsed.model, "--data", str(data), "--steps", str(parsed.steps), "--minutes", "0", "--evals", "3"]
         flags += ["--batch-size", "8", *more]
         straight, start = folder / "straight", time.monotonic()
@@ -118,6 +120,15 @@ def rows(folder: Path) -> Path:
     with path.open("w") as file:
         for example in splits.load("sentiment-movies").train[:60]:
             file.write(json.dumps({"text": example.row["text"], "label": ["bad", "good"][example.label]}) + "\n")
+    return path
+
+
+def prompts(folder: Path) -> Path:
+    """Thirty prompts of the built-in reward json."""
+    from zerograd.rewards.builtin import BUILT_IN
+
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in BUILT_IN["json"].rows()["train"][:30]))
     return path
 
 

@@ -69,4 +69,4 @@ class Evolution(ZerothOrder):
     """
 
     Settings = Settings
-    default_lr = 0.06
+    default_lr = 0.1

@@ -199,7 +199,7 @@ def _sums() -> dict[str, list[Row]]:
     return _split(pairs, asked)
 
 
-BRIEF = ("What are {topic}? Answer in one short sentence.", "In one short sentence, tell me about {topic}.")
+BRIEF = ("Describe {topic} in one short sentence.", "In one short sentence, tell me about {topic}.")
 JSON = (
     'Give me a JSON object with the key "answer" that says what {topic} are in a few words.',
     'Give me a one-line JSON object {{"answer": "..."}} that says what {topic} are. Only JSON, no code block.',
@@ -209,20 +209,11 @@ SENTIMENT = ("I have always had mixed feelings about {topic}, but today", "My fr
 BUILT_IN = {
     one.name: one
     for one in (
-        BuiltIn("brief", brief_score, brief_is_right, _about(BRIEF), 48),
-        BuiltIn("json", json_score, json_is_right, _about(JSON), 48),
-        BuiltIn(
-            "contains", contains_score, contains_is_right, _about(("Write one sentence that has the word {topic} in it.",)), 32
-        ),
+        BuiltIn("brief", brief_score, brief_is_right, _about(BRIEF), 40),
+        BuiltIn("json", json_score, json_is_right, _about(JSON), 40),
+        BuiltIn("contains", contains_score, contains_is_right, _about(CONTAINS), 32),
         BuiltIn("exact", exact_score, exact_is_right, _sums, 12),
-        BuiltIn(
-            "sentiment",
-            sentiment_score,
-            None,
-            _about(SENTIMENT),
-            20,
-            chat=False,
-        ),
+        BuiltIn("sentiment", sentiment_score, None, _about(SENTIMENT), 20, chat=False),
     )
 }
 """The built-in rewards, by name."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from zerograd.rewards.builtin import names_topic
 from zerograd.rewards.task import built_in
 from zerograd.text import intervals
+from zerograd.text.data.files import Row
 from zerograd.text.evaluation import Answers
 from zerograd.tune.setup import Setup
 from zerograd.tune.state import LoopState
@@ -17,7 +19,8 @@ def on_rewards(setup: Setup, before: Answers, after: Answers, state: LoopState) 
     """The numbers by name.
 
     rewards: of each function its means before and after, and the interval of the gain. success: the share of the test prompts whose
-    answers are what the built-in reward asks for; missing without one. generations, generated_tokens: of training alone.
+    answers are what the built-in reward asks for, and names_topic: that name the topic of its prompts; missing without one.
+    generations, generated_tokens: of training alone.
     """
     examples = setup.task.test
     result: dict[str, Any] = {
@@ -29,15 +32,21 @@ def on_rewards(setup: Setup, before: Answers, after: Answers, state: LoopState) 
         "generations": int(setup.optimizer.forwards * min(setup.settings.batch_size, len(setup.task.train))),
         "generated_tokens": sum(int(row.get("tokens", 0)) for row in state.history),
     }
-    of = built_in(setup.settings.reward)
-    if of is not None and of.is_right is not None:
-        right = [
-            [float(of.is_right(text, dict(example.row))) for text, example in zip(answers.texts, examples, strict=True)]
-            for answers in (before, after)
-        ]
-        success = _compared(*right)
-        result |= {"success_before": success["before"], "success_after": success["after"], "ci_success": success["ci_gain"]}
+    for name, holds in _asked(setup).items():
+        held = ([float(holds(text, dict(e.row))) for text, e in zip(a.texts, examples, strict=True)] for a in (before, after))
+        share = _compared(*held)
+        result |= {f"{name}_before": share["before"], f"{name}_after": share["after"], f"ci_{name}": share["ci_gain"]}
     return result
+
+
+def _asked(setup: Setup) -> dict[str, Callable[[str, Row], bool]]:
+    """What a built-in reward with prompts asks of an answer to a row, by name."""
+    of = built_in(setup.settings.reward)
+    if of is None:
+        return {}
+    topical = all("topic" in e.row and "answer" not in e.row for e in setup.task.test)  # a right answer need not name it
+    names = {"names_topic": lambda text, row: names_topic(text, str(row["topic"]))} if topical else {}
+    return ({"success": of.is_right} if of.is_right is not None else {}) | names
 
 
 def _compared(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:

@@ -24,8 +24,14 @@ AUTO = "auto"
 
 DEFAULT_TASK = "sentiment-movies"
 
+NEW_TOKENS = 50
+"""The most tokens of an answer, where nothing says how many it needs."""
+
 UNSET: Any = None
 """The default of a setting whose value depends on others; it never outlives the construction."""
+
+BY_REWARD: dict[str, tuple[Any, Any]] = {"method": ("per-example", "evolution"), "scheme": ("qk", "upper"), "batch_size": (32, 16)}
+"""Defaults of a run without and with rewards."""
 
 SHAPED = ("grzo", "sparse-mezo", "static-mask", "hizoo")
 """Methods whose directions have a shape that the weights give."""
@@ -56,13 +62,17 @@ class TaskSettings:
     options: tuple[str, ...] = setting((), "a word for each label, in the labels' sorted order, or LABEL=WORD")
     chat: bool = setting(False, "put the prompt into the model's chat template")
     max_tokens: int = setting(512, "the most tokens of a row; the longest column of a longer row is truncated")
-    new_tokens: int = setting(50, "the most tokens of a generated answer")
+    new_tokens: int = setting(
+        UNSET, f"the most tokens of a generated answer; by default {NEW_TOKENS}, or what a built-in reward needs"
+    )
     metric: str = setting("", "the reported metric; by default the objective's, the task's, or accuracy")
     shots: int = setting(0, "in-context demonstrations from the training rows; 0 for none")
     seed: int = setting(0, "seed of directions, data order and demonstrations")
     threads: int = setting(0, "CPU threads; 0 for all cores")
 
     def __post_init__(self) -> None:
+        if self.new_tokens is UNSET:
+            object.__setattr__(self, "new_tokens", self._tokens_needed())
         check_fields(self)
         if not self.task and not self.data:
             object.__setattr__(self, "task", DEFAULT_TASK)
@@ -73,6 +83,10 @@ class TaskSettings:
         for name in ("text", "label", "template", "options"):
             if getattr(self, name) and self.task:
                 raise ValueError(f"{name} describes the columns of --data, and task {self.task} has its own; give one of them")
+
+    def _tokens_needed(self) -> int:
+        """Tokens of an answer, where the settings do not say how many."""
+        return NEW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,11 @@ class TuneSettings(TaskSettings):
         "the method, which draws directions and turns scores into updates; by default per-example, with --reward evolution",
         tuple(METHODS),
     )
-    scheme: str = setting("qk", "what is trained: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()), tuple(SCHEMES))
+    scheme: str = setting(
+        UNSET,
+        "what is trained, by default qk, with --reward upper: " + "; ".join(f"{k}: {v}" for k, v in SCHEMES.items()),
+        tuple(SCHEMES),
+    )
     layers: int = setting(0, "number of upper layers for the schemes upper, qk and scales; 0 for half")
     pattern: str = setting("", "a regular expression of parameter names, for the schemes pattern and scales")
     lora_rank: int = setting(8, "rank for the schemes lora and scales-lora; alpha is twice the rank")
@@ -110,7 +128,7 @@ class TuneSettings(TaskSettings):
     minutes: float = setting(5.0, "stop after this many minutes of training; 0 for no limit")
     steps: int = setting(0, "stop after this many steps; 0 for no limit")
     evaluations: int = setting(0, "stop after this many evaluations of the batch, counting every branch; 0 for no limit")
-    batch_size: int = setting(UNSET, "examples per step; by default 32, with --reward 8 prompts")
+    batch_size: int = setting(UNSET, "examples per step; by default 32, with --reward 16 prompts")
     lr: float | Literal["auto"] | None = setting(
         None,
         "learning rate, or auto for a range test; by default the method's own, for methods without backward passes "
@@ -132,7 +150,7 @@ class TuneSettings(TaskSettings):
     out: str = setting("", "the run's folder; runs/TASK-METHOD-SEED when empty")
 
     def __post_init__(self) -> None:
-        for name, (usual, with_reward) in {"method": ("per-example", "evolution"), "batch_size": (32, 8)}.items():
+        for name, (usual, with_reward) in BY_REWARD.items():
             if getattr(self, name) is UNSET:
                 object.__setattr__(self, name, with_reward if self.reward else usual)
         super().__post_init__()
@@ -161,6 +179,13 @@ class TuneSettings(TaskSettings):
         if self.batch_size < 2 and method_of(self.method).wants_short_first:
             raise ValueError(f"batch_size is 1, which method {self.method} cannot divide; give at least 2")
         self._require_use()
+
+    def _tokens_needed(self) -> int:
+        if not self.reward:
+            return NEW_TOKENS
+        from zerograd.rewards.builtin import BUILT_IN
+
+        return next((BUILT_IN[name].new_tokens for name in self.reward if name in BUILT_IN), NEW_TOKENS)
 
     def resolved(self) -> TuneSettings:
         """The settings with the default lr and eps of method and scheme in place of None, as a run records them."""
