@@ -18,6 +18,7 @@ from zerograd.evaluate import passes as repeated
 from zerograd.noise import SAMPLE, Address, reference
 from zerograd.queries import Plan
 from zerograd.queries.plan import example_pairs, shared_pairs
+from zerograd.text import shared_prefill
 from zerograd.text.generation import Generator
 from zerograd.text.sampling import Noise, Sampling
 
@@ -179,6 +180,18 @@ def test_frozen_layers_read_a_prompt_once_for_all_members(name: str) -> None:
     handle.remove()
     assert mine == really_perturbed(model, plan, directions, Sampling(12, 1.0))
     assert len({tuple(answer) for branch in mine for answer in branch}) > len(PROMPTS), "no direction changes an answer"
+
+
+def test_prompts_of_as_many_tokens_as_there_are_rows_are_shared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built.__wrapped__("llama")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".1." in name)
+    spaces, generator = perturb_in_place.spaces_of(model), generator_of(model)
+    prompts = [[(7 * i + 3 * j) % 50 + 12 for j in range(16)] for i in range(4)]
+    asked = (prompts, Sampling(6), example_pairs(4, 2), spaces, Draws(LowRank("rademacher"), 5).at(3), {s.id: 0.1 for s in spaces})
+    mine = generator.perturbed(*asked)
+    monkeypatch.setattr(shared_prefill, "FEWER", 0.0)
+    assert mine == generator_of(model).perturbed(*asked)
 
 
 def test_a_pass_that_departs_from_the_script_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,4 +69,4 @@ class Evolution(ZerothOrder):
     """
 
     Settings = Settings
-    default_lr = 0.1
+    default_lr = 0.16

@@ -209,7 +209,7 @@ SENTIMENT = ("I have always had mixed feelings about {topic}, but today", "My fr
 BUILT_IN = {
     one.name: one
     for one in (
-        BuiltIn("brief", brief_score, brief_is_right, _about(BRIEF), 40),
+        BuiltIn("brief", brief_score, brief_is_right, _about(BRIEF), 32),
         BuiltIn("json", json_score, json_is_right, _about(JSON), 40),
         BuiltIn("contains", contains_score, contains_is_right, _about(CONTAINS), 32),
         BuiltIn("exact", exact_score, exact_is_right, _sums, 12),

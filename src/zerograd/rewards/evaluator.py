@@ -21,11 +21,11 @@ from zerograd.spaces import Space
 from zerograd.text.generation import ROWS, Generator
 from zerograd.text.sampling import Noise, Sampling
 
-CHECKED_PROMPTS = 4
+CHECKED_PROMPTS = 2
 """Prompts whose likelihood the checks before the first step look at."""
 
-CHECKED_TOKENS = 64
-"""The last tokens of such a prompt."""
+CHECKED_TOKENS = 16
+"""The last tokens of such a prompt: the likelihoods of more, of all members at once, would take more memory than a generation."""
 
 
 @dataclass(frozen=True)

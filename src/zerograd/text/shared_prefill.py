@@ -63,8 +63,8 @@ class SharedPrefill:
 
 
 def _rows(kwargs: Mapping[str, Any], index: torch.Tensor, rows: int) -> dict[str, Any]:
-    """Arguments with some rows of the tensors that have all."""
+    """Arguments with some rows of the tensors that have all: matrices, since a vector is of positions, which may be as many."""
     return {
-        name: value[index] if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows else value
+        name: value[index] if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == rows else value
         for name, value in kwargs.items()
     }
