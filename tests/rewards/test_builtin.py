@@ -50,6 +50,18 @@ def test_sentiment_is_vader_s() -> None:
     pytest.importorskip("vaderSentiment")
     score = BUILT_IN["sentiment"].score
     assert score("I love it, wonderful!", {}) > 0.5 > -0.5 > score("It is horrible and sad.", {})
+    assert score("I love it. I love it. I love it.", {}) < 0.5 * score("I love it.", {}) + 0.2, "the same over and over"
+
+
+@pytest.mark.parametrize(("name", "empty", "full"), [("json", '{"answer": "It is a thing."}', '{"answer": "Owls are birds."}'),
+                                                     ("brief", "It is a nice thing.", "Owls are nice birds.")])  # fmt: skip
+def test_a_form_that_is_filled_with_nothing_scores_less(name: str, empty: str, full: str) -> None:
+    one, row = BUILT_IN[name], {"topic": "owls"}
+    assert one.is_right is not None
+    assert one.is_right(empty, row)
+    assert one.is_right(full, row)
+    assert one.score(full, row) == 1 > one.score(empty, row) > 0.5
+    assert one.score(empty, {}) == 1, "without a topic the form alone counts"
 
 
 def test_rewards_have_trl_s_signature() -> None:

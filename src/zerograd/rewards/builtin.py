@@ -161,7 +161,9 @@ def _analyser() -> Any:
 
 
 def sentiment_score(text: str, row: Row) -> float:
-    return float(_analyser().polarity_scores(text)["compound"])
+    """VADER's score; a positive one times the share of different words, since a kind word said over and over has the highest."""
+    score, words = float(_analyser().polarity_scores(text)["compound"]), text.lower().split()
+    return score * len(set(words)) / len(words) if score > 0 else score
 
 
 # Prompts
