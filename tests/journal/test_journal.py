@@ -352,11 +352,11 @@ def test_a_run_of_two_groups_is_made_again_from_its_file(tmp_path, method):
 
 
 def test_150_steps_of_16_directions_fit_in_16_kilobytes(tmp_path):
-    """With a table of 30 tensors, ten evaluations and a note of the time every five steps."""
+    """With a table of 40 tensors, five evaluations and a note of the time every five steps."""
     tensors = [
         {"id": 9 * i, "name": f"model.layers.{i // 2}.self_attn.{'qk'[i % 2]}_proj.weight", "aliases": [], "shape": [576, 576],
          "precision": "split", "scale": 0.1 + 0.0123456789 * i, "group": 0}
-        for i in range(30)
+        for i in range(40)
     ]  # fmt: skip
     generator = np.random.default_rng(0)
     one = np.float32([0.1])
@@ -369,7 +369,7 @@ def test_150_steps_of_16_directions_fit_in_16_kilobytes(tmp_path):
         records.append(Step(number, 0.5, generator.normal(size=16).astype(np.float32), one, one))
         if number % 5 == 4:
             records.append(Note({"seconds": 1234.567 + number}))
-        if number % 15 == 14:
+        if number % 30 == 29:
             records.append(Note({"loop": loop | {"best_step": number}, "forwards": 4 * number, "signal": [[], []]}))
     data = written(tmp_path / "j", records, {"groups": 1, "tensors": tensors})
     assert len(data) < 16 << 10

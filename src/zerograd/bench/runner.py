@@ -142,7 +142,7 @@ class Runner:
                     result = line["result"]
         budget = {"evaluations": study.evaluations, "seconds": study.seconds}
         about = {"seed": study.search.seed, "dev_loss": chosen.dev_loss, "trials": len(chosen.trials)}
-        defaults = {spec.name: spec.default for spec in dataclasses.fields(TuneSettings) if spec.name not in ROW_COLUMNS}
+        defaults = {name: value for name, value in dataclasses.asdict(TuneSettings()).items() if name not in ROW_COLUMNS}
         return {
             "key": self.key(cell, seed),
             "study": study.name,

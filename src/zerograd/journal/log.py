@@ -29,8 +29,8 @@ MAGIC = b"zgj1"
 LARGEST = 64 << 20
 """Bytes of a header or record, at most; a length beyond is damage."""
 
-COMPRESSED_FROM = 200
-"""Bytes of JSON from which it is compressed: tables of tensors and notes repeat themselves, and would outgrow a run's steps."""
+COMPRESSED_FROM = 6144
+"""Bytes of a header from which it is compressed: a long table of tensors repeats itself, and would outgrow a run's steps."""
 
 SYNC_SECONDS = 1.0
 """Seconds of records that a loss of power may cost, at most."""
@@ -41,7 +41,8 @@ def header_bytes(fields: Mapping[str, Any]) -> bytes:
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
     if len(text) > LARGEST:
         raise ValueError(f"the header has {len(text):,} bytes, more than {LARGEST:,}")
-    text = compressed(text)
+    if len(text) >= COMPRESSED_FROM:
+        text = zlib.compress(text, 9)
     made = MAGIC + struct.pack("<I", len(text)) + text
     return made + struct.pack("<I", zlib.crc32(made))
 
@@ -84,7 +85,7 @@ class LogReader:
         if self.file.read(4) != struct.pack("<I", self.crc):
             raise JournalDamaged("the header's bytes differ from the ones that were written", 0)
         self.offset = 12 + length
-        self.header: Mapping[str, Any] = json_object(text, 0)
+        self.header: Mapping[str, Any] = json_object(_decompressed(text), 0)
 
     def payloads(self) -> Iterator[tuple[int, bytes, int]]:
         """(kind, payload, offset) of each record."""
@@ -210,16 +211,11 @@ class LogWriter:
             os.close(self._handle)
 
 
-def compressed(text: bytes) -> bytes:
-    """JSON as a log has it: itself, or zlib of it where it is long."""
-    return zlib.compress(text, 9) if len(text) >= COMPRESSED_FROM else text
-
-
 def json_object(text: bytes, offset: int) -> dict[str, Any]:
-    """A JSON object, compressed or not, from a record at an offset. Raises JournalDamaged."""
+    """A JSON object from a record at an offset. Raises JournalDamaged."""
     try:
-        found = json.loads((text if text[:1] == b"{" else _decompressed(text)).decode())
-    except (ValueError, RecursionError, zlib.error):
+        found = json.loads(text.decode())
+    except (ValueError, RecursionError):
         raise JournalDamaged("bytes that should be JSON are not", offset) from None
     if not isinstance(found, dict):
         raise JournalDamaged("bytes that should be a JSON object are another value", offset)
@@ -227,14 +223,13 @@ def json_object(text: bytes, offset: int) -> dict[str, Any]:
 
 
 def _decompressed(text: bytes) -> bytes:
-    """A whole zlib stream's content, of at most LARGEST bytes; other bytes as they are. Raises zlib.error."""
-    if text[:1] != b"x":
-        return text
+    """The content, of at most LARGEST bytes, of a header that is a whole zlib stream; any other as it is."""
     stream = zlib.decompressobj()
-    found = stream.decompress(text, LARGEST)
-    if not stream.eof or stream.unused_data:
-        raise zlib.error("not whole, or too long")
-    return found
+    try:
+        found = stream.decompress(text, LARGEST) if text[:1] == b"x" else b""
+    except zlib.error:
+        return text
+    return found if stream.eof and not stream.unused_data else text
 
 
 def _check(head: Sequence[int]) -> int:

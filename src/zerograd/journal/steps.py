@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zerograd.errors import JournalDamaged
-from zerograd.journal.log import LogReader, LogWriter, compressed, json_object
+from zerograd.journal.log import LogReader, LogWriter, json_object
 from zerograd.update import Skip, Step
 
 STEP, DECAYED, SKIP, RESTORE, NOTE, RADII = range(1, 7)
@@ -56,7 +56,7 @@ def encode(record: Record) -> tuple[int, bytes]:
         return kind, struct.pack("<f", record.loss) + _floats(by_group) + _floats(record.coefficients)
     if isinstance(record, Skip):
         return SKIP, struct.pack("<f", record.loss)
-    note = compressed(json.dumps(record.note, allow_nan=False).encode())
+    note = json.dumps(record.note, allow_nan=False).encode()
     return (RESTORE, struct.pack("<I", record.step) + note) if isinstance(record, Restore) else (NOTE, note)
 
 
