@@ -42,7 +42,7 @@ class Answers:
     def said_of(self, i: int) -> dict[str, Any]:
         """What reward functions said of an answer, by name; nothing of an answer without a reward."""
         rewards = {name: None if math.isnan(values[i]) else values[i] for name, values in self.rewards.items()}
-        return rewards | {name: values[i] for name, values in self.columns.items()}
+        return {name: values[i] for name, values in self.columns.items()} | rewards
 
     @property
     def loss(self) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,11 +34,10 @@ class SharedPrefill:
 
     def of(self, rows: Sequence[int]) -> Callable[[Pass, Sequence[Any], dict[str, Any], Passes], Any] | None:
         """How to make the first pass of rows, given the number of each one's prompt; None where nothing is shared."""
-        different = sorted({number: at for at, number in reversed(list(enumerate(rows)))}.values())
-        if self.prefix is None or len(different) > FEWER * len(rows):
+        _, first_of, place = np.unique(rows, return_index=True, return_inverse=True)
+        if self.prefix is None or len(first_of) > FEWER * len(rows):
             return None
-        place = {rows[at]: i for i, at in enumerate(different)}
-        prefix, one_each, repeated = self.prefix, torch.tensor(different), torch.tensor([place[number] for number in rows])
+        prefix, one_each, repeated = self.prefix, torch.from_numpy(first_of), torch.from_numpy(place)
 
         def first(original: Pass, args: Sequence[Any], kwargs: dict[str, Any], passes: Passes) -> Any:
             cache: Any = kwargs.get("past_key_values")
@@ -54,8 +54,9 @@ class SharedPrefill:
             for i, layer in enumerate(own.layers):
                 if layer.is_initialized:
                     layer.batch_select_indices(repeated)
-                    passes.mark(layer.keys)
-                    passes.mark(layer.values)
+                    for value in vars(layer).values():
+                        if isinstance(value, torch.Tensor) and value.ndim > 1:
+                            passes.mark(value)
                     cache.layers[i] = layer
             return result
 

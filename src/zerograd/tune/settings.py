@@ -72,7 +72,7 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         if self.new_tokens is UNSET:
-            object.__setattr__(self, "new_tokens", self._tokens_needed())
+            object.__setattr__(self, "new_tokens", NEW_TOKENS)
         check_fields(self)
         if not self.task and not self.data:
             object.__setattr__(self, "task", DEFAULT_TASK)
@@ -83,10 +83,6 @@ class TaskSettings:
         for name in ("text", "label", "template", "options"):
             if getattr(self, name) and self.task:
                 raise ValueError(f"{name} describes the columns of --data, and task {self.task} has its own; give one of them")
-
-    def _tokens_needed(self) -> int:
-        """Tokens of an answer, where the settings do not say how many."""
-        return NEW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -153,6 +149,11 @@ class TuneSettings(TaskSettings):
         for name, (usual, with_reward) in BY_REWARD.items():
             if getattr(self, name) is UNSET:
                 object.__setattr__(self, name, with_reward if self.reward else usual)
+        if self.reward and self.new_tokens is UNSET:
+            from zerograd.rewards.task import built_in  # transformers, which --help does not wait for
+
+            of = built_in(self.reward)
+            object.__setattr__(self, "new_tokens", NEW_TOKENS if of is None else of.new_tokens)
         super().__post_init__()
         for name in ("batch_size", "lora_rank", "virtual_tokens"):
             require_at_least(name, getattr(self, name), 1)
@@ -179,13 +180,6 @@ class TuneSettings(TaskSettings):
         if self.batch_size < 2 and method_of(self.method).wants_short_first:
             raise ValueError(f"batch_size is 1, which method {self.method} cannot divide; give at least 2")
         self._require_use()
-
-    def _tokens_needed(self) -> int:
-        if not self.reward:
-            return NEW_TOKENS
-        from zerograd.rewards.builtin import BUILT_IN
-
-        return next((BUILT_IN[name].new_tokens for name in self.reward if name in BUILT_IN), NEW_TOKENS)
 
     def resolved(self) -> TuneSettings:
         """The settings with the default lr and eps of method and scheme in place of None, as a run records them."""
