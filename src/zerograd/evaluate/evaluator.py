@@ -82,6 +82,17 @@ def begun(evaluator: Evaluator, plan: Plan, directions: Directions, radii: Radii
     return lambda: scores
 
 
+def require_counts(batch: Any, examples: int | None, micro_batch: int | str | None) -> None:
+    """Raises ValueError for counts that are none, or that a closure has no use for."""
+    for name, count in (("micro_batch", micro_batch), ("examples", examples)):
+        if isinstance(count, str) and (name, count) != ("micro_batch", "auto"):
+            raise ValueError(f"{name} is {count!r}; it must be a number of at least 1" + ", or 'auto'" * (name == "micro_batch"))
+        if isinstance(count, int) and count < 1:
+            raise ValueError(f"{name} is {count}; it must be at least 1")
+        if count is not None and batch is None:
+            raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
+
+
 @dataclass
 class LocalBatch:
     """Evaluates objective(batch) in this process, all branches of a plan in one forward pass where memory allows.

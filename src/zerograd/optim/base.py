@@ -23,7 +23,7 @@ from torch import nn
 from zerograd.directions import Directions, Draws
 from zerograd.errors import NotFinite
 from zerograd.evaluate.derivative import Duals, backward
-from zerograd.evaluate.evaluator import Closure, Evaluator, LocalBatch, Objective, Radii, begun
+from zerograd.evaluate.evaluator import Closure, Evaluator, LocalBatch, Objective, Radii, begun, require_counts
 from zerograd.evaluate.micro_batch import MicroBatch
 from zerograd.evaluate.self_check import is_pure, self_check
 from zerograd.machine.interrupts import uninterrupted
@@ -381,8 +381,9 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _evaluator(self, objective: Any, batch: Any, examples: int | None, micro_batch: int | str | None) -> Evaluator:
         own = getattr(objective, "evaluator", None)
-        if own is not None and batch is not None:
+        if own is not None or callable(objective):
             require_counts(batch, examples, micro_batch)
+        if own is not None and batch is not None:
             made: Evaluator = own(self.spaces, batch, examples=examples, micro_batch=micro_batch, fit=self.fit, count=self._count)
             return made
         if not callable(objective):
@@ -391,7 +392,6 @@ class ZerothOrder(torch.optim.Optimizer):
                 f"step() was given {given} to evaluate; call step(closure) or step(objective, batch); "
                 "with transformers' Trainer, put ZerothOrderMixin before it"
             )
-        require_counts(batch, examples, micro_batch)
         if batch is None:
             if self.method.per_example:
                 raise ValueError(f"{type(self).__name__} needs step(objective, batch): a closure's scalar hides the examples")
@@ -489,14 +489,3 @@ def _outside() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("zerograd.optim."):
         level, frame = level + 1, frame.f_back
     return level
-
-
-def require_counts(batch: Any, examples: int | None, micro_batch: int | str | None) -> None:
-    """Raises ValueError for counts that are none, or that a closure has no use for."""
-    for name, count in (("micro_batch", micro_batch), ("examples", examples)):
-        if isinstance(count, str) and (name, count) != ("micro_batch", "auto"):
-            raise ValueError(f"{name} is {count!r}; it must be a number of at least 1" + ", or 'auto'" * (name == "micro_batch"))
-        if isinstance(count, int) and count < 1:
-            raise ValueError(f"{name} is {count}; it must be at least 1")
-        if count is not None and batch is None:
-            raise ValueError(f"{name} is {count}, but a closure has no examples; call step(objective, batch)")
