@@ -23,6 +23,7 @@ from zerograd.rewards.builtin import BUILT_IN, names_topic
 from zerograd.text.data.order import batches
 from zerograd.text.data.tasks import Example
 from zerograd.tune.off_task import OffTask
+from zerograd.tune.run import tune
 from zerograd.tune.settings import TuneSettings
 from zerograd.tune.setup import Setup, set_up
 
@@ -32,7 +33,7 @@ ANSWERS = 64
 WAYS: dict[str, dict[str, Any]] = {
     "evolution": {},
     "evolution, qk": {"scheme": "qk"},
-    "evolution, shared": {"method_options": ["shared=true", "directions=8"], "batch_size": 4},
+    "evolution, shared": {"method_options": ("shared=true", "directions=8"), "batch_size": 4},
     "per-example": {"method": "per-example", "batch_size": 32},
     "mezo": {"method": "mezo", "batch_size": 32},
 }
@@ -43,6 +44,14 @@ ENOUGH = {"json": 0.85, "brief": 0.75}
 """Shares of right dev answers at which what was forgotten is compared."""
 
 LOOK_EVERY, MOST_STEPS = 5, 100
+
+NAMED = ("part", "way", "scheme", "anchor", "reward", "seed", "answers")
+"""What a run is called by."""
+
+OF_A_RUN = (
+    "success_before", "success_after", "names_topic_before", "names_topic_after", "kl", "off_task_before", "off_task_after",
+    "off_task_rows", "steps", "generations", "seconds", "peak_bytes",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -81,9 +90,6 @@ def main() -> None:
         print(json.dumps(result))
 
 
-NAMED = ("part", "way", "scheme", "anchor", "reward", "seed", "answers")
-
-
 def asked(parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The runs of a study, those of the first seed first."""
     common = {"minutes": parsed.minutes, "threads": parsed.threads}
@@ -101,37 +107,23 @@ def asked(parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def run(wanted: dict[str, Any]) -> dict[str, Any]:
-    """A run and what it came to. Peak memory is of the whole process, above which torch and the libraries are some 0.5 GB."""
+    """A run and what it came to. peak_bytes: of training, the whole process's: torch and the libraries are some 0.5 GB of it."""
     of = {name: wanted[name] for name in NAMED if name in wanted}
-    own: dict[str, Any] = WAYS.get(wanted.get("way", ""), {})
+    common = {name: wanted[name] for name in ("seed", "minutes", "out", "threads")}
+    settings: dict[str, Any] = {"model": "demo", "reward": (wanted["reward"],)} | common
+    if wanted["part"] == "ways" and wanted["way"] != GRPO:
+        result = tune(TuneSettings(**settings, **WAYS[wanted["way"]], evals=0, keep="last"))
+        return of | {name: result[name] for name in OF_A_RUN}
     if wanted["part"] == "forgetting":
-        own = {"scheme": wanted["scheme"], "method_options": [f"anchor={wanted['anchor']}"]}
-    settings = TuneSettings(
-        model="demo", reward=(wanted["reward"],), seed=wanted["seed"], minutes=wanted["minutes"], out=wanted["out"],
-        threads=wanted["threads"], **own,
-    )  # fmt: skip
-    setup = set_up(settings)
-    judge = Before(setup)
-    if wanted.get("way") == GRPO:
-        found = grpo(setup, wanted)
-    elif wanted["part"] == "forgetting":
-        found = to_a_share(setup, ENOUGH[wanted["reward"]])
-    else:
-        found = for_minutes(setup)
-    return of | judge.after(setup) | found | {"peak_bytes": memory.peak_bytes()}
-
-
-class Before:
-    """The untouched model's answers, with which a tuned one's are compared."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.apart = OffTask(setup.scorer, setup.settings.off_task)
-        self.shares = shares(setup)
-        memory.reset_peak()
-
-    def after(self, setup: Setup) -> dict[str, Any]:
-        before = {f"{name}_before": share for name, share in self.shares.items()}
-        return before | {f"{name}_after": share for name, share in shares(setup).items()} | self.apart.after(setup.scorer)
+        settings |= {"scheme": wanted["scheme"], "method_options": (f"anchor={wanted['anchor']}",)}
+    setup = set_up(TuneSettings(**settings))
+    apart, before = OffTask(setup.scorer, setup.settings.off_task), shares(setup)
+    memory.reset_peak()
+    found = grpo(setup, wanted) if wanted.get("way") == GRPO else to_a_share(setup, ENOUGH[wanted["reward"]])
+    found["peak_bytes"] = memory.peak_bytes()
+    told = {f"{name}_before": share for name, share in before.items()}
+    told |= {f"{name}_after": share for name, share in shares(setup).items()}
+    return of | told | apart.after(setup.scorer) | found
 
 
 def shares(setup: Setup) -> dict[str, float]:
@@ -148,51 +140,25 @@ def right(setup: Setup, examples: Sequence[Example], texts: Sequence[str]) -> fl
     return sum(is_right(text, dict(example.row)) for text, example in zip(texts, examples, strict=True)) / len(texts)
 
 
-def for_minutes(setup: Setup) -> dict[str, Any]:
-    """Train for the settings' minutes, with a rate that falls to zero."""
-    limit, seconds = setup.settings.minutes * 60, 0.0
-    for examples in order(setup):
-        start = time.perf_counter()
-        rate(setup, 1 - seconds / limit)
-        setup.step(examples)
-        seconds += time.perf_counter() - start
-        if seconds >= limit:
-            break
-    return counts(setup) | {"seconds": seconds}
-
-
 def to_a_share(setup: Setup, enough: float) -> dict[str, Any]:
-    """Train at a constant rate until a share of the dev answers is right; None where it never is."""
-    share = 0.0
-    for number, examples in enumerate(order(setup), 1):
-        setup.step(examples)
+    """Train at a constant rate until a share of the dev answers is right, or for MOST_STEPS; reached says which."""
+    share, train = 0.0, setup.task.train
+    lengths = [setup.scorer.length(example) for example in train]
+    for number, batch in enumerate(batches(lengths, setup.settings.batch_size, setup.settings.seed), 1):
+        setup.step([train[i] for i in batch])
         if number % LOOK_EVERY == 0:
             share = right(setup, setup.task.dev, setup.dev_answers().texts)
             if share >= enough or number >= MOST_STEPS:
                 break
-    return counts(setup) | {"dev_share": share, "reached": share >= enough}
-
-
-def counts(setup: Setup) -> dict[str, Any]:
-    return {"steps": setup.optimizer.steps, "generations": setup.optimizer.forwards * setup.settings.batch_size}
-
-
-def order(setup: Setup) -> Iterator[list[Any]]:
-    lengths = [setup.scorer.length(example) for example in setup.task.train]
-    for batch in batches(lengths, setup.settings.batch_size, setup.settings.seed):
-        yield [setup.task.train[i] for i in batch]
-
-
-def rate(setup: Setup, share: float) -> None:
-    for group in setup.optimizer.param_groups:
-        group["lr"] = setup.lr * share
+    made = setup.optimizer.forwards * setup.settings.batch_size
+    return {"steps": setup.optimizer.steps, "generations": made, "dev_share": share, "reached": share >= enough}
 
 
 def grpo(setup: Setup, wanted: dict[str, Any]) -> dict[str, Any]:
     """TRL's GRPOTrainer with LoRA on a float32 copy, whose merged weights go into the setup's model.
 
     Groups of 4 answers to 16 prompts at temperature 1; TRL's own defaults but for the rate, 1e-4, and float32, since not every CPU
-    multiplies in bfloat16.
+    multiplies in bfloat16. The peak has the model that is judged beside it, 0.27 GB.
     """
     import torch
     from datasets import Dataset
